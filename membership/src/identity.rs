@@ -1,0 +1,301 @@
+//! This node's own name: stating itself, refuting, and giving way.
+//!
+//! Only here are incarnations minted, and only this node's own.
+
+use core::time::Duration;
+
+use crate::event::Event;
+use crate::membership::{Delivery, Membership, Outgoing, Start, Timer, record_update};
+use crate::probe::Purpose;
+use crate::wire::{Belief, Message, Update};
+use crate::{Incarnation, Instant, Name, NodeId, Peer, Phase, Profile, Record, State};
+
+/// To how many members a goodbye goes by stream at once; the others get a datagram and the rumour.
+const GOODBYE_STREAMS: usize = 16;
+/// Most members that get a goodbye at once.
+const GOODBYES_MAX: usize = 256;
+/// How many members are asked after a stall.
+const CONFIRMING: usize = 3;
+
+/// This node as it states itself.
+#[derive(Debug)]
+pub(crate) struct Me {
+    pub(crate) id: NodeId,
+    pub(crate) cluster: Name,
+    pub(crate) profile: Profile,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) phase: Phase,
+    pub(crate) life: u64,
+    pub(crate) record: Record,
+    /// Left, refused or superseded: nothing is said any more.
+    pub(crate) gone: bool,
+    /// Not doubting that it is the process that others mean.
+    pub(crate) confirmed: bool,
+    doubted_at: Instant,
+}
+
+impl Me {
+    pub(crate) fn new(start: Start) -> Self {
+        let incarnation = Incarnation::new(start.boot.max(1), 0);
+        let record = Record::mint(
+            &start.cluster,
+            &start.profile,
+            incarnation,
+            Phase::Joining,
+            start.life,
+        );
+        Self {
+            id: record.id(),
+            cluster: start.cluster,
+            profile: start.profile,
+            incarnation,
+            phase: Phase::Joining,
+            life: start.life,
+            record,
+            gone: false,
+            confirmed: true,
+            doubted_at: Instant::ORIGIN,
+        }
+    }
+
+    fn belief(&self) -> (State, Incarnation) {
+        (State::Alive, self.incarnation)
+    }
+}
+
+impl Membership {
+    /// Mints the next incarnation with what this node now has to say, and tells it.
+    pub(crate) fn restate(&mut self, now: Instant) {
+        let at = self.me.incarnation;
+        self.outbid(now, at);
+    }
+
+    /// Restates this node above `at`, which somebody holds or claims of it.
+    fn outbid(&mut self, now: Instant, at: Incarnation) {
+        let held = at.max(self.me.incarnation);
+        let next = if held.boot > self.me.incarnation.boot || held.count == u32::MAX {
+            // A boot that cannot be outbid is a forgery that the plausibility check lets pass to nobody.
+            Incarnation::new(held.boot.saturating_add(1), 0)
+        } else {
+            Incarnation::new(held.boot, held.count + 1)
+        };
+        if next.boot != self.me.incarnation.boot {
+            self.events.push_back(Event::Rebooted { boot: next.boot });
+        }
+        self.me.incarnation = next;
+        self.me.record = Record::mint(
+            &self.me.cluster,
+            &self.me.profile,
+            next,
+            self.me.phase,
+            self.me.life,
+        );
+        let record = self.me.record.clone();
+        self.admit_and_tell(now, record);
+    }
+
+    /// Somebody believes this of this node. Returns whether it should hear this node's own record.
+    pub(crate) fn on_belief(&mut self, now: Instant, from: Peer, belief: Belief) -> bool {
+        let Some((state, incarnation)) = belief else {
+            return true;
+        };
+        let own = self.me.incarnation;
+        if incarnation.boot > own.boot {
+            // Another life of this name: which address does it have?
+            self.send_whole(
+                from,
+                Message::Want {
+                    ids: alloc::vec![self.me.id],
+                },
+            );
+            return false;
+        }
+        if incarnation.boot < own.boot {
+            return true;
+        }
+        match state {
+            State::Left => {
+                self.refute(now, Incarnation::new(own.boot.saturating_add(1), 0));
+                true
+            }
+            State::Suspect | State::Down if incarnation >= own => {
+                self.refute(now, incarnation);
+                true
+            }
+            State::Alive if incarnation > own => {
+                self.refute(now, incarnation);
+                true
+            }
+            _ => incarnation < own,
+        }
+    }
+
+    /// Refutes what is said of this node at `at`.
+    pub(crate) fn refute(&mut self, now: Instant, at: Incarnation) {
+        if self.me.gone {
+            return;
+        }
+        self.outbid(now, at);
+        self.stats.refutations += 1;
+        self.worsen(1);
+        self.events.push_back(Event::Refuted {
+            incarnation: self.me.incarnation,
+        });
+    }
+
+    /// A record of this node's own name came in. Echoes and old lives are passed over; a newer life is either
+    /// a live rival, who is asked, or a memory, which is outbid.
+    pub(crate) fn on_own_record(&mut self, now: Instant, record: &Record) {
+        let theirs = (record.incarnation(), record.hash());
+        if record.life() == self.me.life || theirs <= (self.me.incarnation, self.me.record.hash()) {
+            return;
+        }
+        if record.profile().gossip == self.me.profile.gossip {
+            // Nobody else can live at this address: it is an earlier life.
+            self.refute(now, record.incarnation());
+        } else {
+            self.start_probe(
+                now,
+                record.peer(),
+                Purpose::Rival {
+                    incarnation: record.incarnation(),
+                },
+            );
+        }
+    }
+
+    /// Somebody holds a row of this node without a record: what is left of an earlier life.
+    pub(crate) fn on_own_tombstone(
+        &mut self,
+        now: Instant,
+        state: State,
+        incarnation: Incarnation,
+    ) {
+        if (state, incarnation) > self.me.belief() && incarnation.boot >= self.me.incarnation.boot {
+            self.refute(now, incarnation);
+        }
+    }
+
+    /// The rival answered: it is the newer one, and this process gives way.
+    pub(crate) fn on_rival_alive(&mut self, rival: Peer) {
+        self.me.gone = true;
+        self.me.confirmed = false;
+        self.outbox.clear();
+        self.events
+            .push_back(Event::Superseded { by: rival.address });
+    }
+
+    /// The rival did not answer: it was a memory.
+    pub(crate) fn on_rival_silent(&mut self, now: Instant, incarnation: Incarnation) {
+        if incarnation >= self.me.incarnation {
+            self.refute(now, incarnation);
+        }
+    }
+
+    /// Notices a stall: the earliest deadline is overdue by longer than others wait before they remove a
+    /// member. Called with every input, before it is looked at.
+    pub(crate) fn observe(&mut self, now: Instant) {
+        let Some(next) = self.timers.next() else {
+            return;
+        };
+        let late = now.since(next);
+        if late > self.stall_limit() && !self.me.gone {
+            self.on_stall(now, late);
+        }
+    }
+
+    fn stall_limit(&self) -> Duration {
+        self.config.suspicion(self.roster.present_count()).min
+    }
+
+    fn on_stall(&mut self, now: Instant, stall: Duration) {
+        self.events.push_back(Event::Stalled { stall });
+        self.me.doubted_at = now;
+        self.me.confirmed = self.roster.present_count() == 1;
+        // What did not come while nobody was listening proves nothing.
+        self.abandon_probes();
+        let period = self.config.period(self.roster.present_count());
+        for id in self
+            .suspicions
+            .keys()
+            .copied()
+            .collect::<alloc::vec::Vec<_>>()
+        {
+            self.timers.set(Timer::Suspicion(id), now + period);
+        }
+        self.timers.set(Timer::ProbeRound, now + period);
+        for peer in self.pick_present(CONFIRMING, None) {
+            self.start_probe(now, peer, Purpose::Confirm);
+        }
+    }
+
+    /// A peer answered a ping that was sent at `asked`, and believes `belief` of this node.
+    pub(crate) fn on_confirmation(&mut self, asked: Instant, belief: Belief) {
+        let same = belief.is_some_and(|(state, incarnation)| {
+            state == State::Alive && incarnation.boot == self.me.incarnation.boot
+        });
+        if !self.me.confirmed && same && asked >= self.me.doubted_at && !self.me.gone {
+            self.confirm();
+        }
+    }
+
+    /// With nobody else to ask, a node is itself.
+    pub(crate) fn confirm_if_alone(&mut self) {
+        if !self.me.confirmed && !self.me.gone && self.roster.present_count() == 1 {
+            self.confirm();
+        }
+    }
+
+    fn confirm(&mut self) {
+        self.me.confirmed = true;
+        self.events.push_back(Event::Confirmed);
+    }
+
+    pub(crate) fn on_leave(&mut self, now: Instant) {
+        if self.me.gone {
+            return;
+        }
+        let (id, incarnation) = (self.me.id, self.me.incarnation);
+        self.roster.admit_state(now, id, State::Left, incarnation);
+        self.rumours
+            .push(id, incarnation, Update::Left(id, incarnation));
+        self.events.push_back(Event::Changed {
+            id,
+            before: Some(self.me.belief()),
+            state: State::Left,
+            incarnation,
+            phase: self.me.phase,
+        });
+        for (index, peer) in self
+            .pick_present(GOODBYES_MAX, None)
+            .into_iter()
+            .enumerate()
+        {
+            let delivery = if index < GOODBYE_STREAMS {
+                Delivery::Stream
+            } else {
+                Delivery::Datagram
+            };
+            self.send(
+                peer,
+                Outgoing::Rumours {
+                    introduce: false,
+                    delivery,
+                },
+            );
+        }
+        self.me.gone = true;
+    }
+
+    /// Admits a record and tells it to everybody.
+    pub(crate) fn admit_and_tell(&mut self, now: Instant, record: Record) -> bool {
+        let crate::roster::Admitted::Changed(before) = self.roster.admit_record(now, &record)
+        else {
+            return false;
+        };
+        self.rumours
+            .push(record.id(), record.incarnation(), record_update(&record));
+        self.on_changed(now, record.id(), before);
+        true
+    }
+}

@@ -1,0 +1,293 @@
+//! Getting in: asking seeds, and letting others in without giving one name to two live processes.
+
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::time::Duration;
+
+use crate::codec::{Blob, Malformed};
+use crate::event::Event;
+use crate::membership::{Destination, Membership, Outgoing, Timer};
+use crate::probe::Purpose;
+use crate::wire::{Message, ROWS_MAX, RowBody};
+use crate::{Incarnation, Instant, NodeId, Peer, Record, Rng, State};
+
+/// Bytes of rows in one message; a longer list takes several.
+const ROWS_BYTES_MAX: usize = 48 * 1_024;
+
+/// Where this node looks for its cluster.
+#[derive(Debug)]
+pub(crate) struct Joiner {
+    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) joined: bool,
+    attempts: u32,
+    turn: usize,
+    rng: Rng,
+}
+
+impl Joiner {
+    pub(crate) fn new(rng: Rng) -> Self {
+        Self {
+            seeds: Vec::new(),
+            joined: false,
+            attempts: 0,
+            turn: 0,
+            rng,
+        }
+    }
+
+    pub(crate) fn next_seed(&mut self) -> Option<SocketAddr> {
+        self.turn = self.turn.wrapping_add(1);
+        self.seeds.get(self.turn % self.seeds.len().max(1)).copied()
+    }
+}
+
+impl Membership {
+    pub(crate) fn on_seeds(&mut self, now: Instant, seeds: &[SocketAddr]) {
+        self.joiner.seeds = seeds.to_vec();
+        self.joiner.rng.shuffle(&mut self.joiner.seeds);
+        if self.joiner.joined {
+            return;
+        }
+        if seeds.is_empty() {
+            self.on_joined();
+        } else {
+            self.timers.set(Timer::Join, now);
+        }
+    }
+
+    /// Asks every seed; one answer is enough.
+    pub(crate) fn on_join_due(&mut self, now: Instant) {
+        if self.joiner.joined || self.me.gone {
+            return;
+        }
+        for seed in self.joiner.seeds.clone() {
+            self.ask_seed(Destination::Seed(seed));
+        }
+        let doubled = self.config.join_retry * (1 << self.joiner.attempts.min(8));
+        let wait = self
+            .joiner
+            .rng
+            .jitter(doubled.min(self.config.join_retry_max));
+        if self.joiner.attempts > 0 {
+            self.events.push_back(Event::JoinRetrying {
+                attempts: self.joiner.attempts,
+                wait,
+            });
+        }
+        self.joiner.attempts += 1;
+        self.timers.set(Timer::Join, now + wait);
+    }
+
+    fn ask_seed(&mut self, to: Destination) {
+        let record = Blob(self.me.record.bytes().to_vec());
+        self.outbox
+            .push_back((to, Outgoing::Whole(Message::JoinRequest { record })));
+    }
+
+    pub(crate) fn on_joined(&mut self) {
+        if !self.joiner.joined {
+            self.joiner.joined = true;
+            self.timers.cancel(Timer::Join);
+            self.events.push_back(Event::Joined);
+        }
+    }
+
+    /// Somebody wants in. A name that lives elsewhere is asked first; a boot that has been is sent back.
+    pub(crate) fn on_join_request(
+        &mut self,
+        now: Instant,
+        from: Peer,
+        record: Blob,
+    ) -> Result<(), Malformed> {
+        let record =
+            Record::parse(&self.me.cluster, record.0).inspect_err(|_| self.stats.malformed += 1)?;
+        if record.peer() != from {
+            self.stats.malformed += 1;
+            return Err(Malformed::OutOfRange("record of another node"));
+        }
+        if from.id == self.me.id {
+            // Another process with this node's own name, and this one is alive.
+            self.stats.names_refused += 1;
+            let holder = self.me.record.peer();
+            self.send_whole(from, Message::JoinRefused { holder });
+            return Ok(());
+        }
+        if let Some(member) = self.roster.present(from.id)
+            && member.record.life() != record.life()
+            && member.record.peer() != from
+        {
+            let holder = member.record.peer();
+            self.start_probe(now, holder, Purpose::Claim { claimant: from });
+            self.joiner_waits(from, record);
+            return Ok(());
+        }
+        self.let_in(now, from, record);
+        Ok(())
+    }
+
+    fn joiner_waits(&mut self, from: Peer, record: Record) {
+        // One claim a name: the newest process that wants it.
+        self.reconciler.claims.insert(from.id, record);
+        if self.reconciler.claims.len() > ROWS_MAX {
+            self.reconciler.claims.pop_first();
+            self.stats.shed += 1;
+        }
+    }
+
+    /// The process that held the claimed name is silent: the claimant gets it.
+    pub(crate) fn on_name_free(&mut self, now: Instant, claimant: Peer) {
+        if let Some(record) = self.reconciler.claims.remove(&claimant.id) {
+            self.let_in(now, claimant, record);
+        }
+    }
+
+    /// The process that holds the claimed name has answered.
+    pub(crate) fn on_name_held(&mut self, claimant: Peer, holder: Peer) {
+        self.reconciler.claims.remove(&claimant.id);
+        self.stats.names_refused += 1;
+        self.send_whole(claimant, Message::JoinRefused { holder });
+    }
+
+    fn let_in(&mut self, now: Instant, from: Peer, record: Record) {
+        let held_life = self.roster.get(from.id).map(|member| member.record.life());
+        if let Some((state, held)) = self.roster.belief(from.id) {
+            let same_process = held_life == Some(record.life()) && state != State::Left;
+            if !same_process && record.incarnation().boot <= held.boot {
+                return self.send_whole(from, Message::JoinHeld { incarnation: held });
+            }
+        } else if self.roster.len() >= self.config.members_max {
+            self.stats.members_refused += 1;
+            return;
+        }
+        self.admit_and_tell(now, record);
+        self.on_joined();
+        let rows: Vec<RowBody> = self
+            .roster
+            .iter()
+            .filter(|(id, _)| *id != from.id)
+            .map(|(id, member)| RowBody {
+                id,
+                state: member.state,
+                incarnation: member.incarnation,
+                record: Some(Blob(member.record.bytes().to_vec())),
+            })
+            .collect();
+        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, rows });
+    }
+
+    /// Sends rows in as many messages as they take; `message` is told which is the last.
+    pub(crate) fn send_rows(
+        &mut self,
+        to: Peer,
+        rows: Vec<RowBody>,
+        message: impl Fn(bool, Vec<RowBody>) -> Message,
+    ) {
+        let mut batch: Vec<RowBody> = Vec::new();
+        let mut bytes = 0;
+        let size = |row: &RowBody| 48 + row.record.as_ref().map_or(0, |record| record.0.len());
+        for row in rows {
+            if batch.len() == ROWS_MAX || bytes + size(&row) > ROWS_BYTES_MAX {
+                self.send_whole(to, message(false, core::mem::take(&mut batch)));
+                bytes = 0;
+            }
+            bytes += size(&row);
+            batch.push(row);
+        }
+        self.send_whole(to, message(true, batch));
+    }
+
+    /// The seed holds this node's name at an incarnation that this process has to exceed.
+    pub(crate) fn on_join_held(&mut self, now: Instant, from: Peer, incarnation: Incarnation) {
+        if incarnation.boot >= self.me.incarnation.boot {
+            self.refute(now, Incarnation::new(incarnation.boot.saturating_add(1), 0));
+        }
+        self.ask_seed(Destination::Peer(from));
+    }
+
+    pub(crate) fn on_join_refused(&mut self, holder: Peer) {
+        if holder.id == self.me.id
+            && holder.address != self.me.profile.gossip
+            && !self.joiner.joined
+        {
+            self.me.gone = true;
+            self.me.confirmed = false;
+            self.outbox.clear();
+            self.events.push_back(Event::NameTaken { holder });
+        }
+    }
+
+    /// A seed let this node in. What it lists is believed as it is: the list of a live member is how a
+    /// newcomer begins. To a node that is in already, it is only a merge.
+    pub(crate) fn on_join_reply(
+        &mut self,
+        now: Instant,
+        from: Peer,
+        last: bool,
+        rows: Vec<RowBody>,
+    ) -> Result<(), Malformed> {
+        if self.joiner.joined {
+            return self.on_rows(now, from, rows);
+        }
+        for row in rows {
+            self.on_listed(now, from.id, row)?;
+        }
+        if last {
+            self.on_joined();
+        }
+        Ok(())
+    }
+
+    fn on_listed(&mut self, now: Instant, from: NodeId, row: RowBody) -> Result<(), Malformed> {
+        let Some(record) = self.parse_row(&row)? else {
+            return Ok(());
+        };
+        if row.id == self.me.id {
+            self.on_own_record(now, &record);
+            return Ok(());
+        }
+        if self.roster.belief(row.id).is_none() && self.roster.len() >= self.config.members_max {
+            self.stats.members_refused += 1;
+            return Ok(());
+        }
+        if let crate::roster::Admitted::Changed(before) = self.roster.admit_record(now, &record) {
+            self.on_changed(now, row.id, before);
+        }
+        match row.state {
+            State::Alive => {}
+            State::Suspect => self.suspect(now, row.id, row.incarnation, from),
+            State::Down | State::Left => {
+                if let crate::roster::Admitted::Changed(before) =
+                    self.roster
+                        .admit_state(now, row.id, row.state, row.incarnation)
+                {
+                    self.on_changed(now, row.id, before);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of a row, which must be its subject's.
+    pub(crate) fn parse_row(&mut self, row: &RowBody) -> Result<Option<Record>, Malformed> {
+        let Some(Blob(bytes)) = &row.record else {
+            return Ok(None);
+        };
+        let record = Record::parse(&self.me.cluster, bytes.clone())
+            .inspect_err(|_| self.stats.malformed += 1)?;
+        if record.id() != row.id {
+            self.stats.malformed += 1;
+            return Err(Malformed::OutOfRange("row with the record of another node"));
+        }
+        Ok(Some(record))
+    }
+
+    /// How long this node has waited for its cluster, as attempts.
+    pub fn join_attempts(&self) -> u32 {
+        self.joiner.attempts
+    }
+
+    /// The longest wait between two attempts to join.
+    pub fn join_retry_max(&self) -> Duration {
+        self.config.join_retry_max
+    }
+}

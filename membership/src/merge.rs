@@ -1,0 +1,306 @@
+//! Making two views one by exchanging only their differences, and without killing the healthy.
+//!
+//! Views that differ for longer than rumours take are compared range by range, then member by member. A
+//! remote *down* about a member that is alive here is not admitted: the member is asked to outbid it. An
+//! unknown or lost member that a merge names enters only after it has answered somebody here.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::codec::{Blob, Malformed};
+use crate::membership::Membership;
+use crate::probe::Purpose;
+use crate::wire::{Message, RANGES_MAX, ROWS_MAX, Range, RowBody, SUMMARIES_MAX, Summary};
+use crate::{Instant, NodeId, Peer, Record, State};
+
+/// A range with at most this many members on both sides together is compared member by member.
+const LEAF_MEMBERS: u32 = 64;
+/// Into how many parts a range is split.
+const SPLIT: u128 = 16;
+
+/// Since when which peers' views differ, and which processes wait for a name.
+#[derive(Debug, Default)]
+pub(crate) struct Reconciler {
+    differing: BTreeMap<NodeId, Instant>,
+    pub(crate) claims: BTreeMap<NodeId, Record>,
+}
+
+impl Reconciler {
+    pub(crate) fn forget(&mut self, id: NodeId) {
+        self.differing.remove(&id);
+    }
+}
+
+impl Membership {
+    /// The digest of a peer that this node has asked.
+    pub(crate) fn on_digest(&mut self, now: Instant, from: Peer, digest: u128) {
+        if digest == self.roster.digest() || !self.joiner.joined {
+            self.reconciler.differing.remove(&from.id);
+            return;
+        }
+        if self.roster.present(from.id).is_none() {
+            return;
+        }
+        let since = *self.reconciler.differing.entry(from.id).or_insert(now);
+        let patience = self
+            .config
+            .reconcile_after
+            .max(self.config.dissemination(self.roster.present_count()));
+        if now.since(since) >= patience {
+            self.reconcile(now, from);
+        }
+    }
+
+    /// The digest of a peer that asks this node: it will compare; only agreement is noted.
+    pub(crate) fn on_digest_of_pinger(&mut self, _now: Instant, from: Peer, digest: u128) {
+        if digest == self.roster.digest() {
+            self.reconciler.differing.remove(&from.id);
+        }
+    }
+
+    /// Compares this node's view with that of `peer`.
+    pub(crate) fn reconcile(&mut self, now: Instant, peer: Peer) {
+        self.reconciler.differing.insert(peer.id, now);
+        self.stats.reconciliations += 1;
+        let ranges = split(NodeId::MIN, NodeId::MAX)
+            .into_iter()
+            .map(|(low, high)| self.sum_up(low, high))
+            .collect();
+        self.send_whole(peer, Message::Ranges { ranges });
+    }
+
+    fn sum_up(&self, low: NodeId, high: NodeId) -> Range {
+        let present = self
+            .roster
+            .range(low, high)
+            .filter(|(_, member)| member.state.is_present());
+        let (count, digest) = present.fold((0, 0u128), |(count, sum), (_, member)| {
+            (count + 1, sum.wrapping_add(member.record.hash()))
+        });
+        Range {
+            low,
+            high,
+            count,
+            digest,
+        }
+    }
+
+    pub(crate) fn on_ranges(&mut self, from: Peer, theirs: &[Range]) {
+        let mut finer = Vec::new();
+        let mut leaves = Vec::new();
+        let mut members = Vec::new();
+        for range in theirs.iter().filter(|range| range.low <= range.high) {
+            let mine = self.sum_up(range.low, range.high);
+            if mine == *range {
+                continue;
+            }
+            let small = mine.count.saturating_add(range.count) <= LEAF_MEMBERS
+                || range.high.to_u128() - range.low.to_u128() < SPLIT;
+            if small && members.len() + mine.count as usize <= SUMMARIES_MAX {
+                leaves.push((range.low, range.high));
+                members.extend(self.summaries(range.low, range.high));
+            } else if !small && finer.len() + SPLIT as usize <= RANGES_MAX {
+                finer.extend(
+                    split(range.low, range.high)
+                        .into_iter()
+                        .map(|(low, high)| self.sum_up(low, high)),
+                );
+            }
+        }
+        if !leaves.is_empty() {
+            self.send_whole(
+                from,
+                Message::Summaries {
+                    ranges: leaves,
+                    members,
+                },
+            );
+        }
+        if !finer.is_empty() {
+            self.send_whole(from, Message::Ranges { ranges: finer });
+        }
+    }
+
+    fn summaries(&self, low: NodeId, high: NodeId) -> Vec<Summary> {
+        let present = self
+            .roster
+            .range(low, high)
+            .filter(|(_, member)| member.state.is_present());
+        present
+            .map(|(id, member)| Summary {
+                id,
+                incarnation: member.record.incarnation(),
+                hash: member.record.hash() as u64,
+            })
+            .collect()
+    }
+
+    /// The peer's members in some ranges: send what it lacks, ask for what is lacking here.
+    pub(crate) fn on_summaries(
+        &mut self,
+        from: Peer,
+        ranges: &[(NodeId, NodeId)],
+        theirs: &[Summary],
+    ) {
+        let listed: BTreeMap<NodeId, &Summary> =
+            theirs.iter().map(|summary| (summary.id, summary)).collect();
+        let mut rows = Vec::new();
+        let mut want = Vec::new();
+        for summary in theirs {
+            let Some((state, incarnation)) = self.roster.belief(summary.id) else {
+                want.push(summary.id);
+                continue;
+            };
+            let record = self.roster.get(summary.id).map(|member| &member.record);
+            let same = record.is_some_and(|record| record.hash() as u64 == summary.hash);
+            if state.is_present() && same {
+                continue;
+            }
+            let behind = record.is_some_and(|r| {
+                (r.incarnation(), r.hash() as u64) < (summary.incarnation, summary.hash)
+            });
+            if summary.incarnation > incarnation || behind {
+                want.push(summary.id);
+            } else {
+                rows.extend(self.row(summary.id));
+                // It is present there and lost here: the record tells where to ask it.
+                want.extend((!state.is_present()).then_some(summary.id));
+            }
+        }
+        for &(low, high) in ranges {
+            let missing = self
+                .roster
+                .range(low, high)
+                .filter(|(id, m)| m.state.is_present() && !listed.contains_key(id));
+            let ids: Vec<NodeId> = missing.map(|(id, _)| id).collect();
+            rows.extend(ids.into_iter().filter_map(|id| self.row(id)));
+        }
+        if !rows.is_empty() {
+            rows.truncate(SUMMARIES_MAX);
+            self.send_rows(from, rows, |_, rows| Message::Rows { rows });
+        }
+        for ids in want.chunks(ROWS_MAX).take(SUMMARIES_MAX / ROWS_MAX) {
+            self.send_whole(from, Message::Want { ids: ids.to_vec() });
+        }
+    }
+
+    /// What this node believes of `id`, as a message says it.
+    fn row(&self, id: NodeId) -> Option<RowBody> {
+        let (state, incarnation) = self.roster.belief(id)?;
+        let record = self
+            .roster
+            .get(id)
+            .map(|member| Blob(member.record.bytes().to_vec()));
+        Some(RowBody {
+            id,
+            state,
+            incarnation,
+            record,
+        })
+    }
+
+    pub(crate) fn on_want(&mut self, from: Peer, ids: &[NodeId]) {
+        let rows: Vec<RowBody> = ids.iter().filter_map(|id| self.row(*id)).collect();
+        if !rows.is_empty() {
+            self.send_rows(from, rows, |_, rows| Message::Rows { rows });
+        }
+    }
+
+    /// Rows of a peer's view.
+    pub(crate) fn on_rows(
+        &mut self,
+        now: Instant,
+        from: Peer,
+        rows: Vec<RowBody>,
+    ) -> Result<(), Malformed> {
+        for row in rows {
+            let record = self.parse_row(&row)?;
+            if row.id == self.me.id {
+                match &record {
+                    Some(record) => self.on_own_record(now, record),
+                    None => self.on_own_tombstone(now, row.state, row.incarnation),
+                }
+                continue;
+            }
+            match row.state {
+                State::Alive | State::Suspect => self.on_present_row(now, from, record),
+                State::Down | State::Left => self.on_absent_row(now, from, &row),
+            }
+        }
+        Ok(())
+    }
+
+    fn on_present_row(&mut self, now: Instant, from: Peer, record: Option<Record>) {
+        let Some(record) = record else { return };
+        if self.roster.present(record.id()).is_some() || record.id() == from.id {
+            self.on_record(now, from.id, record);
+        } else if self.roster.belief(record.id()).is_some()
+            || self.roster.len() < self.config.members_max
+        {
+            // The ping says what is believed here, so that a member that was held down outbids it.
+            self.start_probe(now, record.peer(), Purpose::Candidate);
+        } else {
+            self.stats.members_refused += 1;
+        }
+    }
+
+    fn on_absent_row(&mut self, now: Instant, from: Peer, row: &RowBody) {
+        let Some(member) = self.roster.present(row.id) else {
+            // Not a row here, or not a present one: the more final news of two absences stands.
+            self.roster
+                .admit_state(now, row.id, row.state, row.incarnation);
+            return;
+        };
+        if row.incarnation < member.incarnation {
+            return;
+        }
+        let accusation = (row.state, row.incarnation);
+        self.start_probe(
+            now,
+            member.record.peer(),
+            Purpose::Challenge {
+                accusation,
+                by: from.id,
+            },
+        );
+    }
+}
+
+/// Cuts the range from `low` to `high` into at most [`SPLIT`] parts.
+fn split(low: NodeId, high: NodeId) -> Vec<(NodeId, NodeId)> {
+    let (low, high) = (low.to_u128(), high.to_u128());
+    let step = ((high - low) / SPLIT).max(1);
+    let mut parts = Vec::new();
+    let mut start = low;
+    while parts.len() as u128 + 1 < SPLIT && high - start > step {
+        parts.push((
+            NodeId::from_u128(start),
+            NodeId::from_u128(start + step - 1),
+        ));
+        start += step;
+    }
+    parts.push((NodeId::from_u128(start), NodeId::from_u128(high)));
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_covers_the_range_without_gaps() {
+        for (low, high) in [(0, u128::MAX), (5, 6), (7, 7), (10, 300)] {
+            let parts = split(NodeId::from_u128(low), NodeId::from_u128(high));
+            assert_eq!(
+                (parts[0].0.to_u128(), parts[parts.len() - 1].1.to_u128()),
+                (low, high)
+            );
+            assert!(parts.len() as u128 <= SPLIT);
+            assert!(
+                parts
+                    .windows(2)
+                    .all(|pair| pair[0].1.to_u128() + 1 == pair[1].0.to_u128())
+            );
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What is heard of others: which news is admitted, who is suspected, who is down.
+
+use crate::codec::Blob;
+use crate::event::Event;
+use crate::membership::{Delivery, Membership, Outgoing, Timer};
+use crate::probe::Purpose;
+use crate::roster::Admitted;
+use crate::suspicion::Suspicion;
+use crate::wire::{Belief, Header, Message, Update};
+use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
+
+/// A boot this far above the held one is not believed from a third party.
+const BOOT_LEAP_MAX: u32 = 1 << 16;
+/// A count this far above the held one is not believed from a third party.
+const COUNT_LEAP_MAX: u32 = 1 << 20;
+
+impl Membership {
+    /// Takes in what a message carries about its sender and others. Returns whether the sender should hear
+    /// this node's own record.
+    pub(crate) fn on_header(&mut self, now: Instant, from: Peer, header: Header) -> bool {
+        self.fence_heard = self.fence_heard.max(header.fence);
+        for update in header.updates {
+            self.on_update(now, from, update);
+        }
+        self.on_belief(now, from, header.belief)
+    }
+
+    fn on_update(&mut self, now: Instant, from: Peer, update: Update) {
+        match update {
+            Update::Alive(Blob(bytes)) => match Record::parse(&self.me.cluster, bytes) {
+                Ok(record) => self.on_record(now, from.id, record),
+                Err(_) => self.stats.malformed += 1,
+            },
+            Update::Notice(id, incarnation) => {
+                let newer = self
+                    .roster
+                    .belief(id)
+                    .is_none_or(|(_, held)| incarnation > held);
+                if newer && id != self.me.id {
+                    self.send_whole(
+                        from,
+                        Message::Want {
+                            ids: alloc::vec![id],
+                        },
+                    );
+                }
+            }
+            Update::Suspect(id, incarnation, by) => {
+                self.on_accusation(now, id, State::Suspect, incarnation, by)
+            }
+            Update::Down(id, incarnation) => {
+                self.on_accusation(now, id, State::Down, incarnation, from.id)
+            }
+            Update::Left(id, incarnation) => {
+                self.on_accusation(now, id, State::Left, incarnation, from.id)
+            }
+        }
+    }
+
+    /// Somebody (perhaps the subject) relays a record.
+    pub(crate) fn on_record(&mut self, now: Instant, from: NodeId, record: Record) {
+        let id = record.id();
+        if id == self.me.id {
+            return self.on_own_record(now, &record);
+        }
+        if from != id && !self.is_plausible(id, record.incarnation()) {
+            return self.ask_subject(now, record.peer());
+        }
+        if self.roster.belief(id).is_none() && self.roster.len() >= self.config.members_max {
+            self.stats.members_refused += 1;
+            return;
+        }
+        self.admit_and_tell(now, record);
+    }
+
+    /// Whether a third party may claim this incarnation: not too far above what is known.
+    fn is_plausible(&self, id: NodeId, incarnation: Incarnation) -> bool {
+        let held = self
+            .roster
+            .belief(id)
+            .map_or(Incarnation::default(), |(_, held)| held);
+        let leap = incarnation.boot.saturating_sub(held.boot);
+        let count = if leap == 0 { held.count } else { 0 };
+        leap <= BOOT_LEAP_MAX && incarnation.count.saturating_sub(count) <= COUNT_LEAP_MAX
+    }
+
+    /// What a third party claims is beyond belief: only the subject itself can say it.
+    fn ask_subject(&mut self, now: Instant, subject: Peer) {
+        self.stats.implausible += 1;
+        self.start_probe(now, subject, Purpose::Candidate);
+    }
+
+    fn on_accusation(
+        &mut self,
+        now: Instant,
+        id: NodeId,
+        state: State,
+        incarnation: Incarnation,
+        by: NodeId,
+    ) {
+        if id == self.me.id {
+            return self.on_own_accusation(now, state, incarnation);
+        }
+        let held = self
+            .roster
+            .get(id)
+            .map(|member| (member.state, member.record.peer()));
+        if !self.is_plausible(id, incarnation) {
+            if let Some((_, peer)) = held {
+                self.ask_subject(now, peer);
+            }
+            return;
+        }
+        match (state, held) {
+            (State::Suspect, Some((State::Alive | State::Suspect, _))) => {
+                self.suspect(now, id, incarnation, by)
+            }
+            // Whoever missed the suspicion gives the member time to object, but not long.
+            (State::Down, Some((State::Alive, _))) => {
+                self.suspect_at_last(now, id, incarnation, by)
+            }
+            (_, Some(_)) => self.conclude(now, id, state, incarnation),
+            (_, None) => {
+                self.roster.admit_state(now, id, state, incarnation);
+            }
+        }
+    }
+
+    fn on_own_accusation(&mut self, now: Instant, state: State, incarnation: Incarnation) {
+        let own = self.me.incarnation;
+        if incarnation.boot != own.boot {
+            // An earlier life, or a claim without a record, which the next belief brings up again.
+            return;
+        }
+        if state == State::Left {
+            self.refute(now, Incarnation::new(own.boot.saturating_add(1), 0));
+        } else if incarnation >= own {
+            self.refute(now, incarnation);
+        }
+    }
+
+    /// `by` suspects `id` at `incarnation`: starts a suspicion, or confirms one.
+    pub(crate) fn suspect(
+        &mut self,
+        now: Instant,
+        id: NodeId,
+        incarnation: Incarnation,
+        by: NodeId,
+    ) {
+        let update = Update::Suspect(id, incarnation, by);
+        if let Some(suspicion) = self.suspicions.get_mut(&id)
+            && suspicion.incarnation == incarnation
+        {
+            if suspicion.confirm(by) {
+                self.rumours.push(id, incarnation, update);
+                self.arm_suspicion(now, id);
+                self.hasten_rumours(now);
+            }
+            return;
+        }
+        let before = match self
+            .roster
+            .admit_state(now, id, State::Suspect, incarnation)
+        {
+            Admitted::Nothing | Admitted::Unknown => return,
+            Admitted::Evidence => self.roster.belief(id),
+            Admitted::Changed(before) => before,
+        };
+        let window = self.config.suspicion(self.roster.present_count());
+        self.suspicions
+            .insert(id, Suspicion::new(now, incarnation, window, by));
+        self.rumours.push(id, incarnation, update);
+        self.on_changed(now, id, before);
+        self.arm_suspicion(now, id);
+        if by != self.me.id {
+            self.check_soon(now, id);
+        }
+    }
+
+    /// A suspicion that needs no further confirmation: everybody else has concluded already.
+    fn suspect_at_last(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, by: NodeId) {
+        self.suspect(now, id, incarnation, by);
+        if let Some(suspicion) = self.suspicions.get_mut(&id) {
+            suspicion.hasten();
+            self.arm_suspicion(now, id);
+        }
+    }
+
+    /// The suspect is asked a last time one period before its time ends.
+    fn arm_suspicion(&mut self, now: Instant, id: NodeId) {
+        let period = self.config.period(self.roster.present_count());
+        let Some(suspicion) = self.suspicions.get(&id) else {
+            return;
+        };
+        if !suspicion.last_word {
+            self.timers.set(
+                Timer::Suspicion(id),
+                (suspicion.deadline() - period).max(now),
+            );
+        }
+    }
+
+    pub(crate) fn on_suspicion_due(&mut self, now: Instant, id: NodeId) {
+        let Some(peer) = self.roster.get(id).map(|member| member.record.peer()) else {
+            return;
+        };
+        if let Some(suspicion) = self.suspicions.get_mut(&id) {
+            suspicion.last_word = true;
+            self.start_probe(now, peer, Purpose::LastWord);
+        }
+    }
+
+    /// The suspect answered its last question, yet its refutation is not here: it gets the time again.
+    pub(crate) fn on_last_word(&mut self, now: Instant, id: NodeId) {
+        let window = self.config.suspicion(self.roster.present_count());
+        if let Some(suspicion) = self.suspicions.get_mut(&id) {
+            suspicion.last_word = false;
+            self.timers.set(Timer::Suspicion(id), now + window.min);
+        }
+    }
+
+    /// The suspect did not object in time.
+    pub(crate) fn on_no_last_word(&mut self, now: Instant, id: NodeId) {
+        if let Some(suspicion) = self.suspicions.get(&id) {
+            let incarnation = suspicion.incarnation;
+            self.conclude(now, id, State::Down, incarnation);
+        }
+    }
+
+    /// Admits that `id` is down or left, and tells it.
+    fn conclude(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation) {
+        let update = match state {
+            State::Left => Update::Left(id, incarnation),
+            State::Down => Update::Down(id, incarnation),
+            State::Alive | State::Suspect => return,
+        };
+        if let Admitted::Changed(before) = self.roster.admit_state(now, id, state, incarnation) {
+            self.rumours.push(id, incarnation, update);
+            self.on_changed(now, id, before);
+        }
+    }
+
+    /// A row changed: everything that follows from it.
+    pub(crate) fn on_changed(&mut self, now: Instant, id: NodeId, before: Belief) {
+        let Some(member) = self.roster.get(id) else {
+            return;
+        };
+        let (state, incarnation, phase, peer) = (
+            member.state,
+            member.incarnation,
+            member.record.phase(),
+            member.record.peer(),
+        );
+        self.events.push_back(Event::Changed {
+            id,
+            before,
+            state,
+            incarnation,
+            phase,
+        });
+        if state != State::Suspect {
+            self.suspicions.remove(&id);
+            self.timers.cancel(Timer::Suspicion(id));
+        }
+        if id != self.me.id {
+            let was_present = before.is_some_and(|(state, _)| state.is_present());
+            match (was_present, state.is_present()) {
+                (false, true) => {
+                    self.prober.add(id);
+                    self.contacts.found(id);
+                    self.timers.cancel(Timer::Reap(id));
+                }
+                (true, false) => {
+                    if state == State::Down {
+                        self.contacts.lose(peer, self.config.contacts_max);
+                    }
+                    self.reconciler.forget(id);
+                    self.timers
+                        .set(Timer::Reap(id), now + self.config.reap_after);
+                }
+                _ => {}
+            }
+        }
+        self.hasten_rumours(now);
+    }
+
+    pub(crate) fn on_reap_due(&mut self, now: Instant, id: NodeId) {
+        if let Some(member) = self.roster.reap(now, id, self.config.tombstones_max) {
+            self.events.push_back(Event::Reaped {
+                id,
+                incarnation: member.incarnation,
+            });
+        }
+    }
+
+    /// News should not wait for the next round, but a burst of it should share one.
+    pub(crate) fn hasten_rumours(&mut self, now: Instant) {
+        self.timers
+            .set_earlier(Timer::Rumours, now + self.config.rumour_period / 10);
+    }
+
+    pub(crate) fn on_rumour_round(&mut self, now: Instant) {
+        if !self.has_news() {
+            return;
+        }
+        for peer in self.pick_present(self.config.rumour_fanout, None) {
+            self.send(
+                peer,
+                Outgoing::Rumours {
+                    introduce: false,
+                    delivery: Delivery::Datagram,
+                },
+            );
+        }
+        self.timers.set_earlier(
+            Timer::Rumours,
+            now + self.rng.jitter(self.config.rumour_period),
+        );
+    }
+}

@@ -1,0 +1,554 @@
+//! Asking who is alive: one probe from its first ping to its verdict.
+//!
+//! Probes are pipelined: a round starts one whether or not earlier ones are answered. A probe pings, pings
+//! again within the period, then asks helpers and pings once on a stream. Its verdict counts only when this
+//! node has no reason to doubt itself (see `verdict`).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::membership::{Delivery, Membership, Outgoing, Timer};
+use crate::wire::{Belief, Header};
+use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
+
+/// Most pings under way for other nodes.
+const RELAYS_MAX: usize = 256;
+/// Most probes under way.
+const PROBES_MAX: usize = 1_024;
+/// Longest that a requester of an indirect ping may wait.
+const RELAY_BUDGET_MAX: Duration = Duration::from_secs(10);
+
+/// Why a node is asked, and so what its silence means.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// Its turn in the round; silence is suspect.
+    Round,
+    /// Somebody else suspects it; silence confirms.
+    Check,
+    /// Its time to object is over; silence is death.
+    LastWord,
+    /// Somebody holds it down or suspect while it is alive here: it should outbid; silence is suspect.
+    Challenge {
+        accusation: (State, Incarnation),
+        by: NodeId,
+    },
+    /// A merge names it, but nobody here has met it (or it was lost): silence means nothing.
+    Candidate,
+    /// A lost contact; silence means nothing.
+    Heal,
+    /// After a stall: does it still know this node? Silence means nothing.
+    Confirm,
+    /// It may be a newer process with this node's name; silence means that it was a memory.
+    Rival { incarnation: Incarnation },
+    /// It holds a name that `claimant` wants; silence gives the name away.
+    Claim { claimant: Peer },
+}
+
+impl Purpose {
+    /// Whether everything is tried: helpers, a stream, and doubting oneself.
+    fn is_thorough(self) -> bool {
+        matches!(self, Self::Round | Self::Check | Self::LastWord)
+    }
+
+    fn accusation(self) -> Belief {
+        match self {
+            Self::Challenge { accusation, .. } => Some(accusation),
+            _ => None,
+        }
+    }
+}
+
+/// One question under way.
+#[derive(Clone, Debug)]
+struct Probe {
+    target: Peer,
+    purpose: Purpose,
+    started: Instant,
+    verdict_at: Instant,
+    step: u32,
+    /// How many pings the transport took.
+    sent: u32,
+    helpers: u32,
+    nacks: u32,
+    helpers_asked: bool,
+    waited_again: bool,
+}
+
+/// A ping on behalf of another node.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Helper {
+    pub(crate) requester: Peer,
+    /// The requester's.
+    pub(crate) seq: u32,
+    pub(crate) target: Peer,
+}
+
+#[derive(Clone, Debug)]
+struct Relay {
+    helper: Helper,
+    nack_at: Instant,
+}
+
+/// The last two different nodes that were heard, and when: enough to know whether anybody but one was.
+#[derive(Copy, Clone, Debug, Default)]
+pub(crate) struct Recent([Option<(NodeId, Instant)>; 2]);
+
+impl Recent {
+    pub(crate) fn heard(&mut self, now: Instant, id: NodeId) {
+        if self.0[0].is_some_and(|(last, _)| last != id) {
+            self.0[1] = self.0[0];
+        }
+        self.0[0] = Some((id, now));
+    }
+
+    fn other_since(&self, id: NodeId, since: Instant) -> bool {
+        self.0
+            .iter()
+            .flatten()
+            .any(|&(heard, at)| heard != id && at >= since)
+    }
+}
+
+/// Whom to ask next, and what is under way.
+#[derive(Debug)]
+pub(crate) struct Prober {
+    order: Vec<NodeId>,
+    next: usize,
+    seq: u32,
+    probes: BTreeMap<u32, Probe>,
+    relays: BTreeMap<u32, Relay>,
+    round_trips: BTreeMap<NodeId, Duration>,
+    rng: Rng,
+}
+
+impl Prober {
+    pub(crate) fn new(mut rng: Rng) -> Self {
+        let seq = rng.next_u64() as u32;
+        Self {
+            order: Vec::new(),
+            next: 0,
+            seq,
+            probes: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            round_trips: BTreeMap::new(),
+            rng,
+        }
+    }
+
+    /// A newcomer gets a random place in the round (SWIM §4.3).
+    pub(crate) fn add(&mut self, id: NodeId) {
+        if !self.order.contains(&id) {
+            let place = self.rng.index(self.order.len() + 1);
+            self.order.insert(place, id);
+            if place < self.next {
+                self.next += 1;
+            }
+        }
+    }
+
+    /// The next member of the round for which `present` holds; a pass ends with a shuffle.
+    fn next_target(&mut self, present: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        for _ in 0..=self.order.len() {
+            if self.next >= self.order.len() {
+                self.order.retain(|id| present(*id));
+                self.rng.shuffle(&mut self.order);
+                self.next = 0;
+            }
+            let id = *self.order.get(self.next)?;
+            self.next += 1;
+            if present(id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn next_seq(&mut self) -> u32 {
+        self.seq = self.seq.wrapping_add(1);
+        self.seq
+    }
+
+    pub(crate) fn sent(&mut self, _now: Instant, seq: u32) {
+        if let Some(probe) = self.probes.get_mut(&seq) {
+            probe.sent += 1;
+        }
+    }
+
+    pub(crate) fn unsent(&mut self, seq: u32) {
+        if let Some(probe) = self.probes.get_mut(&seq) {
+            probe.sent -= 1;
+        }
+    }
+
+    /// A smoothed round trip (an eighth of each new one, as TCP does).
+    fn measure(&mut self, id: NodeId, sample: Duration) {
+        let smooth = self.round_trips.entry(id).or_insert(sample);
+        *smooth = (*smooth * 7 + sample) / 8;
+    }
+
+    fn is_probing(&self, target: Peer, same: impl Fn(Purpose) -> bool) -> bool {
+        self.probes
+            .values()
+            .any(|probe| probe.target == target && same(probe.purpose))
+    }
+}
+
+impl Membership {
+    pub(crate) fn on_probe_round(&mut self, now: Instant) {
+        self.confirm_if_alone();
+        let roster = &self.roster;
+        let target = self.prober.next_target(|id| roster.present(id).is_some());
+        if let Some(peer) = target
+            .and_then(|id| self.roster.get(id))
+            .map(|member| member.record.peer())
+            && !self.me.gone
+        {
+            self.start_probe(now, peer, Purpose::Round);
+        }
+        let period = self.config.period(self.roster.present_count());
+        self.timers.set(Timer::ProbeRound, now + period);
+    }
+
+    /// Asks a suspect out of turn, so that confirmations do not wait for the round.
+    pub(crate) fn check_soon(&mut self, now: Instant, id: NodeId) {
+        if let Some(peer) = self.roster.get(id).map(|member| member.record.peer()) {
+            self.start_probe(now, peer, Purpose::Check);
+        }
+    }
+
+    /// Starts asking `target`, unless it is being asked for the same reason.
+    pub(crate) fn start_probe(&mut self, now: Instant, target: Peer, purpose: Purpose) {
+        if self.me.gone || self.prober.is_probing(target, |same| same == purpose) {
+            return;
+        }
+        if self.prober.probes.len() >= PROBES_MAX {
+            self.stats.shed += 1;
+            return;
+        }
+        let period = self.config.period(self.roster.present_count());
+        // Whoever has to dial first needs more than a round trip.
+        let patience = if purpose.is_thorough() {
+            period * (self.health + 1)
+        } else {
+            (period * 2).max(Duration::from_secs(1))
+        };
+        let probe = Probe {
+            target,
+            purpose,
+            started: now,
+            verdict_at: now + patience,
+            step: 0,
+            sent: 0,
+            helpers: 0,
+            nacks: 0,
+            helpers_asked: false,
+            waited_again: false,
+        };
+        self.stats.probes += 1;
+        let seq = self.prober.next_seq();
+        self.prober.probes.insert(seq, probe);
+        self.on_probe_step(now, now, seq);
+    }
+
+    /// The next ping, the helpers, or the verdict: whatever is due.
+    pub(crate) fn on_probe_step(&mut self, now: Instant, due: Instant, seq: u32) {
+        let floor = self.config.probe_step_floor;
+        let Some(probe) = self.prober.probes.get_mut(&seq) else {
+            return;
+        };
+        if now >= probe.verdict_at {
+            return self.on_verdict(now, due, seq);
+        }
+        let patience = probe.verdict_at.since(probe.started);
+        let ask_helpers = probe.purpose.is_thorough()
+            && !probe.helpers_asked
+            && now >= probe.started + patience * 3 / 8;
+        let (target, accusation) = (probe.target, probe.purpose.accusation());
+        let step = self
+            .prober
+            .round_trips
+            .get(&target.id)
+            .map_or(floor, |trip| (*trip * 3).max(floor))
+            .min(patience / 8);
+        let probe = self
+            .prober
+            .probes
+            .get_mut(&seq)
+            .expect("it was there two lines ago");
+        // Pings at 0, 1, 3, 7 steps; once the helpers are asked, every quarter of the patience.
+        let wait = if probe.helpers_asked || ask_helpers {
+            patience / 4
+        } else {
+            step * (1 << probe.step.min(6))
+        };
+        probe.step += 1;
+        let helpers_at = probe.started + patience * 3 / 8;
+        let mut next = (now + wait).min(probe.verdict_at);
+        if probe.purpose.is_thorough() && !probe.helpers_asked && !ask_helpers {
+            next = next.min(helpers_at);
+        }
+        self.send(
+            target,
+            Outgoing::Ping {
+                seq,
+                accusation,
+                delivery: Delivery::Datagram,
+            },
+        );
+        if ask_helpers {
+            self.ask_helpers(now, seq, target);
+        }
+        self.timers.set(Timer::Probe(seq), next);
+    }
+
+    fn ask_helpers(&mut self, now: Instant, seq: u32, target: Peer) {
+        let helpers = self.pick_present(self.config.helpers, Some(target.id));
+        let probe = self
+            .prober
+            .probes
+            .get_mut(&seq)
+            .expect("the step that asks helpers has its probe");
+        probe.helpers_asked = true;
+        probe.helpers = helpers.len() as u32;
+        let budget_ms = probe.verdict_at.since(now).as_millis() as u32;
+        self.send(
+            target,
+            Outgoing::Ping {
+                seq,
+                accusation: None,
+                delivery: Delivery::Stream,
+            },
+        );
+        for helper in helpers {
+            self.send(
+                helper,
+                Outgoing::PingReq {
+                    seq,
+                    target,
+                    budget_ms,
+                },
+            );
+        }
+    }
+
+    /// Nobody answered. Silence is evidence only if the ping left, the verdict came on time, and somebody else
+    /// was heard meanwhile; with nobody else to hear, the verdict waits once more and then stands, for
+    /// isolation and death look alike.
+    fn on_verdict(&mut self, now: Instant, due: Instant, seq: u32) {
+        let period = self.config.period(self.roster.present_count());
+        let others = self.roster.present_count() > 2;
+        let Some(probe) = self.prober.probes.get_mut(&seq) else {
+            return;
+        };
+        let late = now.since(due) > period / 4;
+        let heard = self.recent.other_since(probe.target.id, probe.started);
+        let doubtful = late || probe.sent == 0 || (others && !heard);
+        if probe.purpose.is_thorough() && doubtful && !probe.waited_again {
+            probe.waited_again = true;
+            probe.verdict_at = now + period;
+            self.timers.set(Timer::Probe(seq), now + period / 4);
+            return;
+        }
+        // What never left, or was judged late twice, stays no evidence; silence all around does not.
+        let doubtful = probe.purpose.is_thorough() && (late || probe.sent == 0);
+        let Some(probe) = self.prober.probes.remove(&seq) else {
+            return;
+        };
+        if doubtful {
+            self.stats.probes_doubted += 1;
+            self.worsen(1);
+            if probe.purpose == Purpose::LastWord {
+                self.on_last_word(now, probe.target.id);
+            }
+            return;
+        }
+        self.on_silence(now, probe);
+    }
+
+    fn on_silence(&mut self, now: Instant, probe: Probe) {
+        let id = probe.target.id;
+        if probe.purpose.is_thorough() {
+            self.stats.probes_failed += 1;
+            // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
+            self.worsen(if probe.helpers == 0 {
+                1
+            } else {
+                probe.helpers - probe.nacks
+            });
+        }
+        match probe.purpose {
+            Purpose::Round | Purpose::Check => self.accuse(now, probe.target),
+            Purpose::LastWord => self.on_no_last_word(now, id),
+            Purpose::Challenge {
+                accusation: (_, incarnation),
+                by,
+            } => self.suspect(now, id, incarnation, by),
+            Purpose::Rival { incarnation } => self.on_rival_silent(now, incarnation),
+            Purpose::Claim { claimant } => self.on_name_free(now, claimant),
+            Purpose::Candidate | Purpose::Heal | Purpose::Confirm => {}
+        }
+    }
+
+    /// This node suspects `target` itself, if it is still where it was asked.
+    fn accuse(&mut self, now: Instant, target: Peer) {
+        let Some(member) = self.roster.present(target.id) else {
+            return;
+        };
+        if member.record.peer() == target {
+            let incarnation = member.incarnation;
+            self.events
+                .push_back(crate::Event::ProbeFailed { id: target.id });
+            self.suspect(now, target.id, incarnation, self.me.id);
+        }
+    }
+
+    /// Drops everything under way: this node was not listening.
+    pub(crate) fn abandon_probes(&mut self) {
+        for seq in core::mem::take(&mut self.prober.probes).into_keys() {
+            self.timers.cancel(Timer::Probe(seq));
+        }
+        for suspicion in self.suspicions.values_mut() {
+            suspicion.last_word = false;
+        }
+    }
+
+    /// Local health: worse after silence that may be this node's own fault, better after each answer.
+    pub(crate) fn worsen(&mut self, by: u32) {
+        self.health = (self.health + by).min(self.config.health_max);
+    }
+
+    pub(crate) fn on_ping(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
+        let digest = header.digest;
+        let introduce = self.on_header(now, from, header);
+        self.send(from, Outgoing::Ack { seq, introduce });
+        self.on_digest_of_pinger(now, from, digest);
+    }
+
+    pub(crate) fn on_ack(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
+        let (belief, digest) = (header.belief, header.digest);
+        let introduce = self.on_header(now, from, header);
+        if let Some(relay) = self
+            .prober
+            .relays
+            .get(&seq)
+            .filter(|relay| relay.helper.target == from)
+        {
+            let Helper {
+                requester,
+                seq: theirs,
+                ..
+            } = relay.helper;
+            self.prober.relays.remove(&seq);
+            self.timers.cancel(Timer::Relay(seq));
+            self.send(requester, Outgoing::Reached { seq: theirs });
+        }
+        if let Some(probe) = self
+            .prober
+            .probes
+            .get(&seq)
+            .filter(|probe| probe.target == from)
+            .cloned()
+        {
+            if probe.step == 1 {
+                self.prober.measure(from.id, now.since(probe.started));
+            }
+            self.on_confirmation(probe.started, belief);
+            self.on_answer(now, seq, &probe);
+        }
+        if introduce {
+            self.send(
+                from,
+                Outgoing::Rumours {
+                    introduce: true,
+                    delivery: Delivery::Datagram,
+                },
+            );
+        }
+        self.on_digest(now, from, digest);
+    }
+
+    /// The probe `seq` was answered, by its target or through a helper.
+    fn on_answer(&mut self, now: Instant, seq: u32, probe: &Probe) {
+        self.prober.probes.remove(&seq);
+        self.timers.cancel(Timer::Probe(seq));
+        if probe.purpose.is_thorough() {
+            self.health = self.health.saturating_sub(1);
+        }
+        match probe.purpose {
+            Purpose::LastWord => self.on_last_word(now, probe.target.id),
+            Purpose::Rival { .. } => self.on_rival_alive(probe.target),
+            Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
+            Purpose::Heal | Purpose::Candidate => self.reconcile(now, probe.target),
+            Purpose::Round | Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}
+        }
+    }
+
+    pub(crate) fn on_ping_req(
+        &mut self,
+        now: Instant,
+        helper: Helper,
+        budget_ms: u32,
+        header: Header,
+    ) {
+        self.on_header(now, helper.requester, header);
+        if self.prober.relays.len() >= RELAYS_MAX || helper.target.id == self.me.id {
+            self.stats.shed += 1;
+            return;
+        }
+        // A nack after four fifths of the budget still arrives in time (Lifeguard §IV-A).
+        let budget = Duration::from_millis(u64::from(budget_ms)).min(RELAY_BUDGET_MAX);
+        let nack_at = now + budget * 4 / 5;
+        let seq = self.prober.next_seq();
+        self.prober.relays.insert(seq, Relay { helper, nack_at });
+        self.send(
+            helper.target,
+            Outgoing::Ping {
+                seq,
+                accusation: None,
+                delivery: Delivery::Datagram,
+            },
+        );
+        self.timers.set(Timer::Relay(seq), now + budget * 2 / 5);
+    }
+
+    pub(crate) fn on_relay_step(&mut self, now: Instant, seq: u32) {
+        let Some(relay) = self.prober.relays.get(&seq) else {
+            return;
+        };
+        if now < relay.nack_at {
+            let (target, nack_at) = (relay.helper.target, relay.nack_at);
+            self.send(
+                target,
+                Outgoing::Ping {
+                    seq,
+                    accusation: None,
+                    delivery: Delivery::Datagram,
+                },
+            );
+            self.timers.set(Timer::Relay(seq), nack_at);
+        } else if let Some(Relay { helper, .. }) = self.prober.relays.remove(&seq) {
+            self.send(helper.requester, Outgoing::Nack { seq: helper.seq });
+        }
+    }
+
+    pub(crate) fn on_reached(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
+        self.on_header(now, from, header);
+        if let Some(probe) = self
+            .prober
+            .probes
+            .get(&seq)
+            .filter(|probe| probe.helpers_asked)
+            .cloned()
+        {
+            self.on_answer(now, seq, &probe);
+        }
+    }
+
+    pub(crate) fn on_nack(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
+        self.on_header(now, from, header);
+        if let Some(probe) = self.prober.probes.get_mut(&seq) {
+            probe.nacks = (probe.nacks + 1).min(probe.helpers);
+        }
+    }
+}

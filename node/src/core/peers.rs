@@ -1,0 +1,546 @@
+//! The connections of one class as a value: whom to dial, which of two connections to keep, when to try
+//! again, and what waits for a connection.
+//!
+//! The shell dials, accepts and closes as told, and reports what came of it. Knows no sockets and no
+//! handshake.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use swimring_membership::{Instant, NodeId, Peer, Rng, Timers};
+
+use super::hello::{Class, Hello, Refusal};
+
+/// A connection, numbered by the shell; never used twice.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u64);
+
+/// An attempt to connect, numbered here.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DialId(pub u64);
+
+/// What is to be reached.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Target {
+    /// This node at this gossip address; dialled at the second address, which is the class's own.
+    Peer(Peer, SocketAddr),
+    /// Whoever answers there.
+    Seed(SocketAddr),
+}
+
+/// The limits and waits of a class.
+#[derive(Clone, Debug)]
+pub struct PeersConfig {
+    /// How long a dial may take, its hello answered included.
+    pub dial_timeout: Duration,
+    /// The first wait after a dial failed; doubles.
+    pub retry_min: Duration,
+    /// The longest wait after a dial failed.
+    pub retry_max: Duration,
+    /// How long a connection that lost to another one stays open for what is under way on it.
+    pub linger: Duration,
+    /// Most connections; a hello beyond it is refused.
+    pub connections_max: usize,
+    /// Most dials under way.
+    pub dials_max: usize,
+}
+
+impl Default for PeersConfig {
+    fn default() -> Self {
+        Self {
+            dial_timeout: Duration::from_secs(2),
+            retry_min: Duration::from_millis(100),
+            retry_max: Duration::from_secs(3),
+            linger: Duration::from_secs(2),
+            connections_max: 2_048,
+            dials_max: 256,
+        }
+    }
+}
+
+/// What the shell has to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Connect, say hello, and report with [`Peers::handle_dialled`] or [`Peers::handle_dial_failed`].
+    Dial {
+        /// Which attempt.
+        dial: DialId,
+        /// Where.
+        address: SocketAddr,
+        /// Who must answer; the handshake fails for anybody else.
+        expect: Option<NodeId>,
+    },
+    /// Give the attempt up.
+    Abort {
+        /// Which attempt.
+        dial: DialId,
+    },
+    /// Close the connection.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// Why, for the other end and the log.
+        why: Goodbye,
+    },
+}
+
+/// Why a connection is closed from here.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub enum Goodbye {
+    /// Another connection between the same two processes is kept.
+    Duplicate,
+    /// The member is down, has left, or was replaced by a newer process.
+    Gone,
+    /// This process ends.
+    Leaving,
+    /// The other end broke the protocol.
+    Malformed,
+}
+
+/// What became of a route.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// Send on this connection.
+    Connected(ConnId),
+    /// A dial is under way; hold the message.
+    Dialling,
+    /// The last dial failed and the next one waits.
+    Unreachable,
+    /// Not tried: a limit is reached, or the address is this process.
+    Refused,
+}
+
+/// What changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeersEvent {
+    /// The first connection to this peer stands.
+    Up {
+        /// Who.
+        peer: Peer,
+        /// On which connection.
+        conn: ConnId,
+        /// The target that was dialled, when this end dialled.
+        dialled: Option<Target>,
+    },
+    /// The last connection to this peer is gone.
+    Down {
+        /// Who.
+        peer: Peer,
+    },
+    /// A dial failed.
+    Failed {
+        /// What was to be reached.
+        target: Target,
+        /// What the shell said.
+        why: String,
+    },
+    /// A seed is this process itself.
+    Oneself {
+        /// The seed.
+        address: SocketAddr,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Conn {
+    peer: Peer,
+    life: u64,
+    dialled_here: bool,
+    retired: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Dial {
+    target: Target,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Timer {
+    Dial(DialId),
+    Retry(Target),
+    Linger(ConnId),
+}
+
+/// The connections of one class.
+#[derive(Debug)]
+pub struct Peers {
+    class: Class,
+    me: Peer,
+    life: u64,
+    config: PeersConfig,
+    conns: BTreeMap<ConnId, Conn>,
+    by_peer: BTreeMap<Peer, Vec<ConnId>>,
+    dials: BTreeMap<DialId, Dial>,
+    dialling: BTreeMap<Target, DialId>,
+    failures: BTreeMap<Target, u32>,
+    oneself: BTreeSet<SocketAddr>,
+    seeds: BTreeMap<SocketAddr, Peer>,
+    next_dial: u64,
+    timers: Timers<Timer>,
+    commands: VecDeque<Command>,
+    events: VecDeque<PeersEvent>,
+    closing: bool,
+    rng: Rng,
+}
+
+impl Peers {
+    /// The connections of `me`, whose process is `life`.
+    pub fn new(class: Class, me: Peer, life: u64, config: PeersConfig, rng: Rng) -> Self {
+        Self {
+            class,
+            me,
+            life,
+            config,
+            conns: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            dialling: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            oneself: BTreeSet::new(),
+            seeds: BTreeMap::new(),
+            next_dial: 0,
+            timers: Timers::default(),
+            commands: VecDeque::new(),
+            events: VecDeque::new(),
+            closing: false,
+            rng,
+        }
+    }
+
+    /// The way to `target`; starts a dial if there is none.
+    pub fn route(&mut self, now: Instant, target: Target) -> Route {
+        if let Some(conn) = self.connection_to(target) {
+            return Route::Connected(conn);
+        }
+        if self.dialling.contains_key(&target) {
+            return Route::Dialling;
+        }
+        if self.timers.deadline(Timer::Retry(target)).is_some() {
+            return Route::Unreachable;
+        }
+        if self.is_oneself(target) || self.closing || self.dials.len() >= self.config.dials_max {
+            return Route::Refused;
+        }
+        self.dial(now, target);
+        Route::Dialling
+    }
+
+    fn connection_to(&self, target: Target) -> Option<ConnId> {
+        match target {
+            Target::Peer(peer, _) => self.connection(peer),
+            Target::Seed(address) => self
+                .seeds
+                .get(&address)
+                .and_then(|peer| self.connection(*peer)),
+        }
+    }
+
+    fn is_oneself(&self, target: Target) -> bool {
+        match target {
+            Target::Peer(peer, _) => peer == self.me,
+            Target::Seed(address) => address == self.me.address || self.oneself.contains(&address),
+        }
+    }
+
+    fn dial(&mut self, now: Instant, target: Target) {
+        let dial = DialId(self.next_dial);
+        self.next_dial += 1;
+        let (address, expect) = match target {
+            Target::Peer(peer, address) => (address, Some(peer.id)),
+            Target::Seed(address) => (address, None),
+        };
+        self.dials.insert(dial, Dial { target });
+        self.dialling.insert(target, dial);
+        self.timers
+            .set(Timer::Dial(dial), now + self.config.dial_timeout);
+        self.commands.push_back(Command::Dial {
+            dial,
+            address,
+            expect,
+        });
+    }
+
+    /// The connection to use for `peer`.
+    pub fn connection(&self, peer: Peer) -> Option<ConnId> {
+        self.by_peer
+            .get(&peer)
+            .and_then(|conns| conns.first())
+            .copied()
+    }
+
+    /// The other end of a connection.
+    pub fn peer(&self, conn: ConnId) -> Option<Peer> {
+        self.conns.get(&conn).map(|conn| conn.peer)
+    }
+
+    /// How many connections there are.
+    pub fn len(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Whether there is no connection.
+    pub fn is_empty(&self) -> bool {
+        self.conns.is_empty()
+    }
+
+    /// Every connection.
+    pub fn connections(&self) -> impl Iterator<Item = (ConnId, Peer)> {
+        self.conns.iter().map(|(id, conn)| (*id, conn.peer))
+    }
+
+    /// Seeds that turned out to be this process.
+    pub fn oneself(&self) -> impl Iterator<Item = SocketAddr> {
+        self.oneself.iter().copied()
+    }
+
+    /// Checks a hello against what this process is. `certified` is the node that the certificate names.
+    ///
+    /// # Errors
+    /// Why the connection is refused; whose fault it is stands with each [`Refusal`].
+    pub fn judge(
+        &self,
+        hello: &Hello,
+        certified: NodeId,
+        fingerprint: &[u8; 16],
+    ) -> Result<(), Refusal> {
+        if hello.class != self.class {
+            return Err(Refusal::Class);
+        }
+        if hello.fingerprint != *fingerprint {
+            return Err(Refusal::Cluster);
+        }
+        if hello.peer.id != certified {
+            return Err(Refusal::Identity);
+        }
+        if hello.life == self.life {
+            return Err(Refusal::Oneself);
+        }
+        if self.closing {
+            return Err(Refusal::Leaving);
+        }
+        if self.conns.len() >= self.config.connections_max {
+            Err(Refusal::Full)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A dial succeeded: the hello was answered, and the answer was judged.
+    pub fn handle_dialled(&mut self, now: Instant, dial: DialId, conn: ConnId, hello: &Hello) {
+        let Some(Dial { target }) = self.end_dial(dial) else {
+            self.commands.push_back(Command::Close {
+                conn,
+                why: Goodbye::Duplicate,
+            });
+            return;
+        };
+        self.failures.remove(&target);
+        if let Target::Seed(address) = target {
+            self.seeds.insert(address, hello.peer);
+        }
+        self.add(now, conn, hello, Some(target));
+    }
+
+    /// A dial failed.
+    pub fn handle_dial_failed(&mut self, now: Instant, dial: DialId, why: String) {
+        let Some(Dial { target }) = self.end_dial(dial) else {
+            return;
+        };
+        let failures = self.failures.entry(target).or_insert(0);
+        *failures += 1;
+        let doubled = self.config.retry_min * (1 << (*failures - 1).min(10));
+        let wait = self.rng.jitter(doubled.min(self.config.retry_max));
+        self.timers.set(Timer::Retry(target), now + wait);
+        self.events.push_back(PeersEvent::Failed { target, why });
+    }
+
+    /// A dial reached this process itself.
+    pub fn handle_oneself(&mut self, dial: DialId) {
+        if let Some(Dial {
+            target: Target::Seed(address),
+        }) = self.end_dial(dial)
+        {
+            self.oneself.insert(address);
+            self.events.push_back(PeersEvent::Oneself { address });
+        }
+    }
+
+    fn end_dial(&mut self, dial: DialId) -> Option<Dial> {
+        let ended = self.dials.remove(&dial)?;
+        self.dialling.remove(&ended.target);
+        self.timers.cancel(Timer::Dial(dial));
+        Some(ended)
+    }
+
+    /// A connection was accepted, and its hello judged.
+    pub fn handle_accepted(&mut self, now: Instant, conn: ConnId, hello: &Hello) {
+        self.add(now, conn, hello, None);
+    }
+
+    fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
+        let peer = hello.peer;
+        let conn = Conn {
+            peer,
+            life: hello.life,
+            dialled_here: dialled.is_some(),
+            retired: false,
+        };
+        let held = self.by_peer.entry(peer).or_default();
+        let first = held.is_empty();
+        held.push(id);
+        self.conns.insert(id, conn);
+        self.retire_losers(now, peer, hello.life);
+        let stands = self.connection(peer).is_some_and(|kept| kept == id);
+        if first || stands {
+            self.events.push_back(PeersEvent::Up {
+                peer,
+                conn: id,
+                dialled,
+            });
+        }
+    }
+
+    /// Of several connections to one process, both ends keep the one that the lower id dialled. One to an
+    /// earlier process at the same address is dead.
+    fn retire_losers(&mut self, now: Instant, peer: Peer, life: u64) {
+        let mine_wins = self.me.id < peer.id;
+        let ids = self.by_peer[&peer].clone();
+        let (live, dead): (Vec<ConnId>, Vec<ConnId>) =
+            ids.into_iter().partition(|id| self.conns[id].life == life);
+        for conn in dead {
+            self.drop_conn(conn);
+            self.commands.push_back(Command::Close {
+                conn,
+                why: Goodbye::Gone,
+            });
+        }
+        // The newest of the winning direction is kept; with none, the newest.
+        let kept = live
+            .iter()
+            .rev()
+            .find(|id| self.conns[id].dialled_here == mine_wins)
+            .or(live.last())
+            .copied();
+        let Some(kept) = kept else { return };
+        let held = self
+            .by_peer
+            .get_mut(&peer)
+            .expect("the connection was just added");
+        held.retain(|id| *id != kept);
+        held.insert(0, kept);
+        for id in held.iter().skip(1) {
+            let conn = self.conns.get_mut(id).expect("held connections are known");
+            // The end that dialled a loser closes it, so that the two do not close different ones.
+            if conn.dialled_here && !conn.retired {
+                conn.retired = true;
+                self.timers
+                    .set(Timer::Linger(*id), now + self.config.linger);
+            }
+        }
+    }
+
+    /// A connection has ended, whoever ended it.
+    pub fn handle_closed(&mut self, conn: ConnId) {
+        if let Some(peer) = self.drop_conn(conn)
+            && self.connection(peer).is_none()
+        {
+            self.by_peer.remove(&peer);
+            self.events.push_back(PeersEvent::Down { peer });
+        }
+    }
+
+    fn drop_conn(&mut self, id: ConnId) -> Option<Peer> {
+        let conn = self.conns.remove(&id)?;
+        self.timers.cancel(Timer::Linger(id));
+        if let Some(held) = self.by_peer.get_mut(&conn.peer) {
+            held.retain(|other| *other != id);
+        }
+        Some(conn.peer)
+    }
+
+    /// The peer is no longer wanted: closes every connection to it and stops dialling it.
+    pub fn forget(&mut self, peer: Peer, why: Goodbye) {
+        for conn in self.by_peer.get(&peer).cloned().unwrap_or_default() {
+            self.commands.push_back(Command::Close { conn, why });
+            self.handle_closed(conn);
+        }
+        let stale: Vec<Target> = self
+            .failures
+            .keys()
+            .filter(|target| is_to(**target, peer))
+            .copied()
+            .collect();
+        for target in stale {
+            self.failures.remove(&target);
+            self.timers.cancel(Timer::Retry(target));
+        }
+    }
+
+    /// Closes everything and refuses what comes.
+    pub fn close(&mut self) {
+        self.closing = true;
+        for (conn, _) in core::mem::take(&mut self.conns) {
+            self.commands.push_back(Command::Close {
+                conn,
+                why: Goodbye::Leaving,
+            });
+        }
+        for dial in core::mem::take(&mut self.dials).into_keys() {
+            self.commands.push_back(Command::Abort { dial });
+        }
+        (self.by_peer, self.dialling, self.timers) =
+            (BTreeMap::new(), BTreeMap::new(), Timers::default());
+    }
+
+    /// Closes a connection whose other end broke the protocol.
+    pub fn expel(&mut self, conn: ConnId) {
+        self.commands.push_back(Command::Close {
+            conn,
+            why: Goodbye::Malformed,
+        });
+        self.handle_closed(conn);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((_, timer)) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Dial(dial) => {
+                    self.commands.push_back(Command::Abort { dial });
+                    self.handle_dial_failed(now, dial, "no answer in time".into());
+                }
+                Timer::Retry(_) => {}
+                Timer::Linger(conn) => {
+                    self.commands.push_back(Command::Close {
+                        conn,
+                        why: Goodbye::Duplicate,
+                    });
+                    self.handle_closed(conn);
+                }
+            }
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// The next thing to do.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// The next change.
+    pub fn poll_event(&mut self) -> Option<PeersEvent> {
+        self.events.pop_front()
+    }
+}
+
+fn is_to(target: Target, peer: Peer) -> bool {
+    matches!(target, Target::Peer(other, _) if other == peer)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+use super::*;
+
+fn peer(number: u128) -> Peer {
+    Peer {
+        id: NodeId::from_u128(number),
+        address: SocketAddr::from(([127, 0, 0, 1], number as u16)),
+    }
+}
+
+fn peers(number: u128) -> Peers {
+    Peers::new(
+        Class::Gossip,
+        peer(number),
+        number as u64,
+        PeersConfig::default(),
+        Rng::new(1),
+    )
+}
+
+fn hello(number: u128, life: u64) -> Hello {
+    Hello {
+        class: Class::Gossip,
+        peer: peer(number),
+        life,
+        fingerprint: [0; 16],
+        clock: 0,
+    }
+}
+
+fn target(number: u128) -> Target {
+    Target::Peer(peer(number), peer(number).address)
+}
+
+fn dialled(peers: &mut Peers) -> DialId {
+    match peers.poll_command() {
+        Some(Command::Dial { dial, .. }) => dial,
+        other => panic!("expected a dial, got {other:?}"),
+    }
+}
+
+#[test]
+fn two_ends_that_dial_at_once_keep_the_same_connection() {
+    let now = Instant::ORIGIN;
+    // Connection 1 was dialled by the lower id, connection 2 by the higher one; both ends see both.
+    for order in [[1, 2], [2, 1]] {
+        let (mut low, mut high) = (peers(1), peers(2));
+        assert_eq!(low.route(now, target(2)), Route::Dialling);
+        assert_eq!(high.route(now, target(1)), Route::Dialling);
+        let (low_dial, high_dial) = (dialled(&mut low), dialled(&mut high));
+        for conn in order {
+            if conn == 1 {
+                low.handle_dialled(now, low_dial, ConnId(1), &hello(2, 2));
+                high.handle_accepted(now, ConnId(1), &hello(1, 1));
+            } else {
+                high.handle_dialled(now, high_dial, ConnId(2), &hello(1, 1));
+                low.handle_accepted(now, ConnId(2), &hello(2, 2));
+            }
+        }
+        assert_eq!(
+            (low.connection(peer(2)), high.connection(peer(1))),
+            (Some(ConnId(1)), Some(ConnId(1)))
+        );
+        // The loser lingers for what is under way on it, and its dialler closes it.
+        high.handle_timeout(now + PeersConfig::default().linger);
+        low.handle_timeout(now + PeersConfig::default().linger);
+        assert_eq!(
+            high.poll_command(),
+            Some(Command::Close {
+                conn: ConnId(2),
+                why: Goodbye::Duplicate
+            })
+        );
+        assert_eq!(low.poll_command(), None);
+    }
+}
+
+#[test]
+fn a_restarted_process_replaces_the_connection_of_its_earlier_life() {
+    let now = Instant::ORIGIN;
+    let mut low = peers(1);
+    low.handle_accepted(now, ConnId(1), &hello(2, 20));
+    low.handle_accepted(now, ConnId(2), &hello(2, 21));
+    assert_eq!(low.connection(peer(2)), Some(ConnId(2)));
+    assert_eq!(
+        low.poll_command(),
+        Some(Command::Close {
+            conn: ConnId(1),
+            why: Goodbye::Gone
+        })
+    );
+}
+
+#[test]
+fn a_failed_dial_waits_longer_each_time_and_a_success_forgets_it() {
+    let mut now = Instant::ORIGIN;
+    let mut low = peers(1);
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(low.route(now, target(2)), Route::Dialling);
+        let dial = dialled(&mut low);
+        low.handle_dial_failed(now, dial, "refused".into());
+        assert_eq!(low.route(now, target(2)), Route::Unreachable);
+        let retry = low.poll_timeout().unwrap();
+        waits.push(retry.since(now));
+        now = retry;
+        low.handle_timeout(now);
+    }
+    assert!(waits.windows(2).all(|pair| pair[0] < pair[1]), "{waits:?}");
+    assert_eq!(low.route(now, target(2)), Route::Dialling);
+    let dial = dialled(&mut low);
+    low.handle_dialled(now, dial, ConnId(1), &hello(2, 2));
+    assert_eq!(low.route(now, target(2)), Route::Connected(ConnId(1)));
+}
+
+#[test]
+fn a_dial_that_takes_too_long_is_given_up() {
+    let now = Instant::ORIGIN;
+    let mut low = peers(1);
+    assert_eq!(low.route(now, target(2)), Route::Dialling);
+    let dial = dialled(&mut low);
+    low.handle_timeout(now + PeersConfig::default().dial_timeout);
+    assert_eq!(low.poll_command(), Some(Command::Abort { dial }));
+    // Its late success is closed.
+    low.handle_dialled(now, dial, ConnId(1), &hello(2, 2));
+    assert_eq!(
+        low.poll_command(),
+        Some(Command::Close {
+            conn: ConnId(1),
+            why: Goodbye::Duplicate
+        })
+    );
+}
+
+#[test]
+fn a_seed_that_is_this_process_is_not_dialled_again() {
+    let now = Instant::ORIGIN;
+    let mut low = peers(1);
+    let seed = SocketAddr::from(([127, 0, 0, 1], 99));
+    assert_eq!(low.route(now, Target::Seed(seed)), Route::Dialling);
+    let dial = dialled(&mut low);
+    low.handle_oneself(dial);
+    assert_eq!(
+        low.poll_event(),
+        Some(PeersEvent::Oneself { address: seed })
+    );
+    assert_eq!(low.route(now, Target::Seed(seed)), Route::Refused);
+    assert_eq!(
+        low.route(now, Target::Seed(peer(1).address)),
+        Route::Refused
+    );
+}
+
+#[test]
+fn a_hello_is_refused_for_each_reason() {
+    let low = peers(1);
+    let certified = NodeId::from_u128(2);
+    let judge = |hello: Hello, certified| low.judge(&hello, certified, &[0; 16]);
+    assert_eq!(judge(hello(2, 2), certified), Ok(()));
+    assert_eq!(
+        judge(hello(2, 2), NodeId::from_u128(3)),
+        Err(Refusal::Identity)
+    );
+    assert_eq!(judge(hello(2, 1), certified), Err(Refusal::Oneself));
+    assert_eq!(
+        judge(
+            Hello {
+                class: Class::Calls,
+                ..hello(2, 2)
+            },
+            certified
+        ),
+        Err(Refusal::Class)
+    );
+    assert_eq!(
+        judge(
+            Hello {
+                fingerprint: [1; 16],
+                ..hello(2, 2)
+            },
+            certified
+        ),
+        Err(Refusal::Cluster)
+    );
+}

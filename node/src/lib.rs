@@ -1,0 +1,5 @@
+//! Swimring: peer-to-peer cluster membership and sharding over QUIC.
+
+pub mod core;
+
+pub use swimring_membership as membership;

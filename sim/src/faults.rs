@@ -1,0 +1,343 @@
+//! What the steps of a plan do to the world, and how it ends.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::host::Input;
+use crate::network::{Layer, Process};
+use crate::plan::{Action, Cut, Memory, Select, Side};
+use crate::world::{Happening, World};
+
+/// How often the core is looked at in the quiet phase.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the core must agree before it counts.
+const SETTLED: u32 = 5;
+
+/// What comes to an end, or begins later.
+#[derive(Clone, Debug)]
+pub(crate) enum Ending {
+    /// A layer over the network.
+    Layer(usize),
+    /// A pause of this process.
+    Pause(Process),
+    /// A slow time of this process.
+    Slow(Process),
+    /// A process is started.
+    Start(usize, Memory),
+    /// A process ends by itself.
+    Exit(Process),
+    /// A new machine comes.
+    Join,
+}
+
+impl World {
+    pub(crate) fn begin(&mut self, index: usize) {
+        let step = self.plan.steps[index].clone();
+        let until = self.now + step.lasts;
+        self.say(|| format!("fault {}", step.action.kind()));
+        let hit = match step.action.clone() {
+            Action::Cut(cut) => self.cut(&cut, until),
+            Action::Oneway(from, to) => {
+                let layer = Layer::Oneway(self.network.hosts(&from), self.network.hosts(&to));
+                self.lay(layer, until)
+            }
+            Action::Bridge(a, through, b) => {
+                let side = |side: &Side, network: &crate::network::Network| {
+                    let mut hosts = network.hosts(side);
+                    hosts.remove(&(through - 1));
+                    hosts
+                };
+                let layer = Layer::Bridge(side(&a, &self.network), side(&b, &self.network));
+                self.lay(layer, until)
+            }
+            Action::Loss(rate, who) => {
+                let hosts = who.map(|who| self.select(&who).into_iter().collect::<BTreeSet<_>>());
+                self.lay(Layer::Loss(rate, hosts), until)
+            }
+            Action::Dup(rate) => self.lay(Layer::Dup(rate), until),
+            Action::Reorder(span) => self.lay(Layer::Reorder(span), until),
+            Action::Crash(who, restart) => self.crash(&who, restart),
+            Action::Pause(who) => self.pause(&who, until),
+            Action::Slow(who, factor) => self.slow(&who, factor, until),
+            Action::Drift(who, ppm) => {
+                let hosts = self.select(&who);
+                for host in &hosts {
+                    let now = self.now;
+                    self.hosts[*host].drift(now, ppm);
+                }
+                hosts.len()
+            }
+            Action::Leave(who) => self.leave(&who),
+            Action::Join(count, over) => {
+                for _ in 0..count {
+                    let at = self.now
+                        + self
+                            .rng
+                            .span(Duration::ZERO, over.max(Duration::from_millis(1)));
+                    self.schedule(at, Happening::End(Ending::Join));
+                }
+                count
+            }
+            Action::Overload(_) => 1,
+        };
+        *self.faults.entry(step.action.kind()).or_insert(0) += u64::from(hit > 0);
+    }
+
+    pub(crate) fn end(&mut self, ending: Ending) {
+        match ending {
+            Ending::Layer(layer) => self.network.lift(self.now, layer),
+            Ending::Pause(process) => self.resume(process),
+            Ending::Slow(process) => {
+                let now = self.now;
+                let host = &mut self.hosts[process.host];
+                if host.process() == process {
+                    host.slow = 1;
+                    host.troubled = Some(now);
+                }
+            }
+            Ending::Start(host, memory) => {
+                // After quiet, only the core is started again.
+                if self.core.as_ref().is_none_or(|core| core.contains(&host)) {
+                    self.start(host, memory);
+                }
+            }
+            Ending::Exit(process) => {
+                if self.hosts[process.host].process() == process {
+                    self.kill(process.host);
+                }
+            }
+            Ending::Join => {
+                if self.core.is_none() {
+                    let host = self.add_host();
+                    self.start(host, Memory::Kept);
+                }
+            }
+        }
+    }
+
+    fn lay(&mut self, layer: Layer, until: swimring_membership::Instant) -> usize {
+        let number = self.network.lay(layer);
+        self.schedule(until, Happening::End(Ending::Layer(number)));
+        1
+    }
+
+    fn cut(&mut self, cut: &Cut, until: swimring_membership::Instant) -> usize {
+        let count = self.hosts.len();
+        let mut groups = vec![0; count];
+        match cut {
+            Cut::Half => {
+                let mut order: Vec<usize> = (0..count).collect();
+                self.rng.shuffle(&mut order);
+                order
+                    .into_iter()
+                    .take(count / 2)
+                    .for_each(|host| groups[host] = 1);
+            }
+            Cut::Isolate(who) => self
+                .select(who)
+                .into_iter()
+                .for_each(|host| groups[host] = host as u32 + 1),
+            Cut::Zone(zone) => self
+                .network
+                .hosts(&Side::Zone(*zone))
+                .into_iter()
+                .for_each(|host| groups[host] = 1),
+            Cut::Groups(listed) => {
+                for (number, hosts) in listed.iter().enumerate() {
+                    hosts
+                        .iter()
+                        .filter(|host| **host <= count)
+                        .for_each(|host| groups[host - 1] = number as u32 + 1);
+                }
+            }
+        }
+        let apart = groups.iter().any(|group| *group != groups[0]);
+        self.lay(Layer::Groups(groups), until);
+        usize::from(apart)
+    }
+
+    /// The hosts that a step means, of those whose process runs.
+    fn select(&mut self, who: &Select) -> Vec<usize> {
+        let up: Vec<usize> = (0..self.hosts.len())
+            .filter(|host| self.hosts[*host].is_up())
+            .collect();
+        match who {
+            Select::Side(side) => {
+                let hosts = self.network.hosts(side);
+                up.into_iter().filter(|host| hosts.contains(host)).collect()
+            }
+            Select::Random(count) => {
+                let mut up = up;
+                self.rng.shuffle(&mut up);
+                up.truncate(*count);
+                up
+            }
+            Select::Owner(_) => {
+                let pick = (!up.is_empty()).then(|| up[self.rng.index(up.len())]);
+                pick.into_iter().collect()
+            }
+        }
+    }
+
+    fn crash(&mut self, who: &Select, restart: Option<(Duration, Memory)>) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            self.kill(*host);
+            if let Some((after, memory)) = restart {
+                self.schedule(
+                    self.now + after,
+                    Happening::End(Ending::Start(*host, memory)),
+                );
+            }
+        }
+        hosts.len()
+    }
+
+    fn pause(&mut self, who: &Select, until: swimring_membership::Instant) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            self.hosts[*host].paused = true;
+            let process = self.hosts[*host].process();
+            self.schedule(until, Happening::End(Ending::Pause(process)));
+        }
+        hosts.len()
+    }
+
+    fn resume(&mut self, process: Process) {
+        let now = self.now;
+        let host = &mut self.hosts[process.host];
+        if host.process() != process || !host.paused {
+            return;
+        }
+        host.paused = false;
+        host.troubled = Some(now);
+        let inbox = std::mem::take(&mut host.inbox);
+        // Whether the timer or the socket comes first is the system's choice.
+        if self.rng.chance(500_000) {
+            self.give(process, Input::Wake);
+        }
+        for input in inbox {
+            self.give(process, input);
+        }
+        self.give(process, Input::Wake);
+    }
+
+    fn slow(&mut self, who: &Select, factor: u32, until: swimring_membership::Instant) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            let now = self.now;
+            let machine = &mut self.hosts[*host];
+            (machine.slow, machine.troubled) = (factor.max(1), Some(now));
+            let process = machine.process();
+            self.schedule(until, Happening::End(Ending::Slow(process)));
+        }
+        hosts.len()
+    }
+
+    fn leave(&mut self, who: &Select) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            let machine = &mut self.hosts[*host];
+            let (now, process) = (machine.local(self.now), machine.process());
+            if let Some(control) = &mut machine.control {
+                control.membership_mut().leave(now);
+            }
+            self.pump(*host);
+            self.schedule(
+                self.now + Duration::from_secs(1),
+                Happening::End(Ending::Exit(process)),
+            );
+        }
+        hosts.len()
+    }
+
+    /// Chaos is over: a random core is healed and started, the rest is gone for good.
+    pub(crate) fn quiet(&mut self) {
+        let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
+        let mut hosts: Vec<usize> = (0..self.hosts.len())
+            .filter(|host| self.hosts[*host].life > 0)
+            .collect();
+        self.rng.shuffle(&mut hosts);
+        let least = (hosts.len() * share as usize).div_ceil(100).max(1);
+        let size = least + self.rng.index(hosts.len() - least + 1);
+        let gone = hosts.split_off(size);
+        hosts.sort_unstable();
+        self.say(|| {
+            format!(
+                "quiet: the core is {:?}",
+                hosts.iter().map(|host| host + 1).collect::<Vec<_>>()
+            )
+        });
+        self.network.lift_all(self.now);
+        gone.into_iter().for_each(|host| self.kill(host));
+        self.core = Some(hosts.clone());
+        self.quiet_at = self.now;
+        for host in hosts {
+            self.hosts[host].slow = 1;
+            if self.hosts[host].paused {
+                self.resume(self.hosts[host].process());
+            }
+            if !self.hosts[host].is_up() || self.has_left(host) {
+                self.kill(host);
+                self.start(host, Memory::Kept);
+            }
+        }
+        self.agreed = 0;
+        self.schedule(self.now + LOOK, Happening::Look);
+    }
+
+    fn has_left(&self, host: usize) -> bool {
+        let control = self.hosts[host].control.as_ref();
+        control.is_some_and(|control| {
+            let membership = control.membership();
+            membership.roster().present(membership.id()).is_none()
+        })
+    }
+
+    /// The core agrees when everybody in it sees everybody in it and nobody else.
+    pub(crate) fn look(&mut self) {
+        let Some(core) = &self.core else { return };
+        let agreed = self.disagreement(core).is_none();
+        self.agreed = if agreed { self.agreed + 1 } else { 0 };
+        if self.agreed == SETTLED {
+            self.converged_after = Some(self.now.since(self.quiet_at) - LOOK * (SETTLED - 1));
+        } else {
+            self.schedule(self.now + LOOK, Happening::Look);
+        }
+    }
+
+    /// Why the core does not agree yet.
+    pub fn disagreement(&self, core: &[usize]) -> Option<String> {
+        let mut digest = None;
+        for host in core {
+            let machine = &self.hosts[*host];
+            let Some(control) = &machine.control else {
+                return Some(format!("{} is not running", machine.name));
+            };
+            let membership = control.membership();
+            if !membership.is_joined() || !membership.is_confirmed() {
+                return Some(format!("{} is not joined or not confirmed", machine.name));
+            }
+            for other in core {
+                if membership.roster().present(self.hosts[*other].id).is_none() {
+                    return Some(format!(
+                        "{} does not see {}",
+                        machine.name, self.hosts[*other].name
+                    ));
+                }
+            }
+            if membership.roster().present_count() != core.len() {
+                return Some(format!("{} sees somebody who is gone", machine.name));
+            }
+            if *digest.get_or_insert(membership.roster().digest()) != membership.roster().digest() {
+                return Some(format!("{} has another digest", machine.name));
+            }
+        }
+        None
+    }
+
+    /// The core of the quiet phase, once it has begun.
+    pub fn core(&self) -> Option<&[usize]> {
+        self.core.as_deref()
+    }
+}

@@ -1,0 +1,253 @@
+//! One simulated machine: the process on it, its clock, its disk, and what it is suffering from.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use swimring::core::control::Control;
+use swimring::core::peers::{ConnId, DialId, PeersConfig};
+use swimring_membership::{Config, Instant, Name, NodeId, Peer, Profile, Rng, Settings, Start};
+
+use crate::network::Process;
+use crate::plan::{Memory, WorldSpec};
+
+/// Most inputs that wait for a paused process; the system drops what comes after.
+const INBOX_MAX: usize = 4_096;
+/// How long a process takes for one input when it is not slowed down.
+const SERVICE: Duration = Duration::from_micros(10);
+
+/// What a process is given.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A deadline may have passed.
+    Wake,
+    /// A message on a connection.
+    Message(ConnId, Vec<u8>),
+    /// A dial's answer.
+    Dialled(DialId, ConnId, swimring::core::hello::Hello),
+    /// A dial's failure.
+    DialFailed(DialId, String),
+    /// A hello on a new connection that was judged.
+    Accepted(ConnId, swimring::core::hello::Hello),
+    /// A connection's end.
+    Closed(ConnId),
+}
+
+/// What survives a process: its state directory.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// The last boot that was stored.
+    pub boot: u32,
+    /// Contacts of the last life.
+    pub contacts: Vec<Peer>,
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Host {
+    /// Its index.
+    pub index: usize,
+    /// Its node's name.
+    pub name: Name,
+    /// Its node's id.
+    pub id: NodeId,
+    /// Where it listens for gossip.
+    pub address: SocketAddr,
+    /// The running process's control plane, if one runs.
+    pub control: Option<Control>,
+    /// Counts its starts.
+    pub life: u32,
+    /// When the running process was started.
+    pub started: Instant,
+    /// When it last stood still or was slow, if ever.
+    pub troubled: Option<Instant>,
+    /// Its state directory, and an old copy of it.
+    pub disk: Disk,
+    stale_disk: Disk,
+    /// Standing still.
+    pub paused: bool,
+    /// Inputs that wait for it.
+    pub inbox: VecDeque<Input>,
+    /// How many times slower than usual.
+    pub slow: u32,
+    /// When it is done with what it has.
+    pub busy_until: Instant,
+    /// For which moment a wake-up is scheduled.
+    pub armed: Option<Instant>,
+    clock: Clock,
+    rng: Rng,
+}
+
+/// A clock that starts anywhere and drifts.
+#[derive(Copy, Clone, Debug)]
+struct Clock {
+    world: Instant,
+    local: Instant,
+    ppm: i32,
+}
+
+impl Clock {
+    fn local(&self, world: Instant) -> Instant {
+        let passed = world.since(self.world).as_nanos() as i128;
+        let local = passed + passed * i128::from(self.ppm) / 1_000_000;
+        Instant::from_nanos(self.local.as_nanos() + local as u64)
+    }
+
+    /// The first world moment at which the clock shows `local` or more.
+    fn world(&self, local: Instant) -> Instant {
+        let passed = local.since(self.local).as_nanos() as i128;
+        let world = passed * 1_000_000 / (1_000_000 + i128::from(self.ppm));
+        Instant::from_nanos(self.world.as_nanos() + world as u64 + u64::from(self.ppm != 0))
+    }
+}
+
+/// The cluster of every world.
+pub fn cluster() -> Name {
+    Name::new("sim").expect("the name follows the rule")
+}
+
+impl Host {
+    /// A machine on which nothing runs yet.
+    pub fn new(index: usize, seed: u64) -> Self {
+        let name = Name::new(&format!("n{}", index + 1)).expect("the name follows the rule");
+        let mut rng = Rng::new(seed).fork(0x686f_7374).fork(index as u64);
+        let origin = Instant::from_nanos(rng.below(1 << 50));
+        Self {
+            index,
+            id: NodeId::of(&cluster(), &name),
+            name,
+            address: SocketAddr::from((
+                [
+                    10,
+                    (index >> 14) as u8,
+                    (index >> 7 & 127) as u8,
+                    (index & 127) as u8 + 1,
+                ],
+                7_946,
+            )),
+            control: None,
+            life: 0,
+            started: Instant::ORIGIN,
+            troubled: None,
+            disk: Disk::default(),
+            stale_disk: Disk::default(),
+            paused: false,
+            inbox: VecDeque::new(),
+            slow: 1,
+            busy_until: Instant::ORIGIN,
+            armed: None,
+            clock: Clock {
+                world: Instant::ORIGIN,
+                local: origin,
+                ppm: 0,
+            },
+            rng,
+        }
+    }
+
+    /// The process that runs, or ran last.
+    pub fn process(&self) -> Process {
+        Process {
+            host: self.index,
+            life: self.life,
+        }
+    }
+
+    /// Whether a process runs (perhaps standing still).
+    pub fn is_up(&self) -> bool {
+        self.control.is_some()
+    }
+
+    /// What the host's clock shows.
+    pub fn local(&self, world: Instant) -> Instant {
+        self.clock.local(world)
+    }
+
+    /// When the host's clock shows `local`.
+    pub fn world(&self, local: Instant) -> Instant {
+        self.clock.world(local)
+    }
+
+    /// From now on the clock drifts by so many millionths.
+    pub fn drift(&mut self, now: Instant, ppm: i32) {
+        self.clock = Clock {
+            world: now,
+            local: self.local(now),
+            ppm,
+        };
+    }
+
+    /// Starts a process with what `memory` leaves of the state directory.
+    pub fn start(
+        &mut self,
+        now: Instant,
+        spec: &WorldSpec,
+        zone: char,
+        memory: Memory,
+        seeds: &[SocketAddr],
+    ) {
+        assert!(self.control.is_none(), "one process a machine");
+        match memory {
+            Memory::Kept => {}
+            Memory::Lost => self.disk = Disk::default(),
+            Memory::Stale => self.disk = self.stale_disk.clone(),
+        }
+        self.life += 1;
+        self.started = now;
+        self.disk.boot += 1;
+        let start = Start {
+            cluster: cluster(),
+            profile: Profile {
+                name: self.name.clone(),
+                gossip: self.address,
+                calls: SocketAddr::new(self.address.ip(), self.address.port() + 1),
+                zone: (spec.zones > 1).then(|| zone.to_string()),
+                weight: 1,
+                tags: Vec::new(),
+            },
+            boot: self.disk.boot,
+            life: self.rng.next_u64(),
+            seed: self.rng.next_u64(),
+        };
+        let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
+        let local = self.local(now);
+        let mut control = Control::new(local, config, PeersConfig::default(), start, [7; 16])
+            .expect("the profile keeps its limits");
+        let contacts = self.disk.contacts.clone();
+        control.membership_mut().remember_contacts(contacts);
+        control.membership_mut().join(local, seeds);
+        self.control = Some(control);
+        (self.paused, self.slow, self.armed) = (false, 1, None);
+        self.inbox.clear();
+        self.busy_until = now;
+    }
+
+    /// The process ends without a word. Its state directory is as it was stored last.
+    pub fn kill(&mut self) {
+        if let Some(control) = self.control.take() {
+            let contacts = control.membership().contacts().take(64).collect();
+            let older = std::mem::replace(&mut self.disk.contacts, contacts);
+            // The stale copy is what the directory held one life earlier.
+            self.stale_disk = Disk {
+                boot: self.disk.boot.saturating_sub(1),
+                contacts: older,
+            };
+        }
+        (self.paused, self.armed) = (false, None);
+        self.inbox.clear();
+    }
+
+    /// Takes an input that cannot be handled now; drops it when too much waits.
+    pub fn wait(&mut self, input: Input) -> bool {
+        let fits = self.inbox.len() < INBOX_MAX || !matches!(input, Input::Message(..));
+        if fits {
+            self.inbox.push_back(input);
+        }
+        fits
+    }
+
+    /// Counts the work of one input.
+    pub fn work(&mut self, now: Instant) {
+        self.busy_until = self.busy_until.max(now) + SERVICE * self.slow;
+    }
+}

@@ -1,0 +1,14 @@
+//! A whole cluster in one thread under virtual time, made of the types that ship.
+//!
+//! A seed and a plan make a run; the same two make the same run, to the byte. Faults come first, with safety
+//! checked throughout; then a random core heals, and agreement is owed within a bound.
+
+mod faults;
+pub mod host;
+pub mod network;
+pub mod oracles;
+pub mod plan;
+pub mod profile;
+pub mod sweep;
+mod trace;
+pub mod world;

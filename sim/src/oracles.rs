@@ -1,0 +1,136 @@
+//! What must hold, one file a property. Fed by every event of the production telemetry and by what the world
+//! knows; an oracle counts how often it checked, so that one that never does is seen.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use swimring::core::control::ControlEvent;
+use swimring_membership::Instant;
+
+use crate::host::Host;
+use crate::network::Network;
+
+mod evidence_is_monotone;
+mod heal_keeps_the_healthy;
+mod incarnations_are_minted_by_their_subject;
+mod incarnations_never_regress;
+mod news_moves_up;
+mod no_phantoms;
+mod refutation_is_synchronous;
+mod the_dead_stay_dead;
+
+/// What the world knows, for oracles to look at.
+pub struct Facts<'a> {
+    /// World time.
+    pub now: Instant,
+    /// Every machine.
+    pub hosts: &'a [Host],
+    /// The network.
+    pub network: &'a Network,
+}
+
+impl Facts<'_> {
+    fn name(&self, host: usize) -> String {
+        self.hosts[host].name.to_string()
+    }
+
+    fn by_id(&self, id: swimring_membership::NodeId) -> Option<&Host> {
+        self.hosts.iter().find(|host| host.id == id)
+    }
+}
+
+/// Something that must not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Which property.
+    pub oracle: &'static str,
+    /// When, in milliseconds of world time.
+    pub at_ms: u64,
+    /// Who was involved: the observer first.
+    pub nodes: Vec<String>,
+    /// What was seen.
+    pub message: String,
+}
+
+/// Where oracles write.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Checks by oracle.
+    pub checks: BTreeMap<&'static str, u64>,
+    /// What was found, in order; the first hundred.
+    pub violations: Vec<Violation>,
+}
+
+const VIOLATIONS_MAX: usize = 100;
+
+impl Findings {
+    /// Counts a check of `oracle`; what fails becomes a violation.
+    pub fn check(
+        &mut self,
+        facts: &Facts<'_>,
+        oracle: &'static str,
+        nodes: &[usize],
+        holds: bool,
+        message: impl FnOnce() -> String,
+    ) {
+        *self.checks.entry(oracle).or_insert(0) += 1;
+        if !holds && self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(Violation {
+                oracle,
+                at_ms: facts.now.as_millis(),
+                nodes: nodes.iter().map(|host| facts.name(*host)).collect(),
+                message: message(),
+            });
+        }
+    }
+}
+
+/// One property.
+pub trait Oracle: Send {
+    /// A process started.
+    fn on_start(&mut self, _facts: &Facts<'_>, _host: usize, _out: &mut Findings) {}
+
+    /// A process reported an event.
+    fn on_event(
+        &mut self,
+        _facts: &Facts<'_>,
+        _host: usize,
+        _event: &ControlEvent,
+        _out: &mut Findings,
+    ) {
+    }
+
+    /// A process is about to be given a message.
+    fn before_message(
+        &mut self,
+        _facts: &Facts<'_>,
+        _host: usize,
+        _bytes: &[u8],
+        _out: &mut Findings,
+    ) {
+    }
+
+    /// A process has handled a message.
+    fn after_message(
+        &mut self,
+        _facts: &Facts<'_>,
+        _host: usize,
+        _bytes: &[u8],
+        _out: &mut Findings,
+    ) {
+    }
+}
+
+/// Every oracle of membership.
+pub fn all() -> Vec<Box<dyn Oracle>> {
+    vec![
+        Box::new(incarnations_never_regress::Watch::default()),
+        Box::new(news_moves_up::Watch),
+        Box::new(incarnations_are_minted_by_their_subject::Watch::default()),
+        Box::new(the_dead_stay_dead::Watch::default()),
+        Box::new(evidence_is_monotone::Watch),
+        Box::new(no_phantoms::Watch),
+        Box::new(refutation_is_synchronous::Watch),
+        Box::new(heal_keeps_the_healthy::Watch),
+    ]
+}

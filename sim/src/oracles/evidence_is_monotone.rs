@@ -1,0 +1,52 @@
+//! M5: whoever was told of a state at an incarnation holds at least that incarnation afterwards, even when
+//! the state did not change (the hole of memberlist's *dead* at a higher incarnation).
+
+use swimring_membership::wire::{Header, Message, Update};
+
+use super::{Facts, Findings, Oracle};
+
+pub(super) struct Watch;
+
+impl Oracle for Watch {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, bytes: &[u8], out: &mut Findings) {
+        let Some(control) = &facts.hosts[host].control else {
+            return;
+        };
+        let membership = control.membership();
+        if !membership.is_confirmed() {
+            return;
+        }
+        let Ok(Some(message)) = Message::decode(bytes) else {
+            return;
+        };
+        for update in header(&message)
+            .map(|header| header.updates.as_slice())
+            .unwrap_or_default()
+        {
+            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) =
+                update
+            else {
+                continue;
+            };
+            if let Some((_, held)) = membership.roster().belief(*id)
+                && *id != membership.id()
+            {
+                out.check(facts, "M5", &[host], held >= *told, || {
+                    format!("was told {update:?} and holds {held}")
+                });
+            }
+        }
+    }
+}
+
+fn header(message: &Message) -> Option<&Header> {
+    match message {
+        Message::Ping { header, .. }
+        | Message::Ack { header, .. }
+        | Message::PingReq { header, .. }
+        | Message::Reached { header, .. }
+        | Message::Nack { header, .. }
+        | Message::Rumours { header } => Some(header),
+        _ => None,
+    }
+}

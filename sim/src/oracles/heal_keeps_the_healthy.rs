@@ -1,0 +1,68 @@
+//! L13: while a cut heals, and at any other time, no live member leaves the ring of a node that can reach it.
+//!
+//! Only pairs are judged that have reached each other for a while, on machines without trouble of their own,
+//! and only while few packets are lost: then nothing excuses a verdict.
+
+use std::time::Duration;
+
+use swimring::core::control::ControlEvent;
+use swimring_membership::{Event, State};
+
+use super::{Facts, Findings, Oracle};
+
+/// How long two nodes must have reached each other: a probe that was lost before takes that long.
+const REACHABLE: Duration = Duration::from_secs(2);
+/// How long a machine must have been without trouble: what it missed in a pause has effects for a while.
+const WELL: Duration = Duration::from_secs(60);
+/// Loss above this excuses a verdict, in millionths.
+const LOSS_MAX: u32 = 20_000;
+
+pub(super) struct Watch;
+
+impl Oracle for Watch {
+    fn on_event(
+        &mut self,
+        facts: &Facts<'_>,
+        host: usize,
+        event: &ControlEvent,
+        out: &mut Findings,
+    ) {
+        let ControlEvent::Membership(Event::Changed {
+            id,
+            before: Some((before, _)),
+            state: State::Down,
+            incarnation,
+            ..
+        }) = event
+        else {
+            return;
+        };
+        let Some(subject) = facts.by_id(*id).filter(|_| before.is_present()) else {
+            return;
+        };
+        let well = |index: usize| {
+            let machine = &facts.hosts[index];
+            let quiet = machine
+                .troubled
+                .is_none_or(|since| facts.now.since(since) > WELL);
+            quiet && !machine.paused && facts.now.since(machine.started) > WELL
+        };
+        let reached = facts
+            .network
+            .reachable_since(host, subject.index)
+            .is_some_and(|since| facts.now.since(since) > REACHABLE);
+        let alive = subject.control.as_ref().is_some_and(|control| {
+            control.membership().is_confirmed()
+                && control.membership().record().incarnation().boot == incarnation.boot
+        });
+        let wrong = alive
+            && reached
+            && well(host)
+            && well(subject.index)
+            && facts.network.worst_loss() <= LOSS_MAX;
+        let index = subject.index;
+        out.check(facts, "L13", &[host, index], !wrong, || {
+            format!("{} is reachable and was removed", subject.name)
+        });
+    }
+}

@@ -1,0 +1,67 @@
+//! M3: nobody believes an incarnation that its subject has not minted.
+
+use std::collections::BTreeMap;
+
+use swimring::core::control::ControlEvent;
+use swimring_membership::{Event, NodeId};
+
+use super::{Facts, Findings, Oracle};
+
+#[derive(Default)]
+pub(super) struct Watch {
+    /// The highest count that a name has minted, by boot.
+    minted: BTreeMap<(NodeId, u32), u32>,
+}
+
+impl Watch {
+    fn learn(&mut self, facts: &Facts<'_>, host: usize) {
+        let machine = &facts.hosts[host];
+        if let Some(control) = &machine.control {
+            let own = control.membership().record().incarnation();
+            let count = self
+                .minted
+                .entry((machine.id, own.boot))
+                .or_insert(own.count);
+            *count = (*count).max(own.count);
+        }
+    }
+}
+
+impl Oracle for Watch {
+    fn on_start(&mut self, facts: &Facts<'_>, host: usize, _out: &mut Findings) {
+        self.learn(facts, host);
+    }
+
+    fn after_message(
+        &mut self,
+        facts: &Facts<'_>,
+        host: usize,
+        _bytes: &[u8],
+        _out: &mut Findings,
+    ) {
+        self.learn(facts, host);
+    }
+
+    fn on_event(
+        &mut self,
+        facts: &Facts<'_>,
+        host: usize,
+        event: &ControlEvent,
+        out: &mut Findings,
+    ) {
+        self.learn(facts, host);
+        let ControlEvent::Membership(Event::Changed {
+            id, incarnation, ..
+        }) = event
+        else {
+            return;
+        };
+        let minted = self
+            .minted
+            .get(&(*id, incarnation.boot))
+            .is_some_and(|count| incarnation.count <= *count);
+        out.check(facts, "M3", &[host], minted, || {
+            format!("believes {incarnation} of {id:?}, which never said so")
+        });
+    }
+}

@@ -1,0 +1,292 @@
+//! The plan language, version 1: what a run consists of, as a readable file.
+//!
+//! One statement a line, `#` comments. Parsing and printing are inverse. Knows nothing of how a plan is run.
+
+use std::fmt;
+use std::time::Duration;
+
+use swimring_membership::Preset;
+
+mod parse;
+mod print;
+
+/// Why a plan cannot be read; the author's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct PlanError {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub problem: String,
+}
+
+/// A run, before its randomness is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Who is there at the beginning.
+    pub world: WorldSpec,
+    /// How messages travel; later rules override earlier ones.
+    pub links: Vec<LinkRule>,
+    /// Keyed calls, if there are any.
+    pub load: Option<Load>,
+    /// What happens when, in the order of time.
+    pub steps: Vec<Step>,
+    /// When chaos ends.
+    pub quiet: Option<Quiet>,
+    /// What is owed after that.
+    pub expect: Expect,
+}
+
+/// Who is there at the beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorldSpec {
+    /// How many nodes.
+    pub nodes: usize,
+    /// In how many zones, taking turns.
+    pub zones: usize,
+    /// How many of the nodes are seeds: the first ones.
+    pub seeds: usize,
+    /// Their settings.
+    pub preset: Preset,
+    /// log2 of the arcs of the ring.
+    pub arcs: u32,
+}
+
+/// A distribution of one-way latency.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Latency {
+    /// Always the same.
+    Const(Duration),
+    /// Every value between two equally likely.
+    Uniform(Duration, Duration),
+    /// Exponential with this mean, cut at ten times the mean.
+    Exp(Duration),
+}
+
+/// How messages travel between some nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkRule {
+    /// One-way latency.
+    pub latency: Latency,
+    /// Chance that a packet is lost, in millionths.
+    pub loss: u32,
+    /// Chance that a datagram arrives twice, in millionths.
+    pub dup: u32,
+    /// Chance that a datagram's bytes are changed on the way; QUIC discards it, in millionths.
+    pub corrupt: u32,
+    /// Additional random delay, up to this, which reorders.
+    pub reorder: Duration,
+    /// Which pairs.
+    pub pairs: Pairs,
+}
+
+/// Which pairs of nodes a link rule is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// All.
+    All,
+    /// Both ways between two sides.
+    Between(Side, Side),
+    /// One way.
+    From(Side, Side),
+}
+
+/// Some nodes, said without chance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// One node, counted from 1.
+    Node(usize),
+    /// A zone, by its letter.
+    Zone(char),
+}
+
+/// Some nodes, perhaps chosen when the time comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// These.
+    Side(Side),
+    /// That many live ones.
+    Random(usize),
+    /// Whoever owns the key in most views.
+    Owner(String),
+}
+
+/// Keyed calls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Load {
+    /// Calls a second, of all nodes together.
+    pub rate: u32,
+    /// How keys are drawn.
+    pub keys: Keys,
+    /// Deadline of a call.
+    pub deadline: Duration,
+    /// Share of calls that may run twice, in millionths.
+    pub idempotent: u32,
+    /// How long a handler runs.
+    pub handler: Latency,
+    /// Bytes of a body.
+    pub body: usize,
+}
+
+/// How keys are drawn.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub enum Keys {
+    /// Every key equally likely.
+    Uniform(u32),
+    /// Zipf with this exponent (in thousandths) over so many keys.
+    Zipf(u32, u32),
+}
+
+/// Something that happens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// When it begins.
+    pub at: Duration,
+    /// What it is.
+    pub action: Action,
+    /// How long it lasts; zero for what has no end.
+    pub lasts: Duration,
+}
+
+/// What a restarted process still has.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Its state directory.
+    Kept,
+    /// Nothing.
+    Lost,
+    /// An old copy of its state directory.
+    Stale,
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Nothing passes between groups. Nodes in no group form one of their own.
+    Cut(Cut),
+    /// Nothing passes from the first to the second.
+    Oneway(Side, Side),
+    /// Two sides that reach each other only through the node between them.
+    Bridge(Side, usize, Side),
+    /// Packets are lost, in millionths; at these nodes, or everywhere.
+    Loss(u32, Option<Select>),
+    /// Datagrams arrive twice, in millionths.
+    Dup(u32),
+    /// Datagrams overtake each other, by up to this.
+    Reorder(Duration),
+    /// Processes end without a word; perhaps they are started again.
+    Crash(Select, Option<(Duration, Memory)>),
+    /// Processes stand still.
+    Pause(Select),
+    /// Processes take so many times longer for everything.
+    Slow(Select, u32),
+    /// A clock runs faster (or slower) by so many millionths.
+    Drift(Select, i32),
+    /// Processes leave in an orderly way.
+    Leave(Select),
+    /// New nodes come, within a time.
+    Join(usize, Duration),
+    /// The load is so many times higher.
+    Overload(u32),
+}
+
+/// Who is cut from whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// A random half from the other.
+    Half,
+    /// These from all others.
+    Isolate(Select),
+    /// A zone from all others.
+    Zone(char),
+    /// These groups from each other.
+    Groups(Vec<Vec<usize>>),
+}
+
+/// When chaos ends: a random core heals, everything else that failed stays so.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Quiet {
+    /// When.
+    pub at: Duration,
+    /// The share of the nodes that is healed at least, in percent.
+    pub core: u32,
+}
+
+/// What is owed after chaos.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// Within which time the core has one view.
+    pub converged: Duration,
+    /// Whether every key is then answered.
+    pub served: bool,
+}
+
+impl Default for Expect {
+    fn default() -> Self {
+        Self {
+            converged: Duration::from_secs(30),
+            served: true,
+        }
+    }
+}
+
+impl Plan {
+    /// Reads a plan.
+    ///
+    /// # Errors
+    /// With the line and what is wrong there.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        parse::plan(text)
+    }
+
+    /// When the run ends: after the last thing that happens, with time for what is owed.
+    pub fn end(&self) -> Duration {
+        let last = self
+            .steps
+            .iter()
+            .map(|step| step.at + step.lasts + restart_after(&step.action))
+            .max();
+        let chaos = last.unwrap_or_default().max(Duration::from_secs(5));
+        self.quiet.map_or(chaos, |quiet| quiet.at) + self.expect.converged + Duration::from_secs(5)
+    }
+}
+
+fn restart_after(action: &Action) -> Duration {
+    match action {
+        Action::Crash(_, Some((after, _))) => *after,
+        Action::Join(_, over) => *over,
+        _ => Duration::ZERO,
+    }
+}
+
+impl Action {
+    /// The kind of fault, for counting which really happened.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Cut(_) => "cut",
+            Self::Oneway(..) => "oneway",
+            Self::Bridge(..) => "bridge",
+            Self::Loss(..) => "loss",
+            Self::Dup(_) => "dup",
+            Self::Reorder(_) => "reorder",
+            Self::Crash(_, None | Some((_, Memory::Kept))) => "crash",
+            Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
+            Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",
+            Self::Pause(_) => "pause",
+            Self::Slow(..) => "slow",
+            Self::Drift(..) => "drift",
+            Self::Leave(_) => "leave",
+            Self::Join(..) => "join",
+            Self::Overload(_) => "overload",
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        print::plan(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Plan to text, so that what a seed drew can be kept, read and changed.
+
+use std::fmt::{Formatter, Result};
+use std::time::Duration;
+
+use swimring_membership::Preset;
+
+use super::{Action, Cut, Keys, Latency, Memory, Pairs, Plan, Select, Side};
+
+pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
+    let w = &plan.world;
+    let preset = match w.preset {
+        Preset::Lan => "lan",
+        Preset::Wan => "wan",
+        Preset::Local => "local",
+    };
+    writeln!(f, "plan 1")?;
+    writeln!(
+        f,
+        "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}",
+        w.nodes, w.zones, w.seeds, w.arcs
+    )?;
+    for rule in &plan.links {
+        write!(
+            f,
+            "link latency={} loss={}",
+            latency(rule.latency),
+            percent(rule.loss)
+        )?;
+        write!(
+            f,
+            " dup={} reorder={} corrupt={}",
+            percent(rule.dup),
+            time(rule.reorder),
+            percent(rule.corrupt)
+        )?;
+        match &rule.pairs {
+            Pairs::All => writeln!(f)?,
+            Pairs::Between(a, b) => writeln!(f, " between {} {}", side(a), side(b))?,
+            Pairs::From(a, b) => writeln!(f, " from {} to {}", side(a), side(b))?,
+        }
+    }
+    if let Some(load) = &plan.load {
+        let keys = match load.keys {
+            Keys::Uniform(count) => format!("uniform({count})"),
+            Keys::Zipf(exponent, count) => {
+                format!("zipf({}.{:03},{count})", exponent / 1_000, exponent % 1_000)
+            }
+        };
+        write!(
+            f,
+            "load rate={} keys={keys} deadline={}",
+            load.rate,
+            time(load.deadline)
+        )?;
+        writeln!(
+            f,
+            " idempotent={} handler={} body={}",
+            percent(load.idempotent),
+            latency(load.handler),
+            load.body
+        )?;
+    }
+    for step in &plan.steps {
+        write!(f, "at {} {}", time(step.at), action(&step.action))?;
+        if !step.lasts.is_zero() {
+            write!(f, " for {}", time(step.lasts))?;
+        }
+        writeln!(f)?;
+    }
+    if let Some(quiet) = plan.quiet {
+        writeln!(f, "quiet at {} core={}%", time(quiet.at), quiet.core)?;
+    }
+    let served = if plan.expect.served { "all" } else { "none" };
+    writeln!(
+        f,
+        "expect converged<={} served={served}",
+        time(plan.expect.converged)
+    )
+}
+
+fn time(span: Duration) -> String {
+    let micros = span.as_micros();
+    match micros {
+        _ if micros % 1_000_000 == 0 => format!("{}s", micros / 1_000_000),
+        _ if micros % 1_000 == 0 => format!("{}ms", micros / 1_000),
+        _ => format!("{micros}us"),
+    }
+}
+
+fn percent(millionths: u32) -> String {
+    format!("{}.{:04}%", millionths / 10_000, millionths % 10_000)
+}
+
+fn latency(latency: Latency) -> String {
+    match latency {
+        Latency::Const(value) => format!("const({})", time(value)),
+        Latency::Uniform(low, high) => format!("uniform({},{})", time(low), time(high)),
+        Latency::Exp(mean) => format!("exp({})", time(mean)),
+    }
+}
+
+fn side(side: &Side) -> String {
+    match side {
+        Side::Node(node) => format!("n{node}"),
+        Side::Zone(zone) => format!("zone:{zone}"),
+    }
+}
+
+fn select(who: &Select) -> String {
+    match who {
+        Select::Side(who) => side(who),
+        Select::Random(count) => format!("random({count})"),
+        Select::Owner(key) => format!("owner(\"{key}\")"),
+    }
+}
+
+fn action(action: &Action) -> String {
+    match action {
+        Action::Cut(Cut::Half) => "cut half".into(),
+        Action::Cut(Cut::Isolate(who)) => format!("cut isolate {}", select(who)),
+        Action::Cut(Cut::Zone(zone)) => format!("cut zone {zone}"),
+        Action::Cut(Cut::Groups(groups)) => {
+            let group = |nodes: &Vec<usize>| {
+                nodes
+                    .iter()
+                    .map(|node| format!("n{node}"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            format!(
+                "cut groups({})",
+                groups.iter().map(group).collect::<Vec<_>>().join(" | ")
+            )
+        }
+        Action::Oneway(from, to) => format!("oneway {} -> {}", side(from), side(to)),
+        Action::Bridge(a, through, b) => format!("bridge {} n{through} {}", side(a), side(b)),
+        Action::Loss(rate, None) => format!("loss {}", percent(*rate)),
+        Action::Loss(rate, Some(who)) => format!("loss {} of {}", percent(*rate), select(who)),
+        Action::Dup(rate) => format!("dup {}", percent(*rate)),
+        Action::Reorder(span) => format!("reorder {}", time(*span)),
+        Action::Crash(who, None) => format!("crash {}", select(who)),
+        Action::Crash(who, Some((after, memory))) => {
+            let memory = match memory {
+                Memory::Kept => "kept",
+                Memory::Lost => "lost",
+                Memory::Stale => "stale",
+            };
+            format!(
+                "crash {} ; restart after={} memory={memory}",
+                select(who),
+                time(*after)
+            )
+        }
+        Action::Pause(who) => format!("pause {}", select(who)),
+        Action::Slow(who, factor) => format!("slow {} x{factor}", select(who)),
+        Action::Drift(who, ppm) => format!("clock {} drift={ppm}ppm", select(who)),
+        Action::Leave(who) => format!("leave {}", select(who)),
+        Action::Join(count, over) => format!("join {count} over {}", time(*over)),
+        Action::Overload(factor) => format!("overload x{factor}"),
+    }
+}

@@ -1,0 +1,272 @@
+//! From a seed to a plan: what a sweep tries.
+
+use std::time::Duration;
+
+use swimring_membership::{Preset, Rng};
+
+use crate::plan::{
+    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side,
+    Step, WorldSpec,
+};
+
+/// A family of plans.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Profile {
+    /// For every change: 3 to 64 nodes, 10 virtual minutes, at least three kinds of fault.
+    Pr,
+    /// The same with 20 to 200 calls a second.
+    Forward,
+}
+
+/// Classes of fault; a plan uses some and leaves others out altogether.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+enum Class {
+    Cuts,
+    Oneway,
+    Loss,
+    Disorder,
+    Crashes,
+    Pauses,
+    Slowness,
+    Drift,
+    Churn,
+}
+
+const CLASSES: [Class; 9] = [
+    Class::Cuts,
+    Class::Oneway,
+    Class::Loss,
+    Class::Disorder,
+    Class::Crashes,
+    Class::Pauses,
+    Class::Slowness,
+    Class::Drift,
+    Class::Churn,
+];
+
+const CHAOS: Duration = Duration::from_secs(540);
+const END: Duration = Duration::from_secs(600);
+
+/// The plan of `seed`.
+pub fn plan(profile: Profile, seed: u64) -> Plan {
+    let mut rng = Rng::new(seed).fork(0x706c_616e);
+    let nodes = log_uniform(&mut rng, 3, 64) as usize;
+    let zones = 1 + rng.index(3);
+    let world = WorldSpec {
+        nodes,
+        zones,
+        seeds: 1 + rng.index(3.min(nodes)),
+        preset: Preset::Lan,
+        arcs: 10,
+    };
+    let link = LinkRule {
+        latency: Latency::Uniform(
+            Duration::from_micros(100),
+            Duration::from_micros(200 + rng.below(3_000)),
+        ),
+        loss: if rng.chance(500_000) {
+            rng.below(5_000) as u32
+        } else {
+            0
+        },
+        dup: if rng.chance(300_000) {
+            rng.below(20_000) as u32
+        } else {
+            0
+        },
+        corrupt: if rng.chance(300_000) {
+            rng.below(1_000) as u32
+        } else {
+            0
+        },
+        reorder: Duration::from_micros(if rng.chance(300_000) {
+            rng.below(2_000)
+        } else {
+            0
+        }),
+        pairs: Pairs::All,
+    };
+    let rate = match profile {
+        Profile::Pr => log_uniform(&mut rng, 1, 50),
+        Profile::Forward => log_uniform(&mut rng, 20, 200),
+    };
+    let load = Load {
+        rate,
+        keys: if rng.chance(500_000) {
+            Keys::Zipf(1_100, 10_000)
+        } else {
+            Keys::Uniform(1_000)
+        },
+        deadline: Duration::from_millis(200 + rng.below(2_000)),
+        idempotent: rng.below(1_000_000) as u32,
+        handler: Latency::Exp(Duration::from_micros(500 + rng.below(10_000))),
+        body: log_uniform(&mut rng, 1, 2_000) as usize,
+    };
+    let mut steps = Vec::new();
+    let mut at = Duration::from_secs(10 + rng.below(20));
+    let classes = draw_classes(&mut rng);
+    let mut turn = 0;
+    while at < CHAOS {
+        // The first pass uses every class once, so that none is drawn in vain.
+        let class = if turn < classes.len() {
+            classes[turn]
+        } else {
+            classes[rng.index(classes.len())]
+        };
+        turn += 1;
+        let (action, lasts) = fault(&mut rng, class, nodes, zones);
+        let lasts = lasts.min(CHAOS.saturating_sub(at) + Duration::from_secs(10));
+        steps.push(Step { at, action, lasts });
+        at += Duration::from_secs(5 + rng.below(50));
+    }
+    Plan {
+        world,
+        links: vec![link],
+        load: Some(load),
+        steps,
+        quiet: Some(Quiet { at: END, core: 70 }),
+        expect: Expect {
+            converged: Duration::from_secs(60),
+            served: true,
+        },
+    }
+}
+
+fn draw_classes(rng: &mut Rng) -> Vec<Class> {
+    let mut classes = CLASSES.to_vec();
+    rng.shuffle(&mut classes);
+    classes.truncate(3 + rng.index(CLASSES.len() - 2));
+    classes
+}
+
+fn log_uniform(rng: &mut Rng, low: u32, high: u32) -> u32 {
+    // A power of two between the bounds' logarithms, then any value within it.
+    let (least, most) = (low.max(1).ilog2(), high.ilog2());
+    loop {
+        let power = least + rng.below(u64::from(most - least) + 1) as u32;
+        let value = (1 << power) + rng.below(1 << power) as u32;
+        if (low..=high).contains(&value) {
+            return value;
+        }
+    }
+}
+
+fn secs(rng: &mut Rng, low: u32, high: u32) -> Duration {
+    Duration::from_secs(u64::from(log_uniform(rng, low, high)))
+}
+
+fn node(rng: &mut Rng, nodes: usize) -> Side {
+    Side::Node(1 + rng.index(nodes))
+}
+
+fn some(rng: &mut Rng, nodes: usize) -> Select {
+    let most = (nodes / 3).max(1);
+    if rng.chance(500_000) {
+        Select::Side(node(rng, nodes))
+    } else {
+        Select::Random(1 + rng.index(most))
+    }
+}
+
+fn side(rng: &mut Rng, nodes: usize, zones: usize) -> Side {
+    if zones > 1 && rng.chance(300_000) {
+        Side::Zone((b'a' + rng.index(zones) as u8) as char)
+    } else {
+        node(rng, nodes)
+    }
+}
+
+fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Duration) {
+    let forever = Duration::ZERO;
+    match class {
+        Class::Cuts => {
+            let cut = match rng.below(4) {
+                0 => Cut::Half,
+                1 => Cut::Isolate(some(rng, nodes)),
+                2 if zones > 1 => Cut::Zone((b'a' + rng.index(zones) as u8) as char),
+                2 => Cut::Half,
+                _ => groups(rng, nodes),
+            };
+            (Action::Cut(cut), secs(rng, 1, 120))
+        }
+        Class::Oneway if nodes > 3 && rng.chance(300_000) => {
+            let through = 1 + rng.index(nodes);
+            (
+                Action::Bridge(side(rng, nodes, zones), through, side(rng, nodes, zones)),
+                secs(rng, 5, 60),
+            )
+        }
+        Class::Oneway => (
+            Action::Oneway(side(rng, nodes, zones), side(rng, nodes, zones)),
+            secs(rng, 1, 60),
+        ),
+        Class::Loss => {
+            let who = rng.chance(500_000).then(|| some(rng, nodes));
+            (
+                Action::Loss(10_000 + rng.below(400_000) as u32, who),
+                secs(rng, 2, 60),
+            )
+        }
+        Class::Disorder if rng.chance(500_000) => (
+            Action::Dup(rng.below(500_000) as u32 + 10_000),
+            secs(rng, 5, 60),
+        ),
+        Class::Disorder => (
+            Action::Reorder(Duration::from_millis(1 + rng.below(200))),
+            secs(rng, 5, 60),
+        ),
+        Class::Crashes => {
+            let memory = [Memory::Kept, Memory::Kept, Memory::Lost, Memory::Stale][rng.index(4)];
+            let restart = rng.chance(850_000).then(|| (secs(rng, 1, 60), memory));
+            (Action::Crash(some(rng, nodes), restart), forever)
+        }
+        Class::Pauses => (Action::Pause(some(rng, nodes)), secs(rng, 1, 40)),
+        Class::Slowness => (
+            Action::Slow(some(rng, nodes), log_uniform(rng, 10, 2_000)),
+            secs(rng, 5, 60),
+        ),
+        Class::Drift => (
+            Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500),
+            forever,
+        ),
+        Class::Churn if rng.chance(400_000) => (Action::Leave(Select::Random(1)), forever),
+        Class::Churn => (Action::Join(1 + rng.index(4), secs(rng, 1, 10)), forever),
+    }
+}
+
+fn groups(rng: &mut Rng, nodes: usize) -> Cut {
+    let count = 2 + rng.index(2);
+    let mut groups = vec![Vec::new(); count];
+    for node in 1..=nodes {
+        groups[rng.index(count)].push(node);
+    }
+    groups.retain(|group| !group.is_empty());
+    Cut::Groups(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drawn_plan_reads_back_from_its_text() {
+        for seed in 0..200 {
+            let plan = plan(Profile::Pr, seed);
+            assert_eq!(
+                Plan::parse(&plan.to_string()).as_ref(),
+                Ok(&plan),
+                "seed {seed}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plan_has_at_least_three_kinds_of_fault() {
+        for seed in 0..200 {
+            let steps = plan(Profile::Pr, seed).steps;
+            let kinds: std::collections::BTreeSet<_> =
+                steps.iter().map(|step| step.action.kind()).collect();
+            assert!(kinds.len() >= 3, "seed {seed}: {kinds:?}");
+        }
+    }
+}

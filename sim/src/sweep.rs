@@ -1,0 +1,197 @@
+//! The plans of many seeds, on a few threads; each world stays on one.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use serde::Serialize;
+
+use crate::profile::{self, Profile};
+use crate::world::{Verdict, World};
+
+/// Most failures listed.
+const FAILURES_MAX: usize = 100;
+
+#[derive(Serialize)]
+struct Failure {
+    seed: u64,
+    oracle: String,
+    replay: String,
+    message: String,
+}
+
+#[derive(Default, Serialize)]
+struct Summary {
+    profile: String,
+    plans: u64,
+    violations: u64,
+    nonconverged: u64,
+    crashes: u64,
+    failures: Vec<Failure>,
+    faults: BTreeMap<&'static str, u64>,
+    oracles: BTreeMap<&'static str, u64>,
+    calls: u64,
+    node_seconds: f64,
+    converged_ms_max: u64,
+    wall_s: f64,
+}
+
+struct Outcome {
+    seed: u64,
+    world: Option<World>,
+    verdict: Option<Verdict>,
+}
+
+/// Runs the plans of `seeds` and prints what came of them.
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a sweep reports its own wall time and uses threads; no world sees either"
+)]
+pub fn run(profile: Profile, seeds: Range<u64>, jobs: usize, json: bool) -> ExitCode {
+    let started = std::time::Instant::now();
+    let next = AtomicU64::new(seeds.start);
+    let (send, receive) = mpsc::sync_channel(jobs.max(1));
+    let name = format!("{profile:?}").to_lowercase();
+    let mut summary = Summary {
+        profile: name.clone(),
+        ..Summary::default()
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            let (next, end, send) = (&next, seeds.end, send.clone());
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || send.send(one(profile, seed)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(send);
+        for outcome in receive {
+            summary.add(&name, outcome, json);
+        }
+    });
+    summary.wall_s = started.elapsed().as_secs_f64();
+    summary.failures.sort_by_key(|failure| failure.seed);
+    summary.print(json);
+    match (summary.crashes, summary.violations, summary.nonconverged) {
+        (0, 0, 0) => ExitCode::SUCCESS,
+        (0, 0, _) => ExitCode::from(3),
+        (0, ..) => ExitCode::from(1),
+        _ => ExitCode::from(4),
+    }
+}
+
+fn one(profile: Profile, seed: u64) -> Outcome {
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(profile::plan(profile, seed), seed);
+        let verdict = world.run(None);
+        (world, verdict)
+    }));
+    let (world, verdict) = run.map_or((None, None), |(world, verdict)| {
+        (Some(world), Some(verdict))
+    });
+    Outcome {
+        seed,
+        world,
+        verdict,
+    }
+}
+
+impl Summary {
+    fn add(&mut self, profile: &str, outcome: Outcome, json: bool) {
+        self.plans += 1;
+        let replay = format!(
+            "swimring-sim plan --profile {profile} --seed {0} | swimring-sim run - --seed {0}",
+            outcome.seed
+        );
+        let mut fail = |oracle: &str, message: String| {
+            if !json {
+                println!("seed {}: {oracle}: {message}\n  {replay}", outcome.seed);
+            }
+            if self.failures.len() < FAILURES_MAX {
+                self.failures.push(Failure {
+                    seed: outcome.seed,
+                    oracle: oracle.into(),
+                    replay: replay.clone(),
+                    message,
+                });
+            }
+        };
+        let Some(world) = &outcome.world else {
+            fail("crash", "the world panicked".into());
+            self.crashes += 1;
+            return;
+        };
+        match outcome.verdict {
+            Some(Verdict::Violation) => {
+                let first = &world.findings.violations[0];
+                fail(
+                    first.oracle,
+                    format!(
+                        "at {} ms, {}: {}",
+                        first.at_ms,
+                        first.nodes.join(" "),
+                        first.message
+                    ),
+                );
+                self.violations += 1;
+            }
+            Some(Verdict::NotConverged) => {
+                let why = world
+                    .core()
+                    .and_then(|core| world.disagreement(core))
+                    .unwrap_or_default();
+                fail("L4", why);
+                self.nonconverged += 1;
+            }
+            _ => {}
+        }
+        for (kind, count) in &world.faults {
+            *self.faults.entry(kind).or_insert(0) += count;
+        }
+        for (oracle, count) in &world.findings.checks {
+            *self.oracles.entry(oracle).or_insert(0) += count;
+        }
+        self.node_seconds += world.node_seconds;
+        let converged = world
+            .converged_after
+            .map_or(0, |after| after.as_millis() as u64);
+        self.converged_ms_max = self.converged_ms_max.max(converged);
+    }
+
+    fn print(&self, json: bool) {
+        if json {
+            println!(
+                "{}",
+                serde_json::to_string(self).expect("a summary has only text keys")
+            );
+            return;
+        }
+        println!(
+            "{} plans: {} violations, {} not converged, {} crashes; {:.0} node-seconds in {:.1} s",
+            self.plans,
+            self.violations,
+            self.nonconverged,
+            self.crashes,
+            self.node_seconds,
+            self.wall_s
+        );
+        let list = |counts: &BTreeMap<&str, u64>| {
+            counts
+                .iter()
+                .map(|(k, v)| format!("{k} {v}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        println!("faults: {}", list(&self.faults));
+        println!("checks: {}", list(&self.oracles));
+        println!("slowest agreement: {} ms", self.converged_ms_max);
+    }
+}

@@ -1,0 +1,725 @@
+//! The event loop: one queue, one clock, every host's process driven through its own verbs.
+//!
+//! Decides nothing about the protocol. What a packet suffers is decided by `network`, what a fault does by
+//! `faults`, what must hold by `oracles`.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use swimring::core::control::ControlEvent;
+use swimring::core::hello::{Class, Hello};
+use swimring::core::peers::{Command, ConnId, DialId};
+use swimring_membership::{Delivery, Event, Instant, Rng};
+
+use crate::host::{Host, Input};
+use crate::network::{Conn, Network, Process};
+use crate::oracles::{self, Facts, Findings, Oracle};
+use crate::plan::{Memory, Plan};
+use crate::trace::Trace;
+
+/// When an unanswered handshake packet is sent again; doubles.
+const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
+/// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].
+const FRAME_RETRY: Duration = Duration::from_millis(20);
+/// The longest wait before a frame is sent again.
+const FRAME_RETRY_MAX: Duration = Duration::from_secs(1);
+/// After how long without a packet an end gives a connection up.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// What happens at a moment.
+#[derive(Clone, Debug)]
+pub(crate) enum Happening {
+    /// An input for a process, unless another life runs by then.
+    Input(Process, Input),
+    /// A datagram arrives at one end of a connection.
+    Datagram {
+        conn: u64,
+        end: usize,
+        bytes: Vec<u8>,
+    },
+    /// A frame tries to arrive at one end of a connection.
+    Frame {
+        conn: u64,
+        end: usize,
+        bytes: Vec<u8>,
+        tries: u32,
+    },
+    /// A packet of a handshake arrives.
+    Handshake(Handshake),
+    /// An end checks whether its connection is idle.
+    Idle { conn: u64, process: Process },
+    /// A step of the plan begins.
+    Begin(usize),
+    /// A layer is lifted, a paused process goes on, and so on.
+    End(crate::faults::Ending),
+    /// Chaos is over.
+    Quiet,
+    /// The core is looked at.
+    Look,
+}
+
+/// A handshake: four packets, the last one being the answer to the hello.
+#[derive(Clone, Debug)]
+pub(crate) struct Handshake {
+    dialler: Process,
+    dial: DialId,
+    address: SocketAddr,
+    stage: u8,
+    tries: u32,
+    conn: Option<u64>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything held.
+    Clean,
+    /// Something did not.
+    Violation,
+    /// Nothing broke, but the core did not agree in time.
+    NotConverged,
+}
+
+/// A cluster under a plan.
+pub struct World {
+    pub(crate) plan: Plan,
+    pub(crate) now: Instant,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    sequence: u64,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) by_address: BTreeMap<SocketAddr, usize>,
+    /// The network.
+    pub network: Network,
+    pub(crate) rng: Rng,
+    pub(crate) seed: u64,
+    oracles: Vec<Box<dyn Oracle>>,
+    /// What the oracles found.
+    pub findings: Findings,
+    /// The rolling hash.
+    pub trace: Trace,
+    /// Faults that really happened, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// The core of the quiet phase.
+    pub(crate) core: Option<Vec<usize>>,
+    pub(crate) quiet_at: Instant,
+    /// How often in a row the core was seen to agree.
+    pub(crate) agreed: u32,
+    /// How long after quiet the core agreed.
+    pub converged_after: Option<Duration>,
+    /// Seconds that processes were up, summed up.
+    pub node_seconds: f64,
+    log: Option<Vec<String>>,
+}
+
+impl World {
+    /// A world for a plan: its hosts are started at the beginning, in a random order within a second.
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        let rng = Rng::new(seed);
+        let mut world = Self {
+            network: Network::new(plan.links.clone(), rng.fork(1).next_u64()),
+            now: Instant::ORIGIN,
+            queue: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            sequence: 0,
+            hosts: Vec::new(),
+            by_address: BTreeMap::new(),
+            rng: rng.fork(2),
+            seed,
+            oracles: oracles::all(),
+            findings: Findings::default(),
+            trace: Trace::default(),
+            faults: BTreeMap::new(),
+            core: None,
+            quiet_at: Instant::ORIGIN,
+            agreed: 0,
+            converged_after: None,
+            node_seconds: 0.0,
+            log: None,
+            plan,
+        };
+        for _ in 0..world.plan.world.nodes {
+            let host = world.add_host();
+            let at = if host == 0 {
+                Duration::ZERO
+            } else {
+                world.rng.span(Duration::ZERO, Duration::from_secs(1))
+            };
+            world.schedule(
+                Instant::ORIGIN + at,
+                Happening::End(crate::faults::Ending::Start(host, Memory::Kept)),
+            );
+        }
+        for (index, step) in world.plan.steps.clone().iter().enumerate() {
+            world.schedule(Instant::ORIGIN + step.at, Happening::Begin(index));
+        }
+        let quiet = world.plan.quiet.map_or(
+            world.plan.end() - world.plan.expect.converged - Duration::from_secs(5),
+            |q| q.at,
+        );
+        world.schedule(Instant::ORIGIN + quiet, Happening::Quiet);
+        world
+    }
+
+    /// Keeps a line for every event, for a person to read.
+    pub fn keep_log(&mut self) {
+        self.log = Some(Vec::new());
+    }
+
+    /// The kept lines.
+    pub fn log(&self) -> &[String] {
+        self.log.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(format!(
+                "{:>10.4} {}",
+                self.now.as_nanos() as f64 / 1e9,
+                line()
+            ));
+        }
+    }
+
+    pub(crate) fn add_host(&mut self) -> usize {
+        let index = self.hosts.len();
+        let host = Host::new(index, self.seed);
+        let zone = (b'a' + (index % self.plan.world.zones) as u8) as char;
+        self.network.add_host(zone);
+        self.by_address.insert(host.address, index);
+        self.hosts.push(host);
+        index
+    }
+
+    pub(crate) fn schedule(&mut self, at: Instant, happening: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse((at, self.sequence)));
+        self.happenings.insert(self.sequence, happening);
+    }
+
+    /// Runs until nothing is left to see, or to `until`.
+    pub fn run(&mut self, until: Option<Duration>) -> Verdict {
+        let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end());
+        while let Some(&Reverse((at, sequence))) = self.queue.peek() {
+            if at > end || self.converged_after.is_some() {
+                break;
+            }
+            self.queue.pop();
+            let happening = self
+                .happenings
+                .remove(&sequence)
+                .expect("every queued number has its happening");
+            let up = self.hosts.iter().filter(|host| host.is_up()).count();
+            self.node_seconds += at.since(self.now).as_secs_f64() * up as f64;
+            self.now = at;
+            self.happen(happening);
+        }
+        self.verdict()
+    }
+
+    fn verdict(&self) -> Verdict {
+        if !self.findings.violations.is_empty() {
+            Verdict::Violation
+        } else if self.core.is_some() && self.converged_after.is_none() {
+            Verdict::NotConverged
+        } else {
+            Verdict::Clean
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Input(process, input) => self.give(process, input),
+            Happening::Datagram { conn, end, bytes } => self.on_datagram(conn, end, bytes),
+            Happening::Frame {
+                conn,
+                end,
+                bytes,
+                tries,
+            } => self.on_frame(conn, end, bytes, tries),
+            Happening::Handshake(handshake) => self.on_handshake(handshake),
+            Happening::Idle { conn, process } => self.on_idle(conn, process),
+            Happening::Begin(step) => self.begin(step),
+            Happening::End(ending) => self.end(ending),
+            Happening::Quiet => self.quiet(),
+            Happening::Look => self.look(),
+        }
+    }
+
+    // Processes.
+
+    /// Gives an input to a process, or keeps it while the process stands still or is busy.
+    pub(crate) fn give(&mut self, process: Process, input: Input) {
+        let host = &mut self.hosts[process.host];
+        if host.process() != process || !host.is_up() {
+            return;
+        }
+        if host.paused {
+            host.wait(input);
+            return;
+        }
+        if host.busy_until > self.now {
+            let at = host.busy_until;
+            self.schedule(at, Happening::Input(process, input));
+            return;
+        }
+        host.work(self.now);
+        self.handle(process.host, input);
+    }
+
+    fn handle(&mut self, index: usize, input: Input) {
+        let host = &mut self.hosts[index];
+        let now = host.local(self.now);
+        let Some(control) = &mut host.control else {
+            return;
+        };
+        match input {
+            Input::Wake => {
+                host.armed = None;
+                self.trace.note(self.now, index, 0, &[]);
+                control.handle_timeout(now);
+            }
+            Input::Message(conn, bytes) => return self.handle_message(index, conn, &bytes),
+            Input::Dialled(dial, conn, hello) => control.handle_dialled(now, dial, conn, &hello),
+            Input::DialFailed(dial, why) => control.handle_dial_failed(now, dial, why),
+            Input::Accepted(conn, hello) => control.handle_accepted(now, conn, &hello),
+            Input::Closed(conn) => control.handle_closed(now, conn),
+        }
+        self.pump(index);
+    }
+
+    fn handle_message(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
+        self.trace.note(self.now, index, 1, bytes);
+        let host = &mut self.hosts[index];
+        let now = host.local(self.now);
+        let Some(control) = &mut host.control else {
+            return;
+        };
+        let result = control.handle_message(now, conn, bytes);
+        self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, bytes, out));
+        self.check(index, "W1", result.is_ok(), || {
+            format!("refused a message of another node: {result:?}")
+        });
+        self.pump(index);
+    }
+
+    fn check(
+        &mut self,
+        host: usize,
+        oracle: &'static str,
+        holds: bool,
+        message: impl FnOnce() -> String,
+    ) {
+        let facts = Facts {
+            now: self.now,
+            hosts: &self.hosts,
+            network: &self.network,
+        };
+        self.findings.check(&facts, oracle, &[host], holds, message);
+    }
+
+    fn with_oracles(&mut self, mut each: impl FnMut(&mut dyn Oracle, &Facts<'_>, &mut Findings)) {
+        let facts = Facts {
+            now: self.now,
+            hosts: &self.hosts,
+            network: &self.network,
+        };
+        for oracle in &mut self.oracles {
+            each(oracle.as_mut(), &facts, &mut self.findings);
+        }
+    }
+
+    /// Starts a process and lets it have its first outputs.
+    pub(crate) fn start(&mut self, index: usize, memory: Memory) {
+        if self.hosts[index].is_up() {
+            return;
+        }
+        let seeds = self.seeds_for(index);
+        let zone = self.network.zone(index);
+        self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds);
+        self.say(|| format!("start n{}", index + 1));
+        self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
+        self.pump(index);
+    }
+
+    /// Every node knows the seeds; the first node of a world that begins is a cluster of one, on purpose.
+    fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
+        let first = index == 0 && self.hosts[0].life == 0;
+        let seeds = self
+            .hosts
+            .iter()
+            .take(self.plan.world.seeds)
+            .filter(|seed| seed.index != index);
+        if first {
+            Vec::new()
+        } else {
+            seeds.map(|seed| seed.address).collect()
+        }
+    }
+
+    /// Ends a process without a word.
+    pub(crate) fn kill(&mut self, index: usize) {
+        let process = self.hosts[index].process();
+        self.hosts[index].kill();
+        self.network.close_process(process);
+        self.say(|| format!("end n{}", index + 1));
+    }
+
+    /// Takes everything a process has to say, until it has nothing left.
+    pub(crate) fn pump(&mut self, index: usize) {
+        let mut bytes = Vec::new();
+        loop {
+            self.run_commands(index);
+            let host = &mut self.hosts[index];
+            let now = host.local(self.now);
+            let Some(control) = &mut host.control else {
+                return;
+            };
+            bytes.clear();
+            if let Some(sending) = control.poll_transmit(now, &mut bytes) {
+                let process = host.process();
+                if !self.send(process, sending.conn, sending.delivery, &bytes)
+                    && let Some(control) = &mut self.hosts[index].control
+                {
+                    control.handle_unsent(&sending);
+                }
+                continue;
+            }
+            if let Some(event) = control.poll_event() {
+                self.on_event(index, &event);
+                continue;
+            }
+            break;
+        }
+        self.arm(index);
+    }
+
+    fn run_commands(&mut self, index: usize) {
+        loop {
+            let host = &mut self.hosts[index];
+            let process = host.process();
+            let Some(command) = host
+                .control
+                .as_mut()
+                .and_then(|control| control.poll_command())
+            else {
+                return;
+            };
+            match command {
+                Command::Dial { dial, address, .. } => {
+                    let handshake = Handshake {
+                        dialler: process,
+                        dial,
+                        address,
+                        stage: 0,
+                        tries: 0,
+                        conn: None,
+                    };
+                    self.send_handshake(handshake);
+                }
+                Command::Abort { .. } => {}
+                Command::Close { conn, .. } => self.close(conn.0, process),
+            }
+        }
+    }
+
+    fn on_event(&mut self, index: usize, event: &ControlEvent) {
+        self.trace
+            .note(self.now, index, 2, format!("{event:?}").as_bytes());
+        self.say(|| format!("n{:<4} {event:?}", index + 1));
+        self.with_oracles(|oracle, facts, out| oracle.on_event(facts, index, event, out));
+        match event {
+            ControlEvent::Membership(Event::Rebooted { boot }) => {
+                self.hosts[index].disk.boot = *boot
+            }
+            ControlEvent::Membership(Event::NameTaken { .. } | Event::Superseded { .. }) => {
+                let process = self.hosts[index].process();
+                self.schedule(
+                    self.now,
+                    Happening::End(crate::faults::Ending::Exit(process)),
+                );
+            }
+            ControlEvent::Membership(Event::Joined) => {
+                let host = &mut self.hosts[index];
+                let now = host.local(self.now);
+                if let Some(control) = &mut host.control {
+                    control
+                        .membership_mut()
+                        .set_phase(now, swimring_membership::Phase::Ready);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn arm(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        let Some(next) = host
+            .control
+            .as_ref()
+            .and_then(|control| control.poll_timeout())
+        else {
+            return;
+        };
+        let at = host.world(next).max(self.now);
+        if host
+            .armed
+            .is_none_or(|armed| at < armed || armed < self.now)
+        {
+            host.armed = Some(at);
+            let process = host.process();
+            self.schedule(at, Happening::Input(process, Input::Wake));
+        }
+    }
+
+    // Connections.
+
+    fn send(&mut self, from: Process, conn: ConnId, delivery: Delivery, bytes: &[u8]) -> bool {
+        let Some(held) = self.network.conns.get(&conn.0) else {
+            return false;
+        };
+        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
+            return false;
+        };
+        let end = 1 - mine;
+        let to = held.ends[end].process;
+        match delivery {
+            Delivery::Datagram => {
+                for after in self.network.fate(from.host, to.host).arrivals {
+                    self.schedule(
+                        self.now + after,
+                        Happening::Datagram {
+                            conn: conn.0,
+                            end,
+                            bytes: bytes.to_vec(),
+                        },
+                    );
+                }
+            }
+            Delivery::Stream => self.send_frame(conn.0, end, bytes.to_vec(), 0),
+        }
+        true
+    }
+
+    /// Sends a frame, or sends it again: what is lost takes longer, and a cut holds it up.
+    fn send_frame(&mut self, conn: u64, end: usize, bytes: Vec<u8>, tries: u32) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let (from, to) = (held.ends[1 - end].process.host, held.ends[end].process.host);
+        match self.network.fate(from, to).arrivals.first() {
+            Some(after) => self.schedule(
+                self.now + *after,
+                Happening::Frame {
+                    conn,
+                    end,
+                    bytes,
+                    tries: u32::MAX,
+                },
+            ),
+            None => {
+                let wait = (FRAME_RETRY * (1 << tries.min(10))).min(FRAME_RETRY_MAX);
+                self.schedule(
+                    self.now + wait,
+                    Happening::Frame {
+                        conn,
+                        end,
+                        bytes,
+                        tries,
+                    },
+                );
+            }
+        }
+    }
+
+    fn on_frame(&mut self, conn: u64, end: usize, bytes: Vec<u8>, tries: u32) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        if tries != u32::MAX {
+            if held.ends[1 - end].open {
+                self.send_frame(conn, end, bytes, tries + 1);
+            }
+            return;
+        }
+        self.arrive(conn, end, bytes);
+    }
+
+    fn on_datagram(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
+        self.arrive(conn, end, bytes);
+    }
+
+    /// A packet with a message reaches one end. Whoever gets a packet for a connection that it does not know
+    /// says so.
+    fn arrive(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
+            return;
+        };
+        let (to, from) = (held.ends[end].process, held.ends[1 - end].process);
+        if held.ends[end].open {
+            held.ends[end].heard = self.now;
+            if self.network.passes(to.host, from.host)
+                && let Some(held) = self.network.conns.get_mut(&conn)
+            {
+                // The acknowledgement.
+                held.ends[1 - end].heard = self.now;
+            }
+            self.give(to, Input::Message(ConnId(conn), bytes));
+        } else if self.hosts[to.host].is_up() && self.network.passes(to.host, from.host) {
+            self.reset(conn, from);
+        }
+    }
+
+    /// The other end does not know the connection: this one gives it up.
+    fn reset(&mut self, conn: u64, process: Process) {
+        let open = self
+            .network
+            .conns
+            .get(&conn)
+            .is_some_and(|c| c.end_of(process).is_some_and(|end| c.ends[end].open));
+        if open {
+            self.network.close_end(conn, process);
+            self.schedule(
+                self.now,
+                Happening::Input(process, Input::Closed(ConnId(conn))),
+            );
+        }
+    }
+
+    /// A process closes a connection; the other end hears of it if a packet passes.
+    fn close(&mut self, conn: u64, process: Process) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let other = held
+            .ends
+            .iter()
+            .find(|end| end.process != process)
+            .map(|end| end.process);
+        self.network.close_end(conn, process);
+        if let Some(other) = other
+            && !self
+                .network
+                .fate(process.host, other.host)
+                .arrivals
+                .is_empty()
+        {
+            self.reset(conn, other);
+        }
+    }
+
+    fn on_idle(&mut self, conn: u64, process: Process) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let Some(end) = held.end_of(process).filter(|end| held.ends[*end].open) else {
+            return;
+        };
+        let due = held.ends[end].heard + IDLE;
+        if due <= self.now {
+            self.network.close_end(conn, process);
+            self.give(process, Input::Closed(ConnId(conn)));
+        } else {
+            self.schedule(due, Happening::Idle { conn, process });
+        }
+    }
+
+    // Handshakes: out, back, hello, answer.
+
+    fn send_handshake(&mut self, handshake: Handshake) {
+        let Some(&there) = self.by_address.get(&handshake.address) else {
+            return;
+        };
+        let here = handshake.dialler.host;
+        let (from, to) = if handshake.stage.is_multiple_of(2) {
+            (here, there)
+        } else {
+            (there, here)
+        };
+        match self.network.fate(from, to).arrivals.first() {
+            Some(after) => {
+                let at = self.now + *after;
+                self.schedule(
+                    at,
+                    Happening::Handshake(Handshake {
+                        stage: handshake.stage + 1,
+                        tries: 0,
+                        ..handshake
+                    }),
+                );
+            }
+            None if handshake.tries < 6 => {
+                let wait = HANDSHAKE_RETRY * (1 << handshake.tries);
+                self.schedule(
+                    self.now + wait,
+                    Happening::Handshake(Handshake {
+                        tries: handshake.tries + 1,
+                        ..handshake
+                    }),
+                );
+            }
+            None => {}
+        }
+    }
+
+    fn on_handshake(&mut self, mut handshake: Handshake) {
+        let Some(&there) = self.by_address.get(&handshake.address) else {
+            return;
+        };
+        let here = handshake.dialler;
+        if handshake.tries > 0 {
+            return self.send_handshake(handshake);
+        }
+        let answering = matches!(handshake.stage, 1 | 3);
+        let alive = if answering {
+            self.hosts[there].is_up() && !self.hosts[there].paused
+        } else {
+            self.hosts[here.host].process() == here
+        };
+        if !alive {
+            return;
+        }
+        match handshake.stage {
+            3 => {
+                let Some(hello) = self.hello(here.host) else {
+                    return;
+                };
+                let acceptor = self.hosts[there].process();
+                let id = self.hosts[here.host].id;
+                let control = self.hosts[there]
+                    .control
+                    .as_ref()
+                    .expect("an acceptor that is up runs");
+                if let Err(refusal) = control.judge(&hello, id) {
+                    let dial = handshake.dial;
+                    return self.give(here, Input::DialFailed(dial, refusal.to_string()));
+                }
+                let conn = self
+                    .network
+                    .connect(Conn::new(Class::Gossip, here, acceptor, self.now));
+                handshake.conn = Some(conn);
+                for process in [here, acceptor] {
+                    self.schedule(self.now + IDLE, Happening::Idle { conn, process });
+                }
+                self.give(acceptor, Input::Accepted(ConnId(conn), hello));
+                self.send_handshake(handshake);
+            }
+            4 => {
+                let (Some(hello), Some(conn)) = (self.hello(there), handshake.conn) else {
+                    return;
+                };
+                self.give(here, Input::Dialled(handshake.dial, ConnId(conn), hello));
+            }
+            _ => self.send_handshake(handshake),
+        }
+    }
+
+    fn hello(&self, index: usize) -> Option<Hello> {
+        let host = &self.hosts[index];
+        host.control
+            .as_ref()
+            .map(|control| control.hello(host.local(self.now)))
+    }
+}
