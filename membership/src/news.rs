@@ -112,9 +112,7 @@ impl Membership {
             return;
         }
         match (state, held) {
-            (State::Suspect, Some((State::Alive | State::Suspect, _))) => {
-                self.suspect(now, id, incarnation, by)
-            }
+            (State::Suspect, Some(_)) => self.suspect(now, id, incarnation, by),
             // Whoever missed the suspicion gives the member time to object, but not long.
             (State::Down, Some((State::Alive, _))) => {
                 self.suspect_at_last(now, id, incarnation, by)

@@ -211,15 +211,13 @@ impl World {
         }
         host.paused = false;
         host.troubled = Some(now);
-        let inbox = std::mem::take(&mut host.inbox);
         // Whether the timer or the socket comes first is the system's choice.
         if self.rng.chance(500_000) {
-            self.give(process, Input::Wake);
+            host.inbox.push_front(Input::Wake);
+        } else {
+            host.inbox.push_back(Input::Wake);
         }
-        for input in inbox {
-            self.give(process, input);
-        }
-        self.give(process, Input::Wake);
+        self.schedule(now, Happening::Next(process));
     }
 
     fn slow(&mut self, who: &Select, factor: u32, until: swimring_membership::Instant) -> usize {

@@ -25,14 +25,20 @@ const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 const FRAME_RETRY: Duration = Duration::from_millis(20);
 /// The longest wait before a frame is sent again.
 const FRAME_RETRY_MAX: Duration = Duration::from_secs(1);
-/// After how long without a packet an end gives a connection up.
-const IDLE: Duration = Duration::from_secs(10);
+/// After how long without a packet an end gives a connection up, at least.
+const IDLE: Duration = Duration::from_secs(30);
+/// And that much longer for every node, for every pair is probed once in a round.
+const IDLE_PER_NODE: Duration = Duration::from_secs(3);
 
 /// What happens at a moment.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     /// An input for a process, unless another life runs by then.
     Input(Process, Input),
+    /// A deadline of a process may have passed, unless it was armed anew since.
+    Wake(Process, Instant),
+    /// A busy process is done with what it had.
+    Next(Process),
     /// A datagram arrives at one end of a connection.
     Datagram {
         conn: u64,
@@ -232,6 +238,8 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Input(process, input) => self.give(process, input),
+            Happening::Wake(process, at) => self.wake(process, at),
+            Happening::Next(process) => self.next(process),
             Happening::Datagram { conn, end, bytes } => self.on_datagram(conn, end, bytes),
             Happening::Frame {
                 conn,
@@ -256,16 +264,33 @@ impl World {
         if host.process() != process || !host.is_up() {
             return;
         }
-        if host.paused {
+        if host.paused || !host.inbox.is_empty() || host.busy_until > self.now {
+            let first = host.inbox.is_empty() && !host.paused;
             host.wait(input);
-            return;
-        }
-        if host.busy_until > self.now {
-            let at = host.busy_until;
-            self.schedule(at, Happening::Input(process, input));
+            if first {
+                let at = host.busy_until;
+                self.schedule(at, Happening::Next(process));
+            }
             return;
         }
         host.work(self.now);
+        self.handle(process.host, input);
+    }
+
+    /// Gives a process the next input that waits for it.
+    pub(crate) fn next(&mut self, process: Process) {
+        let host = &mut self.hosts[process.host];
+        if host.process() != process || !host.is_up() || host.paused {
+            return;
+        }
+        let Some(input) = host.inbox.pop_front() else {
+            return;
+        };
+        host.work(self.now);
+        if !host.inbox.is_empty() {
+            let at = host.busy_until;
+            self.schedule(at, Happening::Next(process));
+        }
         self.handle(process.host, input);
     }
 
@@ -277,7 +302,6 @@ impl World {
         };
         match input {
             Input::Wake => {
-                host.armed = None;
                 self.trace.note(self.now, index, 0, &[]);
                 control.handle_timeout(now);
             }
@@ -292,6 +316,7 @@ impl World {
 
     fn handle_message(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
         self.trace.note(self.now, index, 1, bytes);
+        self.say(|| format!("n{:<4} <- {}", index + 1, describe(bytes)));
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
         let Some(control) = &mut host.control else {
@@ -464,13 +489,18 @@ impl World {
             return;
         };
         let at = host.world(next).max(self.now);
-        if host
-            .armed
-            .is_none_or(|armed| at < armed || armed < self.now)
-        {
+        if host.armed != Some(at) {
             host.armed = Some(at);
             let process = host.process();
-            self.schedule(at, Happening::Input(process, Input::Wake));
+            self.schedule(at, Happening::Wake(process, at));
+        }
+    }
+
+    fn wake(&mut self, process: Process, at: Instant) {
+        let host = &mut self.hosts[process.host];
+        if host.process() == process && host.armed == Some(at) {
+            host.armed = None;
+            self.give(process, Input::Wake);
         }
     }
 
@@ -610,6 +640,10 @@ impl World {
         }
     }
 
+    fn idle(&self) -> Duration {
+        IDLE + IDLE_PER_NODE * self.hosts.len() as u32
+    }
+
     fn on_idle(&mut self, conn: u64, process: Process) {
         let Some(held) = self.network.conns.get(&conn) else {
             return;
@@ -617,7 +651,7 @@ impl World {
         let Some(end) = held.end_of(process).filter(|end| held.ends[*end].open) else {
             return;
         };
-        let due = held.ends[end].heard + IDLE;
+        let due = held.ends[end].heard + self.idle();
         if due <= self.now {
             self.network.close_end(conn, process);
             self.give(process, Input::Closed(ConnId(conn)));
@@ -701,7 +735,7 @@ impl World {
                     .connect(Conn::new(Class::Gossip, here, acceptor, self.now));
                 handshake.conn = Some(conn);
                 for process in [here, acceptor] {
-                    self.schedule(self.now + IDLE, Happening::Idle { conn, process });
+                    self.schedule(self.now + self.idle(), Happening::Idle { conn, process });
                 }
                 self.give(acceptor, Input::Accepted(ConnId(conn), hello));
                 self.send_handshake(handshake);
@@ -721,5 +755,12 @@ impl World {
         host.control
             .as_ref()
             .map(|control| control.hello(host.local(self.now)))
+    }
+}
+
+fn describe(bytes: &[u8]) -> String {
+    match swimring_membership::wire::Message::decode(bytes) {
+        Ok(Some(message)) => format!("{} ({} bytes)", message.kind(), bytes.len()),
+        other => format!("{other:?}"),
     }
 }
