@@ -72,12 +72,12 @@ impl Membership {
 
     /// Restates this node above `at`, which somebody holds or claims of it.
     fn outbid(&mut self, now: Instant, at: Incarnation) {
-        let held = at.max(self.me.incarnation);
-        let next = if held.boot > self.me.incarnation.boot || held.count == u32::MAX {
-            // A boot that cannot be outbid is a forgery that the plausibility check lets pass to nobody.
-            Incarnation::new(held.boot.saturating_add(1), 0)
+        let own = self.me.incarnation;
+        // Only this process mints its boot. Somebody who holds more of it has it from another life.
+        let next = if at > own || own.count == u32::MAX {
+            Incarnation::new(at.boot.max(own.boot).saturating_add(1), 0)
         } else {
-            Incarnation::new(held.boot, held.count + 1)
+            Incarnation::new(own.boot, own.count + 1)
         };
         if next.boot != self.me.incarnation.boot {
             self.events.push_back(Event::Rebooted { boot: next.boot });
@@ -115,7 +115,7 @@ impl Membership {
         }
         match state {
             State::Left => {
-                self.refute(now, Incarnation::new(own.boot.saturating_add(1), 0));
+                self.refute(now, Incarnation::new(own.boot, u32::MAX));
                 true
             }
             State::Suspect | State::Down if incarnation >= own => {
@@ -152,7 +152,7 @@ impl Membership {
         }
         if record.profile().gossip == self.me.profile.gossip {
             // Nobody else can live at this address: it is an earlier life.
-            self.refute(now, record.incarnation());
+            self.refute(now, Incarnation::new(record.incarnation().boot, u32::MAX));
         } else {
             self.start_probe(
                 now,

@@ -13,6 +13,10 @@ use crate::{Incarnation, Instant, NodeId, Peer, Record, Rng, State};
 
 /// Bytes of rows in one message; a longer list takes several.
 const ROWS_BYTES_MAX: usize = 48 * 1_024;
+/// How many contacts, and how many members met meanwhile, are asked besides the seeds.
+const OTHERS_ASKED: usize = 3;
+/// How many times a node has asked before another one that is still looking will do as its cluster.
+const PATIENCE: u32 = 1;
 
 /// Where this node looks for its cluster.
 #[derive(Debug)]
@@ -33,6 +37,11 @@ impl Joiner {
             turn: 0,
             rng,
         }
+    }
+
+    /// Those who look for the cluster together are one, but not before those who are in it had time to answer.
+    fn is_patient_enough(&self) -> bool {
+        self.attempts > PATIENCE
     }
 
     pub(crate) fn next_seed(&mut self) -> Option<SocketAddr> {
@@ -62,6 +71,12 @@ impl Membership {
         }
         for seed in self.joiner.seeds.clone() {
             self.ask_seed(Destination::Seed(seed));
+        }
+        if self.joiner.is_patient_enough() {
+            // No seed is there: whoever was met before, or has been met meanwhile, will do.
+            let met = self.pick_present(OTHERS_ASKED, None);
+            let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
+            met.into_iter().chain(before).for_each(|peer| self.ask_seed(Destination::Peer(peer)));
         }
         let doubled = self.config.join_retry * (1 << self.joiner.attempts.min(8));
         let wait = self
@@ -160,7 +175,10 @@ impl Membership {
             return;
         }
         self.admit_and_tell(now, record);
-        self.on_joined();
+        let settled = self.joiner.joined;
+        if self.joiner.is_patient_enough() {
+            self.on_joined();
+        }
         let rows: Vec<RowBody> = self
             .roster
             .iter()
@@ -172,7 +190,7 @@ impl Membership {
                 record: Some(Blob(member.record.bytes().to_vec())),
             })
             .collect();
-        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, rows });
+        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, settled, rows });
     }
 
     /// Sends rows in as many messages as they take; `message` is told which is the last.
@@ -199,7 +217,7 @@ impl Membership {
     /// The seed holds this node's name at an incarnation that this process has to exceed.
     pub(crate) fn on_join_held(&mut self, now: Instant, from: Peer, incarnation: Incarnation) {
         if incarnation.boot >= self.me.incarnation.boot {
-            self.refute(now, Incarnation::new(incarnation.boot.saturating_add(1), 0));
+            self.refute(now, Incarnation::new(incarnation.boot, u32::MAX));
         }
         self.ask_seed(Destination::Peer(from));
     }
@@ -217,12 +235,13 @@ impl Membership {
     }
 
     /// A seed let this node in. What it lists is believed as it is: the list of a live member is how a
-    /// newcomer begins. To a node that is in already, it is only a merge.
+    /// newcomer begins. To a node that is in already, it is only a merge. `end`, with the last part: whether
+    /// the seed is in a cluster itself.
     pub(crate) fn on_join_reply(
         &mut self,
         now: Instant,
         from: Peer,
-        last: bool,
+        end: Option<bool>,
         rows: Vec<RowBody>,
     ) -> Result<(), Malformed> {
         if self.joiner.joined {
@@ -231,7 +250,7 @@ impl Membership {
         for row in rows {
             self.on_listed(now, from.id, row)?;
         }
-        if last {
+        if end.is_some_and(|settled| settled || self.joiner.is_patient_enough()) {
             self.on_joined();
         }
         Ok(())

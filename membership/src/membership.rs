@@ -301,7 +301,9 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply { last, rows } => return self.on_join_reply(now, from, last, rows),
+            Message::JoinReply { last, settled, rows } => {
+                return self.on_join_reply(now, from, last.then_some(settled), rows);
+            }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
             Message::JoinRefused { holder } => self.on_join_refused(holder),
             Message::Ranges { ranges } => self.on_ranges(from, &ranges),

@@ -113,9 +113,10 @@ impl Membership {
         }
         match (state, held) {
             (State::Suspect, Some(_)) => self.suspect(now, id, incarnation, by),
-            // Whoever missed the suspicion gives the member time to object, but not long.
-            (State::Down, Some((State::Alive, _))) => {
-                self.suspect_at_last(now, id, incarnation, by)
+            // Nobody is removed by hearsay: the member has its last word here too.
+            (State::Down, Some((State::Alive | State::Suspect, _))) => {
+                self.suspect(now, id, incarnation, by);
+                self.on_suspicion_due(now, id);
             }
             (_, Some(_)) => self.conclude(now, id, state, incarnation),
             (_, None) => {
@@ -131,7 +132,7 @@ impl Membership {
             return;
         }
         if state == State::Left {
-            self.refute(now, Incarnation::new(own.boot.saturating_add(1), 0));
+            self.refute(now, Incarnation::new(own.boot, u32::MAX));
         } else if incarnation >= own {
             self.refute(now, incarnation);
         }
@@ -175,15 +176,6 @@ impl Membership {
         }
     }
 
-    /// A suspicion that needs no further confirmation: everybody else has concluded already.
-    fn suspect_at_last(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, by: NodeId) {
-        self.suspect(now, id, incarnation, by);
-        if let Some(suspicion) = self.suspicions.get_mut(&id) {
-            suspicion.hasten();
-            self.arm_suspicion(now, id);
-        }
-    }
-
     /// The suspect is asked a last time one period before its time ends.
     fn arm_suspicion(&mut self, now: Instant, id: NodeId) {
         let period = self.config.period(self.roster.present_count());
@@ -202,8 +194,11 @@ impl Membership {
         let Some(peer) = self.roster.get(id).map(|member| member.record.peer()) else {
             return;
         };
-        if let Some(suspicion) = self.suspicions.get_mut(&id) {
+        if let Some(suspicion) = self.suspicions.get_mut(&id)
+            && !suspicion.last_word
+        {
             suspicion.last_word = true;
+            self.timers.cancel(Timer::Suspicion(id));
             self.start_probe(now, peer, Purpose::LastWord);
         }
     }

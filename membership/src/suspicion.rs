@@ -50,11 +50,6 @@ impl Suspicion {
         true
     }
 
-    /// No further confirmation is needed.
-    pub(crate) fn hasten(&mut self) {
-        self.window.confirmations = 0;
-    }
-
     /// When the time to object ends.
     pub(crate) fn deadline(&self) -> Instant {
         let confirmed = self.suspectors.len() as u32 - 1;

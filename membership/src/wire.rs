@@ -147,6 +147,8 @@ pub enum Message {
     JoinReply {
         /// Whether this is the last one.
         last: bool,
+        /// Whether the sender is in a cluster itself; if not, it is only another one that looks for it.
+        settled: bool,
         /// A part of the view.
         rows: Vec<RowBody>,
     },
@@ -229,7 +231,7 @@ kinds! {
     5 => Nack { seq, header },
     6 => Rumours { header },
     7 => JoinRequest { record },
-    8 => JoinReply { last, rows },
+    8 => JoinReply { last, settled, rows },
     9 => JoinHeld { incarnation },
     10 => JoinRefused { holder },
     11 => Ranges { ranges },

@@ -258,6 +258,10 @@ impl World {
         self.rng.shuffle(&mut hosts);
         let least = (hosts.len() * share as usize).div_ceil(100).max(1);
         let size = least + self.rng.index(hosts.len() - least + 1);
+        // Joining is owed only while a seed can be reached: the core has one.
+        if let Some(seed) = hosts.iter().position(|host| *host < self.plan.world.seeds) {
+            hosts.swap(0, seed);
+        }
         let gone = hosts.split_off(size);
         hosts.sort_unstable();
         self.say(|| {

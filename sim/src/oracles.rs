@@ -27,11 +27,17 @@ pub struct Facts<'a> {
     pub hosts: &'a [Host],
     /// The network.
     pub network: &'a Network,
+    /// How many of the machines are seeds: the first ones.
+    pub seeds: usize,
 }
 
 impl Facts<'_> {
     fn name(&self, host: usize) -> String {
         self.hosts[host].name.to_string()
+    }
+
+    fn seeds(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().take(self.seeds)
     }
 
     fn by_id(&self, id: swimring_membership::NodeId) -> Option<&Host> {

@@ -2,6 +2,7 @@
 //! boot is above every one that its name had before.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
 use swimring_membership::{Event, Incarnation, NodeId};
@@ -50,10 +51,9 @@ impl Oracle for Watch {
             });
             *highest = own.max(held);
         }
-        // Without state, and with the seeds cut off from those who remember, nobody can know better.
+        // With nobody in the cluster to ask, nobody can know better.
         if *event == Event::Joined
-            && machine.disk.boot > 1
-            && facts.network.worst_loss() == 0
+            && somebody_knew(facts, host)
             && let Some(before) = self.before.get(&machine.id)
         {
             out.check(facts, "M1", &[host], own.boot > before.boot, || {
@@ -61,4 +61,14 @@ impl Oracle for Watch {
             });
         }
     }
+}
+
+/// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do.
+fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
+    let settled = |since: swimring_membership::Instant| facts.now.since(since) > Duration::from_secs(10);
+    facts.seeds().filter(|seed| seed.index != host).any(|seed| {
+        let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
+        let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
+        joined && reached && settled(seed.started) && !seed.paused && seed.slow == 1
+    })
 }
