@@ -140,13 +140,16 @@ impl fmt::Debug for Incarnation {
     }
 }
 
-/// One process of a node: the other end that a non-idempotent call is bound to.
+/// One process of a node: what a call is bound to.
+///
+/// The life is a random number of the process, not its boot: a boot can be claimed twice (a lost or copied
+/// state directory), a life cannot.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Instance {
     /// The node.
     pub node: NodeId,
-    /// The life of its name.
-    pub boot: u32,
+    /// The process.
+    pub life: u64,
 }
 
 /// The other end of a connection: a node at the gossip address that it advertises.

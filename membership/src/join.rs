@@ -76,7 +76,9 @@ impl Membership {
             // No seed is there: whoever was met before, or has been met meanwhile, will do.
             let met = self.pick_present(OTHERS_ASKED, None);
             let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
-            met.into_iter().chain(before).for_each(|peer| self.ask_seed(Destination::Peer(peer)));
+            met.into_iter()
+                .chain(before)
+                .for_each(|peer| self.ask_seed(Destination::Peer(peer)));
         }
         let doubled = self.config.join_retry * (1 << self.joiner.attempts.min(8));
         let wait = self
@@ -190,7 +192,11 @@ impl Membership {
                 record: Some(Blob(member.record.bytes().to_vec())),
             })
             .collect();
-        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, settled, rows });
+        self.send_rows(from, rows, |last, rows| Message::JoinReply {
+            last,
+            settled,
+            rows,
+        });
     }
 
     /// Sends rows in as many messages as they take; `message` is told which is the last.

@@ -301,7 +301,11 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply { last, settled, rows } => {
+            Message::JoinReply {
+                last,
+                settled,
+                rows,
+            } => {
                 return self.on_join_reply(now, from, last.then_some(settled), rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),

@@ -247,7 +247,7 @@ impl Record {
     pub fn instance(&self) -> crate::Instance {
         crate::Instance {
             node: self.0.id,
-            boot: self.0.incarnation.boot,
+            life: self.0.life,
         }
     }
 

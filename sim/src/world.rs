@@ -338,13 +338,23 @@ impl World {
         message: impl FnOnce() -> String,
     ) {
         let seeds = self.plan.world.seeds;
-        let facts = Facts { now: self.now, hosts: &self.hosts, network: &self.network, seeds };
+        let facts = Facts {
+            now: self.now,
+            hosts: &self.hosts,
+            network: &self.network,
+            seeds,
+        };
         self.findings.check(&facts, oracle, &[host], holds, message);
     }
 
     fn with_oracles(&mut self, mut each: impl FnMut(&mut dyn Oracle, &Facts<'_>, &mut Findings)) {
         let seeds = self.plan.world.seeds;
-        let facts = Facts { now: self.now, hosts: &self.hosts, network: &self.network, seeds };
+        let facts = Facts {
+            now: self.now,
+            hosts: &self.hosts,
+            network: &self.network,
+            seeds,
+        };
         for oracle in &mut self.oracles {
             each(oracle.as_mut(), &facts, &mut self.findings);
         }

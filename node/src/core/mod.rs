@@ -1,7 +1,11 @@
 //! One node's decisions, composed: values without sockets, clocks or tasks.
 //!
-//! The runtime and the simulator drive these same types.
+//! The runtime and the simulator drive these same types: [`control::Control`] is the control plane (membership
+//! over its connections), [`view::View`] what it publishes, [`peers::Peers`] the connections of a class, and
+//! [`link::Link`] the attempts between two processes.
 
 pub mod control;
 pub mod hello;
+pub mod link;
 pub mod peers;
+pub mod view;

@@ -1,0 +1,475 @@
+//! The owner's side: whether a call that another node sends runs here.
+//!
+//! Every rule that protects a caller is asked in one place and in one order. What was refused is remembered
+//! too, so that no late double of it runs.
+
+use alloc::collections::BTreeMap;
+use core::time::Duration;
+
+use swimring_membership::codec::Blob;
+use swimring_membership::{Instance, Instant, NodeId};
+
+use crate::call::HOPS_MAX;
+use crate::window::Window;
+use crate::wire::{CallHeader, Refusal};
+
+/// How much a node takes on for others.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most calls of one peer under way.
+    pub calls_of_peer_max: usize,
+    /// Most calls under way.
+    pub calls_max: usize,
+    /// Most callers (processes) whose numbers are remembered.
+    pub callers_max: usize,
+    /// Longest body, in bytes.
+    pub body_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            calls_of_peer_max: 4_096,
+            calls_max: 65_536,
+            callers_max: 65_536,
+            body_bytes_max: 16 * 1_024 * 1_024,
+        }
+    }
+}
+
+/// What the receiver's own ring says of a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ownership {
+    /// This node owns it.
+    Mine,
+    /// Another one does, because of this record.
+    Theirs(NodeId, Blob),
+    /// Nobody does.
+    Nobody,
+}
+
+/// A call as it comes in.
+#[derive(Copy, Clone, Debug)]
+pub struct Incoming<'a> {
+    /// Who sent it.
+    pub caller: Instance,
+    /// What it says.
+    pub header: &'a CallHeader,
+    /// Bytes of its body.
+    pub body_bytes: usize,
+}
+
+/// A call that may run. Give it back with [`Admission::complete`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "a permit that is not given back keeps its place for ever"]
+pub struct Permit {
+    caller: Instance,
+    seq: u64,
+}
+
+impl Permit {
+    /// Who sent the call.
+    pub fn caller(&self) -> Instance {
+        self.caller
+    }
+
+    /// The attempt's number.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+}
+
+/// What to do with a call.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Run it.
+    Run(Permit),
+    /// Say no, with the owner and the record that decided so if there is one.
+    Refuse(Refusal, Option<(NodeId, Blob)>),
+    /// Say nothing: the number was seen before, and its answer is, or was, on its way.
+    Ignore,
+}
+
+/// What was decided, since the start.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdmissionStats {
+    /// Calls that ran.
+    pub admitted: u64,
+    /// Calls refused as another node's.
+    pub not_owner: u64,
+    /// Calls refused for the limits.
+    pub overloaded: u64,
+    /// Calls refused as too late.
+    pub expired: u64,
+    /// Calls refused because this process had stood still.
+    pub unconfirmed: u64,
+    /// Calls meant for an earlier process.
+    pub wrong_process: u64,
+    /// Doubles passed over.
+    pub doubles: u64,
+    /// Calls that break a limit.
+    pub invalid: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Caller {
+    window: Window,
+    running: usize,
+}
+
+/// The calls that others send to this process.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    me: Instance,
+    limits: Limits,
+    callers: BTreeMap<Instance, Caller>,
+    running: usize,
+    leaving: bool,
+    stats: AdmissionStats,
+}
+
+impl Admission {
+    /// Nothing has been sent yet.
+    pub fn new(me: Instance, limits: Limits) -> Self {
+        Self {
+            me,
+            limits,
+            callers: BTreeMap::new(),
+            running: 0,
+            leaving: false,
+            stats: AdmissionStats::default(),
+        }
+    }
+
+    /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
+    pub fn admit(
+        &mut self,
+        now: Instant,
+        incoming: Incoming<'_>,
+        confirmed: bool,
+        ownership: impl FnOnce() -> Ownership,
+    ) -> Verdict {
+        let Incoming { caller, header, .. } = incoming;
+        if header.life != self.me.life {
+            self.stats.wrong_process += 1;
+            return Verdict::Refuse(Refusal::WrongProcess, None);
+        }
+        let callers = self.callers.len();
+        let known = self.callers.contains_key(&caller);
+        if !known && callers >= self.limits.callers_max {
+            self.stats.overloaded += 1;
+            return Verdict::Ignore;
+        }
+        let held = self.callers.entry(caller).or_default();
+        if !held.window.admit(header.seq, header.floor) {
+            self.stats.doubles += 1;
+            return Verdict::Ignore;
+        }
+        let running = held.running;
+        if let Some(refusal) = self.refusal(now, &incoming, confirmed, running) {
+            return Verdict::Refuse(refusal, None);
+        }
+        match ownership() {
+            Ownership::Mine => {}
+            Ownership::Theirs(owner, record) => {
+                self.stats.not_owner += 1;
+                return Verdict::Refuse(Refusal::NotOwner, Some((owner, record)));
+            }
+            Ownership::Nobody => {
+                self.stats.not_owner += 1;
+                return Verdict::Refuse(Refusal::NotOwner, None);
+            }
+        }
+        self.stats.admitted += 1;
+        self.running += 1;
+        if let Some(held) = self.callers.get_mut(&caller) {
+            held.running += 1;
+        }
+        Verdict::Run(Permit {
+            caller,
+            seq: header.seq,
+        })
+    }
+
+    /// Whatever speaks against running it, ownership aside.
+    fn refusal(
+        &mut self,
+        now: Instant,
+        incoming: &Incoming<'_>,
+        confirmed: bool,
+        of_peer: usize,
+    ) -> Option<Refusal> {
+        let header = incoming.header;
+        let latest = Instant::from_nanos(header.deadline)
+            + Duration::from_micros(u64::from(header.error_us));
+        if incoming.body_bytes > self.limits.body_bytes_max
+            || header.hop == 0
+            || header.hop > HOPS_MAX
+            || header.key.0.is_empty()
+        {
+            self.stats.invalid += 1;
+            Some(Refusal::Invalid)
+        } else if now > latest {
+            self.stats.expired += 1;
+            Some(Refusal::Expired)
+        } else if !confirmed {
+            self.stats.unconfirmed += 1;
+            Some(Refusal::Unconfirmed)
+        } else if self.leaving {
+            Some(Refusal::Leaving)
+        } else if of_peer >= self.limits.calls_of_peer_max || self.running >= self.limits.calls_max
+        {
+            self.stats.overloaded += 1;
+            Some(Refusal::Overloaded)
+        } else {
+            None
+        }
+    }
+
+    /// The handler has ended.
+    pub fn complete(&mut self, permit: Permit) {
+        self.running -= 1;
+        if let Some(held) = self.callers.get_mut(&permit.caller) {
+            held.running -= 1;
+        }
+    }
+
+    /// From now on nothing new runs.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    /// How many calls of others run now.
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// A caller's process is gone for good: no connection of it is left, and none will come.
+    pub fn forget(&mut self, caller: Instance) {
+        if self
+            .callers
+            .get(&caller)
+            .is_some_and(|held| held.running == 0)
+        {
+            self.callers.remove(&caller);
+        }
+    }
+
+    /// What was decided.
+    pub fn stats(&self) -> AdmissionStats {
+        self.stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    const NOW: Instant = Instant::from_millis(1_000);
+    const ME: Instance = Instance {
+        node: NodeId::from_u128(1),
+        life: 10,
+    };
+    const CALLER: Instance = Instance {
+        node: NodeId::from_u128(2),
+        life: 20,
+    };
+
+    fn header(seq: u64) -> CallHeader {
+        CallHeader {
+            seq,
+            floor: 0,
+            life: ME.life,
+            deadline: NOW.as_nanos() + 1_000_000,
+            error_us: 0,
+            hop: 1,
+            service: "kv".into(),
+            key: Blob(vec![1]),
+            record: None,
+        }
+    }
+
+    fn admission() -> Admission {
+        Admission::new(
+            ME,
+            Limits {
+                calls_of_peer_max: 2,
+                calls_max: 3,
+                callers_max: 8,
+                body_bytes_max: 100,
+            },
+        )
+    }
+
+    fn admit(admission: &mut Admission, header: &CallHeader) -> Verdict {
+        let incoming = Incoming {
+            caller: CALLER,
+            header,
+            body_bytes: 0,
+        };
+        admission.admit(NOW, incoming, true, || Ownership::Mine)
+    }
+
+    fn refused(why: Refusal) -> Verdict {
+        Verdict::Refuse(why, None)
+    }
+
+    #[test]
+    fn a_number_runs_once_even_when_it_was_refused_the_first_time() {
+        let mut admission = admission();
+        assert!(matches!(admit(&mut admission, &header(1)), Verdict::Run(_)));
+        assert_eq!(admit(&mut admission, &header(1)), Verdict::Ignore);
+        let late = CallHeader {
+            deadline: 0,
+            ..header(2)
+        };
+        assert_eq!(admit(&mut admission, &late), refused(Refusal::Expired));
+        assert_eq!(admit(&mut admission, &header(2)), Verdict::Ignore);
+    }
+
+    #[test]
+    fn another_process_of_the_name_refuses() {
+        let mut admission = admission();
+        assert_eq!(
+            admit(
+                &mut admission,
+                &CallHeader {
+                    life: 9,
+                    ..header(1)
+                }
+            ),
+            refused(Refusal::WrongProcess)
+        );
+    }
+
+    #[test]
+    fn a_process_that_stood_still_runs_nothing_until_it_is_confirmed() {
+        let mut admission = admission();
+        let first = header(1);
+        let incoming = Incoming {
+            caller: CALLER,
+            header: &first,
+            body_bytes: 0,
+        };
+        let verdict = admission.admit(NOW, incoming, false, || Ownership::Mine);
+        assert_eq!(verdict, refused(Refusal::Unconfirmed));
+    }
+
+    #[test]
+    fn nothing_begins_after_the_deadline_and_the_error_of_the_clocks() {
+        let mut admission = admission();
+        let at = |seq, error_us| CallHeader {
+            deadline: NOW.as_nanos() - 1_000,
+            error_us,
+            ..header(seq)
+        };
+        assert_eq!(admit(&mut admission, &at(1, 0)), refused(Refusal::Expired));
+        assert!(matches!(admit(&mut admission, &at(2, 1)), Verdict::Run(_)));
+    }
+
+    #[test]
+    fn whoever_is_not_the_owner_says_who_is_and_why() {
+        let mut admission = admission();
+        let (owner, record) = (NodeId::from_u128(7), Blob(vec![9]));
+        let first = header(1);
+        let incoming = Incoming {
+            caller: CALLER,
+            header: &first,
+            body_bytes: 0,
+        };
+        let verdict = admission.admit(NOW, incoming, true, || {
+            Ownership::Theirs(owner, record.clone())
+        });
+        assert_eq!(
+            verdict,
+            Verdict::Refuse(Refusal::NotOwner, Some((owner, record)))
+        );
+        let second = header(2);
+        let incoming = Incoming {
+            caller: CALLER,
+            header: &second,
+            body_bytes: 0,
+        };
+        assert_eq!(
+            admission.admit(NOW, incoming, true, || Ownership::Nobody),
+            refused(Refusal::NotOwner)
+        );
+    }
+
+    #[test]
+    fn limits_hold_for_a_peer_and_for_the_node_and_places_come_back() {
+        let mut admission = admission();
+        let Verdict::Run(first) = admit(&mut admission, &header(1)) else {
+            panic!("there is room")
+        };
+        let Verdict::Run(second) = admit(&mut admission, &header(2)) else {
+            panic!("there is room")
+        };
+        assert_eq!(
+            admit(&mut admission, &header(3)),
+            refused(Refusal::Overloaded)
+        );
+        admission.complete(first);
+        assert!(matches!(admit(&mut admission, &header(4)), Verdict::Run(_)));
+        let fifth = header(5);
+        let other = Incoming {
+            caller: Instance { life: 21, ..CALLER },
+            header: &fifth,
+            body_bytes: 0,
+        };
+        assert!(matches!(
+            admission.admit(NOW, other, true, || Ownership::Mine),
+            Verdict::Run(_)
+        ));
+        admission.complete(second);
+        assert_eq!(admission.running(), 2);
+    }
+
+    #[test]
+    fn what_breaks_a_limit_is_refused() {
+        let mut admission = admission();
+        for (seq, bad) in [
+            CallHeader {
+                hop: 3,
+                ..header(1)
+            },
+            CallHeader {
+                key: Blob(vec![]),
+                ..header(2)
+            },
+        ]
+        .iter()
+        .enumerate()
+        {
+            assert_eq!(
+                admit(&mut admission, bad),
+                refused(Refusal::Invalid),
+                "{seq}"
+            );
+        }
+        let big = header(3);
+        let incoming = Incoming {
+            caller: CALLER,
+            header: &big,
+            body_bytes: 101,
+        };
+        assert_eq!(
+            admission.admit(NOW, incoming, true, || Ownership::Mine),
+            refused(Refusal::Invalid)
+        );
+    }
+
+    #[test]
+    fn a_leaving_node_begins_nothing_new() {
+        let mut admission = admission();
+        admission.leave();
+        assert_eq!(admit(&mut admission, &header(1)), refused(Refusal::Leaving));
+    }
+}

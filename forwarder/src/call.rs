@@ -1,0 +1,386 @@
+//! The caller's side of one call: from the wish to exactly one outcome.
+//!
+//! ```text
+//!   Resolve ─┬─ Run here ──────────────────────────────► done
+//!            └─ Send ── queued ── handed over ── answer ► done, or the next hop, or a pause and Resolve
+//! ```
+//!
+//! An attempt opens when the transport takes its first byte. Only a refusal by the very process it was sent to
+//! closes it again; a lost connection or the deadline leave it open, and a call that may not run twice is then
+//! never tried again.
+
+use core::time::Duration;
+
+use swimring_membership::{Instance, Instant, NodeId, Rng};
+
+use crate::Budget;
+use crate::outcome::{NeverSent, NotExecuted, Outcome, Refused, Unknown, Why};
+use crate::wire::Refusal;
+
+/// Most processes asked in one attempt at finding the owner: the one believed, and the one that it names.
+pub const HOPS_MAX: u8 = 2;
+
+/// What the caller wants.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct CallSpec {
+    /// By when there is an outcome.
+    pub deadline: Instant,
+    /// Whether it may run more than once.
+    pub idempotent: bool,
+}
+
+/// The waits of a call.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct CallConfig {
+    /// The first pause before a repeat; doubles, with jitter.
+    pub pause_min: Duration,
+    /// The longest pause before a repeat.
+    pub pause_max: Duration,
+}
+
+impl Default for CallConfig {
+    fn default() -> Self {
+        Self {
+            pause_min: Duration::from_millis(3),
+            pause_max: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Who owns the key, in the caller's view.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Resolution {
+    /// This process does.
+    Here,
+    /// Another one does.
+    There(Instance),
+    /// Nobody does.
+    Nobody,
+}
+
+/// What the driver has to do next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step<B> {
+    /// Look the owner up and tell [`Call::resolved`].
+    Resolve,
+    /// Run the handler in place and tell [`Call::ran`].
+    Run,
+    /// Queue the attempt for this process. Then wait for what becomes of it, or the deadline.
+    Send {
+        /// Which attempt, for matching what is reported.
+        attempt: u32,
+        /// To which process.
+        to: Instance,
+        /// 1 or 2.
+        hop: u8,
+    },
+    /// The process of this node was named as the owner: find it in the view, and tell [`Call::named`].
+    Find(NodeId),
+    /// Wait for a report, but not longer than this, then tell [`Call::timeout`].
+    Wait(Instant),
+    /// The deadline came while the attempt was queued: take it back, and report whether that worked.
+    Withdraw {
+        /// Which attempt.
+        attempt: u32,
+    },
+    /// This came of the call.
+    Done(Outcome<B>),
+}
+
+#[derive(Clone, Debug)]
+enum State<B> {
+    Resolving,
+    Finding(NodeId),
+    Running,
+    /// An attempt waits to be sent.
+    Starting,
+    /// An attempt waits in a queue, or for an answer.
+    Attempting {
+        handed: bool,
+        withdrawing: bool,
+    },
+    Pausing(Instant),
+    Done(Option<Outcome<B>>),
+}
+
+/// One call of this node. `B` is a body.
+#[derive(Clone, Debug)]
+pub struct Call<B> {
+    spec: CallSpec,
+    config: CallConfig,
+    state: State<B>,
+    attempt: u32,
+    to: Option<Instance>,
+    hop: u8,
+    repeats: u32,
+    /// An earlier attempt was handed over and its end will never be known.
+    open: bool,
+    rng: Rng,
+    /// Most hops any attempt took, for reports.
+    pub hops: u8,
+}
+
+impl<B> Call<B> {
+    /// A call that wants to begin.
+    pub fn new(spec: CallSpec, config: CallConfig, rng: Rng) -> Self {
+        Self {
+            spec,
+            config,
+            state: State::Resolving,
+            attempt: 0,
+            to: None,
+            hop: 0,
+            repeats: 0,
+            open: false,
+            rng,
+            hops: 0,
+        }
+    }
+
+    /// What to do next. Ask again after every report.
+    pub fn step(&mut self) -> Step<B> {
+        match &mut self.state {
+            State::Resolving => Step::Resolve,
+            State::Finding(node) => Step::Find(*node),
+            State::Running => Step::Wait(self.spec.deadline),
+            State::Starting => {
+                self.state = State::Attempting {
+                    handed: false,
+                    withdrawing: false,
+                };
+                let to = self.to.expect("an attempt that starts has an addressee");
+                Step::Send {
+                    attempt: self.attempt,
+                    to,
+                    hop: self.hop,
+                }
+            }
+            State::Attempting {
+                withdrawing: true,
+                handed: false,
+            } => Step::Withdraw {
+                attempt: self.attempt,
+            },
+            State::Attempting { .. } => Step::Wait(self.spec.deadline),
+            State::Pausing(until) => Step::Wait((*until).min(self.spec.deadline)),
+            State::Done(outcome) => Step::Done(outcome.take().expect("an outcome is given once")),
+        }
+    }
+
+    /// The owner was looked up. Returns [`Step::Run`] if the handler runs here.
+    pub fn resolved(&mut self, resolution: Resolution) -> Option<Step<B>> {
+        match resolution {
+            Resolution::Here => {
+                self.state = State::Running;
+                return Some(Step::Run);
+            }
+            Resolution::There(to) => self.start(to, 1),
+            Resolution::Nobody => self.give_up(Why::NoOwner),
+        }
+        None
+    }
+
+    /// The node named as the owner was found, or not.
+    pub fn named(
+        &mut self,
+        now: Instant,
+        found: Resolution,
+        budget: &mut Budget,
+    ) -> Option<Step<B>> {
+        match found {
+            Resolution::Nobody => {
+                self.pause(
+                    now,
+                    NotExecuted::untried(Why::Refused(Refusal::NotOwner)),
+                    budget,
+                );
+                None
+            }
+            Resolution::There(to) => {
+                self.start(to, self.hop + 1);
+                None
+            }
+            Resolution::Here => self.resolved(Resolution::Here),
+        }
+    }
+
+    fn start(&mut self, to: Instance, hop: u8) {
+        self.attempt += 1;
+        (self.to, self.hop) = (Some(to), hop);
+        self.hops = self.hops.max(hop);
+        self.state = State::Starting;
+    }
+
+    /// The handler ran here.
+    pub fn ran(&mut self, result: Result<B, B>) {
+        let outcome = match result {
+            Ok(body) => Outcome::Ok(body),
+            Err(error) => Outcome::Executed(error),
+        };
+        self.finish(outcome);
+    }
+
+    /// The handler could not begin here.
+    pub fn not_run(&mut self, now: Instant, why: Refusal, budget: &mut Budget) {
+        let proof = NotExecuted::untried(Why::Refused(why));
+        if why.is_passing() {
+            self.pause(now, proof, budget)
+        } else {
+            self.end_unrun(proof)
+        }
+    }
+
+    /// The transport has the first byte of the attempt.
+    pub fn handed_over(&mut self, attempt: u32) {
+        if let State::Attempting { handed, .. } = &mut self.state
+            && attempt == self.attempt
+        {
+            *handed = true;
+        }
+    }
+
+    /// The attempt was never handed over, and will not be.
+    pub fn unsent(&mut self, now: Instant, attempt: u32, proof: NeverSent, budget: &mut Budget) {
+        if self.is_attempting(attempt) {
+            let withdrawn = matches!(
+                self.state,
+                State::Attempting {
+                    withdrawing: true,
+                    ..
+                }
+            );
+            if withdrawn || now >= self.spec.deadline {
+                return self.end_unrun(NotExecuted::untried(Why::Deadline));
+            }
+            self.pause(now, NotExecuted::never_sent(proof), budget);
+        }
+    }
+
+    /// The handler ran there.
+    pub fn answered(&mut self, attempt: u32, result: Result<B, B>) {
+        if self.is_attempting(attempt) {
+            self.ran(result);
+        }
+    }
+
+    /// The process `from` refused the attempt, perhaps naming the owner.
+    pub fn refused(
+        &mut self,
+        now: Instant,
+        attempt: u32,
+        from: Instance,
+        why: Refusal,
+        owner: Option<NodeId>,
+        budget: &mut Budget,
+    ) {
+        if !self.is_attempting(attempt) {
+            return;
+        }
+        let Some(proof) = self.to.and_then(|to| Refused::by(from, to, why)) else {
+            // Another process answers in its place: what the addressee did is not known.
+            return self.lose(now, Unknown::Replaced, budget);
+        };
+        // The addressee has refused: this attempt is over, and did not run.
+        match owner {
+            Some(owner) if why == Refusal::NotOwner && self.hop < HOPS_MAX => {
+                self.state = State::Finding(owner)
+            }
+            _ if why.is_passing() => self.pause(now, NotExecuted::refused(proof), budget),
+            _ => self.end_unrun(NotExecuted::refused(proof)),
+        }
+    }
+
+    /// The connection ended after the attempt was handed over.
+    pub fn lost(&mut self, now: Instant, attempt: u32, budget: &mut Budget) {
+        if self.is_attempting(attempt) {
+            self.lose(now, Unknown::Lost, budget);
+        }
+    }
+
+    fn is_attempting(&self, attempt: u32) -> bool {
+        attempt == self.attempt && matches!(self.state, State::Attempting { .. })
+    }
+
+    /// The attempt stays open: only a call that may run twice is tried again.
+    fn lose(&mut self, now: Instant, why: Unknown, budget: &mut Budget) {
+        self.open = true;
+        if self.spec.idempotent {
+            self.pause_or(now, Outcome::Unknown(why), budget);
+        } else {
+            self.finish(Outcome::Unknown(why));
+        }
+    }
+
+    fn pause(&mut self, now: Instant, otherwise: NotExecuted, budget: &mut Budget) {
+        let outcome = if self.open {
+            Outcome::Unknown(Unknown::Lost)
+        } else {
+            Outcome::NotExecuted(otherwise)
+        };
+        self.pause_or(now, outcome, budget);
+    }
+
+    /// Waits and tries again, if the time and the budget allow it.
+    fn pause_or(&mut self, now: Instant, otherwise: Outcome<B>, budget: &mut Budget) {
+        let doubled =
+            (self.config.pause_min * (1 << self.repeats.min(10))).min(self.config.pause_max);
+        let until = now + self.rng.span(doubled / 2, doubled);
+        if until < self.spec.deadline && budget.spend() {
+            self.repeats += 1;
+            self.state = State::Pausing(until);
+        } else {
+            self.finish(otherwise);
+        }
+    }
+
+    /// Time has passed: the pause is over, or the deadline is here.
+    pub fn timeout(&mut self, now: Instant) {
+        let late = now >= self.spec.deadline;
+        match &mut self.state {
+            State::Pausing(until) if now >= *until && !late => self.state = State::Resolving,
+            State::Pausing(_) | State::Resolving | State::Finding(_) | State::Starting if late => {
+                self.give_up(Why::Deadline)
+            }
+            State::Attempting {
+                handed: false,
+                withdrawing,
+            } if late => *withdrawing = true,
+            State::Attempting { .. } if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
+            State::Running if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
+            _ => {}
+        }
+    }
+
+    /// The attempt could not be taken back: it is handed over, and the deadline is here.
+    pub fn not_withdrawn(&mut self, attempt: u32) {
+        if self.is_attempting(attempt) {
+            self.finish(Outcome::Unknown(Unknown::Deadline));
+        }
+    }
+
+    fn give_up(&mut self, why: Why) {
+        self.end_unrun(NotExecuted::untried(why));
+    }
+
+    /// Ends without having run, unless an earlier attempt may have.
+    fn end_unrun(&mut self, proof: NotExecuted) {
+        let outcome = if self.open {
+            Outcome::Unknown(Unknown::Lost)
+        } else {
+            Outcome::NotExecuted(proof)
+        };
+        self.finish(outcome);
+    }
+
+    fn finish(&mut self, outcome: Outcome<B>) {
+        self.state = State::Done(Some(outcome));
+    }
+
+    /// By when there is an outcome.
+    pub fn deadline(&self) -> Instant {
+        self.spec.deadline
+    }
+}
+
+#[cfg(test)]
+mod tests;

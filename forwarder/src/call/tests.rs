@@ -1,0 +1,287 @@
+use super::*;
+use crate::outcome::Unsent;
+
+const DEADLINE: Instant = Instant::from_millis(1_000);
+const NOW: Instant = Instant::from_millis(10);
+const A: Instance = Instance {
+    node: NodeId::from_u128(1),
+    life: 10,
+};
+const B: Instance = Instance {
+    node: NodeId::from_u128(2),
+    life: 20,
+};
+
+struct Story {
+    call: Call<&'static str>,
+    budget: Budget,
+}
+
+fn story(idempotent: bool) -> Story {
+    let spec = CallSpec {
+        deadline: DEADLINE,
+        idempotent,
+    };
+    Story {
+        call: Call::new(spec, CallConfig::default(), Rng::new(1)),
+        budget: Budget::default(),
+    }
+}
+
+impl Story {
+    /// Resolves to `to` and returns the attempt that is queued for it.
+    fn send_to(&mut self, to: Instance) -> u32 {
+        assert_eq!(self.call.step(), Step::Resolve);
+        assert_eq!(self.call.resolved(Resolution::There(to)), None);
+        self.sent(to, 1)
+    }
+
+    fn sent(&mut self, to: Instance, hop: u8) -> u32 {
+        match self.call.step() {
+            Step::Send {
+                attempt,
+                to: seen,
+                hop: taken,
+            } if (seen, taken) == (to, hop) => attempt,
+            other => panic!("expected an attempt to {to:?}, got {other:?}"),
+        }
+    }
+
+    fn outcome(&mut self) -> Outcome<&'static str> {
+        match self.call.step() {
+            Step::Done(outcome) => outcome,
+            other => panic!("expected an outcome, got {other:?}"),
+        }
+    }
+
+    fn is_pausing(&mut self) -> bool {
+        matches!(self.call.step(), Step::Wait(until) if until < DEADLINE)
+    }
+}
+
+#[test]
+fn the_owner_itself_runs_the_handler_in_place() {
+    let mut story = story(false);
+    assert_eq!(story.call.step(), Step::Resolve);
+    assert_eq!(story.call.resolved(Resolution::Here), Some(Step::Run));
+    story.call.ran(Ok("answer"));
+    assert_eq!(story.outcome(), Outcome::Ok("answer"));
+}
+
+#[test]
+fn nobody_to_ask_is_an_error_at_once() {
+    let mut story = story(true);
+    story.call.step();
+    story.call.resolved(Resolution::Nobody);
+    assert_eq!(
+        story.outcome(),
+        Outcome::NotExecuted(NotExecuted::untried(Why::NoOwner))
+    );
+}
+
+#[test]
+fn an_answer_of_the_handler_ends_the_call_whether_it_failed_or_not() {
+    for (result, expected) in [
+        (Ok("fine"), Outcome::Ok("fine")),
+        (Err("bad"), Outcome::Executed("bad")),
+    ] {
+        let mut story = story(false);
+        let attempt = story.send_to(A);
+        story.call.handed_over(attempt);
+        story.call.answered(attempt, result);
+        assert_eq!(story.outcome(), expected);
+    }
+}
+
+#[test]
+fn a_call_that_may_not_run_twice_is_never_tried_again_once_it_was_handed_over() {
+    let mut story = story(false);
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story.call.lost(NOW, attempt, &mut story.budget);
+    assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
+}
+
+#[test]
+fn a_call_that_may_run_twice_is_tried_again_after_a_lost_connection() {
+    let mut story = story(true);
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story.call.lost(NOW, attempt, &mut story.budget);
+    assert!(story.is_pausing());
+    story.call.timeout(NOW + Duration::from_millis(200));
+    story.send_to(B);
+}
+
+#[test]
+fn what_was_never_handed_over_is_tried_again_however_often_it_may_run() {
+    for idempotent in [false, true] {
+        let mut story = story(idempotent);
+        let attempt = story.send_to(A);
+        story.call.unsent(
+            NOW,
+            attempt,
+            NeverSent::testify(Unsent::Unreachable),
+            &mut story.budget,
+        );
+        assert!(story.is_pausing());
+    }
+}
+
+#[test]
+fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
+    let mut story = story(false);
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story.call.refused(
+        NOW,
+        attempt,
+        A,
+        Refusal::NotOwner,
+        Some(B.node),
+        &mut story.budget,
+    );
+    assert_eq!(story.call.step(), Step::Find(B.node));
+    story
+        .call
+        .named(NOW, Resolution::There(B), &mut story.budget);
+    let second = story.sent(B, 2);
+    story.call.handed_over(second);
+    // Two hops are the most: now it waits for the views to agree.
+    story.call.refused(
+        NOW,
+        second,
+        B,
+        Refusal::NotOwner,
+        Some(A.node),
+        &mut story.budget,
+    );
+    assert!(story.is_pausing());
+    assert_eq!(story.call.hops, 2);
+}
+
+#[test]
+fn only_the_process_it_was_sent_to_can_close_an_attempt() {
+    let restarted = Instance { life: 11, ..A };
+    for (from, why) in [(restarted, Refusal::Overloaded), (A, Refusal::WrongProcess)] {
+        let mut story = story(false);
+        let attempt = story.send_to(A);
+        story.call.handed_over(attempt);
+        story
+            .call
+            .refused(NOW, attempt, from, why, None, &mut story.budget);
+        assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Replaced));
+    }
+}
+
+#[test]
+fn a_refusal_by_the_addressee_makes_another_try_safe() {
+    for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::Leaving] {
+        let mut story = story(false);
+        let attempt = story.send_to(A);
+        story.call.handed_over(attempt);
+        story
+            .call
+            .refused(NOW, attempt, A, why, None, &mut story.budget);
+        assert!(story.is_pausing(), "{why:?}");
+    }
+}
+
+#[test]
+fn a_refusal_that_will_not_pass_ends_the_call() {
+    let mut story = story(true);
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story
+        .call
+        .refused(NOW, attempt, A, Refusal::NoService, None, &mut story.budget);
+    assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
+}
+
+#[test]
+fn an_open_attempt_of_an_earlier_try_keeps_the_outcome_unknown() {
+    let mut story = story(true);
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story.call.lost(NOW, attempt, &mut story.budget);
+    story.call.timeout(NOW + Duration::from_millis(200));
+    let second = story.send_to(B);
+    story.call.handed_over(second);
+    story
+        .call
+        .refused(NOW, second, B, Refusal::NoService, None, &mut story.budget);
+    assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
+}
+
+#[test]
+fn the_deadline_ends_a_call_as_far_as_it_got() {
+    // Before anything was sent.
+    let mut early = story(false);
+    early.call.step();
+    early.call.timeout(DEADLINE);
+    assert_eq!(
+        early.outcome(),
+        Outcome::NotExecuted(NotExecuted::untried(Why::Deadline))
+    );
+    // After it was handed over.
+    let mut late = story(false);
+    let attempt = late.send_to(A);
+    late.call.handed_over(attempt);
+    late.call.timeout(DEADLINE);
+    assert_eq!(late.outcome(), Outcome::Unknown(Unknown::Deadline));
+}
+
+#[test]
+fn what_is_queued_at_the_deadline_is_taken_back_and_that_decides() {
+    let mut back = story(false);
+    let attempt = back.send_to(A);
+    back.call.timeout(DEADLINE);
+    assert_eq!(back.call.step(), Step::Withdraw { attempt });
+    back.call.unsent(
+        DEADLINE,
+        attempt,
+        NeverSent::testify(Unsent::Withdrawn),
+        &mut back.budget,
+    );
+    assert_eq!(
+        back.outcome(),
+        Outcome::NotExecuted(NotExecuted::untried(Why::Deadline))
+    );
+    let mut gone = story(false);
+    let attempt = gone.send_to(A);
+    gone.call.timeout(DEADLINE);
+    assert_eq!(gone.call.step(), Step::Withdraw { attempt });
+    gone.call.not_withdrawn(attempt);
+    assert_eq!(gone.outcome(), Outcome::Unknown(Unknown::Deadline));
+}
+
+#[test]
+fn repeats_end_with_the_budget() {
+    let mut story = story(true);
+    while story.budget.spend() {}
+    let attempt = story.send_to(A);
+    story.call.handed_over(attempt);
+    story.call.refused(
+        NOW,
+        attempt,
+        A,
+        Refusal::Overloaded,
+        None,
+        &mut story.budget,
+    );
+    assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
+}
+
+#[test]
+fn reports_of_earlier_attempts_are_passed_over() {
+    let mut story = story(true);
+    let attempt = story.send_to(A);
+    story.call.unsent(
+        NOW,
+        attempt,
+        NeverSent::testify(Unsent::Unreachable),
+        &mut story.budget,
+    );
+    story.call.answered(attempt, Ok("late"));
+    assert!(story.is_pausing());
+}

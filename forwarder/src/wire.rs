@@ -1,0 +1,349 @@
+//! The frames of calls and replies.
+//!
+//! Frame: length of the rest (4 bytes, little endian), kind (1), version (1), header length (2), header, body.
+//! The body is the application's and not looked at. An unknown kind is skipped by its length.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use swimring_membership::NodeId;
+use swimring_membership::codec::{self, Blob, Malformed};
+
+/// The protocol version that this release speaks.
+pub const VERSION: u8 = 1;
+/// Bytes of a frame before its header.
+pub const PREFIX_BYTES: usize = 8;
+/// Longest header, in bytes: the longest key, a member record, and the rest.
+pub const HEADER_BYTES_MAX: usize = 8 * 1_024;
+/// Longest name of a service, in bytes.
+pub const SERVICE_BYTES_MAX: usize = 64;
+
+/// Why a process refuses a call. The call has not run there, except where it says so.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Meant for another process: an earlier one of this name.
+    #[error("meant for another process of this name")]
+    WrongProcess,
+    /// Stood still, and does not know yet whether it is still the one.
+    #[error("the owner does not know yet whether it still is the owner")]
+    Unconfirmed,
+    /// Too late to begin.
+    #[error("the deadline had passed")]
+    Expired,
+    /// Does not own the key.
+    #[error("the members do not agree yet on who owns the key")]
+    NotOwner,
+    /// Has as much to do as it takes.
+    #[error("the owner is overloaded")]
+    Overloaded,
+    /// Is on its way out.
+    #[error("the owner is leaving")]
+    Leaving,
+    /// Has no such service.
+    #[error("the owner has no such service")]
+    NoService,
+    /// The key or the body breaks a limit; the caller's fault.
+    #[error("the call breaks a limit")]
+    Invalid,
+}
+
+impl Refusal {
+    /// Whether the process that the attempt names has said it; only then the attempt is closed.
+    pub(crate) fn is_by_addressee(self) -> bool {
+        self != Self::WrongProcess
+    }
+
+    /// Whether another try, a little later, may fare better.
+    pub fn is_passing(self) -> bool {
+        match self {
+            Self::Unconfirmed
+            | Self::NotOwner
+            | Self::Overloaded
+            | Self::Leaving
+            | Self::WrongProcess => true,
+            Self::Expired | Self::NoService | Self::Invalid => false,
+        }
+    }
+}
+
+/// What a call says besides its body.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CallHeader {
+    /// The attempt's number at this owner.
+    pub seq: u64,
+    /// The caller waits for nothing below this.
+    pub floor: u64,
+    /// The process that it is meant for.
+    pub life: u64,
+    /// Until when it may begin, in nanoseconds of the receiver's clock as the caller estimates it.
+    pub deadline: u64,
+    /// By how much that estimate may be wrong, in microseconds.
+    pub error_us: u32,
+    /// 1 for the first process asked, 2 for the one that it named.
+    pub hop: u8,
+    /// Which service.
+    pub service: String,
+    /// Which key.
+    pub key: Blob,
+    /// The member record that made the last process say that it is not the owner.
+    pub record: Option<Blob>,
+}
+
+/// A frame, its body aside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// Run this.
+    Call(CallHeader),
+    /// It ran; the body is the answer.
+    Ok {
+        /// The attempt.
+        seq: u64,
+        /// The fence of the owner's hold on the key.
+        fence: u64,
+    },
+    /// It ran and failed; the body is the handler's error.
+    Executed {
+        /// The attempt.
+        seq: u64,
+        /// The fence of the owner's hold on the key.
+        fence: u64,
+    },
+    /// It did not run.
+    Refused {
+        /// The attempt.
+        seq: u64,
+        /// Why.
+        why: Refusal,
+        /// Who owns the key, if another member does.
+        owner: Option<NodeId>,
+        /// The record that decided so.
+        record: Option<Blob>,
+    },
+    /// The caller does not wait any more.
+    Cancel {
+        /// The attempt.
+        seq: u64,
+    },
+    /// What does your clock show?
+    Clock {
+        /// The sender's.
+        sent: u64,
+    },
+    /// This.
+    ClockIs {
+        /// As it was asked.
+        sent: u64,
+        /// The answerer's.
+        clock: u64,
+    },
+    /// Send nothing new on this connection.
+    Goodbye,
+}
+
+impl Frame {
+    /// Appends the frame with `body`.
+    pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; PREFIX_BYTES]);
+        let kind = match self {
+            Self::Call(header) => put(1, header, out),
+            Self::Ok { seq, fence } => put(2, &(seq, fence), out),
+            Self::Executed { seq, fence } => put(3, &(seq, fence), out),
+            Self::Refused {
+                seq,
+                why,
+                owner,
+                record,
+            } => put(4, &(seq, why, owner, record), out),
+            Self::Cancel { seq } => put(5, seq, out),
+            Self::Clock { sent } => put(6, sent, out),
+            Self::ClockIs { sent, clock } => put(7, &(sent, clock), out),
+            Self::Goodbye => put(8, &(), out),
+        };
+        let header = out.len() - start - PREFIX_BYTES;
+        assert!(
+            header <= HEADER_BYTES_MAX,
+            "every part of a header has its limit"
+        );
+        out.extend_from_slice(body);
+        let length =
+            u32::try_from(out.len() - start - 4).expect("bodies are limited far below 4 GiB");
+        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        out[start + 4] = kind;
+        out[start + 5] = VERSION;
+        out[start + 6..start + 8].copy_from_slice(&(header as u16).to_le_bytes());
+    }
+
+    /// How long the frame that begins with `bytes` is, once its length is there.
+    ///
+    /// # Errors
+    /// If it would be longer than a header and `body_max` bytes.
+    pub fn length(bytes: &[u8], body_max: usize) -> Result<Option<usize>, Malformed> {
+        let Some(length) = bytes.first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length < PREFIX_BYTES - 4 {
+            return Err(Malformed::Truncated);
+        }
+        if length > PREFIX_BYTES + HEADER_BYTES_MAX + body_max {
+            return Err(Malformed::TooLong);
+        }
+        Ok(Some(length + 4))
+    }
+
+    /// Reads one whole frame and its body. `Ok(None)`: a kind of a later version, to be skipped.
+    ///
+    /// # Errors
+    /// If the bytes are no frame; the peer's fault.
+    pub fn decode(bytes: &[u8]) -> Result<Option<(Self, &[u8])>, Malformed> {
+        let (prefix, rest) = bytes
+            .split_first_chunk::<PREFIX_BYTES>()
+            .ok_or(Malformed::Truncated)?;
+        let [a, b, c, d, kind, version, low, high] = *prefix;
+        if u32::from_le_bytes([a, b, c, d]) as usize + 4 != bytes.len() {
+            return Err(Malformed::Truncated);
+        }
+        if version != VERSION {
+            return Err(Malformed::Version(version));
+        }
+        let header = usize::from(u16::from_le_bytes([low, high]));
+        if header > HEADER_BYTES_MAX {
+            return Err(Malformed::TooLong);
+        }
+        let (header, body) = rest.split_at_checked(header).ok_or(Malformed::Truncated)?;
+        let frame = match kind {
+            1 => Self::Call(call_header(header)?),
+            2 => codec::decode(header).map(|(seq, fence)| Self::Ok { seq, fence })?,
+            3 => codec::decode(header).map(|(seq, fence)| Self::Executed { seq, fence })?,
+            4 => codec::decode(header).map(|(seq, why, owner, record)| Self::Refused {
+                seq,
+                why,
+                owner,
+                record,
+            })?,
+            5 => codec::decode(header).map(|seq| Self::Cancel { seq })?,
+            6 => codec::decode(header).map(|sent| Self::Clock { sent })?,
+            7 => codec::decode(header).map(|(sent, clock)| Self::ClockIs { sent, clock })?,
+            8 => codec::decode(header).map(|()| Self::Goodbye)?,
+            _ => return Ok(None),
+        };
+        Ok(Some((frame, body)))
+    }
+}
+
+fn put<T: Serialize>(kind: u8, header: &T, out: &mut Vec<u8>) -> u8 {
+    codec::encode(header, out);
+    kind
+}
+
+fn call_header(bytes: &[u8]) -> Result<CallHeader, Malformed> {
+    let header: CallHeader = codec::decode(bytes)?;
+    if header.service.len() > SERVICE_BYTES_MAX {
+        return Err(Malformed::OutOfRange("service"));
+    }
+    if header.key.0.len() > swimring_ring::KEY_BYTES_MAX {
+        return Err(Malformed::OutOfRange("key"));
+    }
+    if header
+        .record
+        .as_ref()
+        .is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX)
+    {
+        return Err(Malformed::OutOfRange("record"));
+    }
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    fn frames() -> Vec<Frame> {
+        vec![
+            Frame::Call(CallHeader {
+                seq: 1,
+                floor: 1,
+                life: 9,
+                deadline: 5_000_000_000,
+                error_us: 200,
+                hop: 1,
+                service: "kv".into(),
+                key: Blob(b"user:42".to_vec()),
+                record: Some(Blob(vec![1, 2, 3])),
+            }),
+            Frame::Ok { seq: 1, fence: 3 },
+            Frame::Executed { seq: 1, fence: 3 },
+            Frame::Refused {
+                seq: 1,
+                why: Refusal::NotOwner,
+                owner: Some(NodeId::MAX),
+                record: None,
+            },
+            Frame::Cancel { seq: 1 },
+            Frame::Clock { sent: 7 },
+            Frame::ClockIs { sent: 7, clock: 8 },
+            Frame::Goodbye,
+        ]
+    }
+
+    #[test]
+    fn frames_round_trip_with_their_bodies() {
+        for frame in frames() {
+            let mut bytes = Vec::new();
+            frame.encode(b"body", &mut bytes);
+            assert_eq!(Frame::length(&bytes, 100), Ok(Some(bytes.len())));
+            assert_eq!(Frame::decode(&bytes), Ok(Some((frame, &b"body"[..]))));
+        }
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_is_an_error_or_another_frame_but_no_panic() {
+        for frame in frames() {
+            let mut bytes = Vec::new();
+            frame.encode(b"body", &mut bytes);
+            for end in 0..bytes.len() {
+                assert!(Frame::decode(&bytes[..end]).is_err());
+            }
+            for at in 0..bytes.len() {
+                for bit in 0..8 {
+                    let mut flipped = bytes.clone();
+                    flipped[at] ^= 1 << bit;
+                    let _ = Frame::decode(&flipped);
+                    let _ = Frame::length(&flipped, 100);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn limits_hold_on_what_comes_in() {
+        assert_eq!(
+            Frame::length(&[255, 255, 255, 255], 1_000),
+            Err(Malformed::TooLong)
+        );
+        let Frame::Call(header) = frames().remove(0) else {
+            unreachable!("the first one is a call")
+        };
+        let long = CallHeader {
+            key: Blob(vec![0; swimring_ring::KEY_BYTES_MAX + 1]),
+            ..header
+        };
+        let mut bytes = Vec::new();
+        Frame::Call(long).encode(b"", &mut bytes);
+        assert_eq!(Frame::decode(&bytes), Err(Malformed::OutOfRange("key")));
+    }
+
+    #[test]
+    fn an_unknown_kind_is_skipped_and_another_version_refused() {
+        let mut bytes = Vec::new();
+        Frame::Goodbye.encode(b"", &mut bytes);
+        bytes[4] = 99;
+        assert_eq!(Frame::decode(&bytes), Ok(None));
+        bytes[5] = 2;
+        assert_eq!(Frame::decode(&bytes), Err(Malformed::Version(2)));
+    }
+}

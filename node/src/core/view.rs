@@ -1,0 +1,148 @@
+//! What a node knows, frozen: members, ring, and what follows for a key.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use swimring_forwarder::{Ownership, Resolution};
+use swimring_membership::codec::Blob;
+use swimring_membership::{Instance, Member, Membership, NodeId, Phase};
+use swimring_ring::{KeyHash, Placement, Ring, RingMember};
+
+/// Rings by digest: equal views of one process share one ring, and so do the nodes of a simulation.
+#[derive(Debug, Default)]
+pub struct Rings(Mutex<BTreeMap<u128, Weak<Ring>>>);
+
+impl Rings {
+    fn ring(&self, placement: Placement, members: &[RingMember]) -> Arc<Ring> {
+        let digest = Ring::digest_of(placement, members.iter().cloned());
+        let mut held = self
+            .0
+            .lock()
+            .expect("nothing panics while it holds the lock");
+        if let Some(ring) = held.get(&digest).and_then(Weak::upgrade) {
+            return ring;
+        }
+        held.retain(|_, ring| ring.strong_count() > 0);
+        let ring = Arc::new(Ring::build(placement, members.iter().cloned()));
+        held.insert(digest, Arc::downgrade(&ring));
+        ring
+    }
+}
+
+/// An immutable snapshot of one node's knowledge. Share it.
+#[derive(Debug)]
+pub struct View {
+    version: u64,
+    digest: u128,
+    me: Instance,
+    confirmed: bool,
+    members: Vec<Member>,
+    placement: Placement,
+    rings: Arc<Rings>,
+    ring: OnceLock<Arc<Ring>>,
+}
+
+impl View {
+    /// What `membership` knows now. Its ring is built when it is first looked at.
+    pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
+        Self {
+            version: membership.roster().version(),
+            digest: membership.roster().digest(),
+            me: membership.record().instance(),
+            confirmed: membership.is_confirmed(),
+            members: membership
+                .roster()
+                .iter()
+                .map(|(_, member)| member.clone())
+                .collect(),
+            placement,
+            rings: Arc::clone(rings),
+            ring: OnceLock::new(),
+        }
+    }
+
+    /// Rises with every change of this node's knowledge. Says nothing about other nodes; no fence.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The digest over all present members: nodes that agree have the same.
+    pub fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// This process.
+    pub fn me(&self) -> Instance {
+        self.me
+    }
+
+    /// Whether this process knows that it is still the one that others mean.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// Every member, in the order of ids; this node included.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member `id`.
+    pub fn member(&self, id: NodeId) -> Option<&Member> {
+        let index = self
+            .members
+            .binary_search_by_key(&id, |member| member.record.id())
+            .ok()?;
+        Some(&self.members[index])
+    }
+
+    /// The ring of the members that own keys.
+    pub fn ring(&self) -> &Arc<Ring> {
+        self.ring.get_or_init(|| {
+            let owners = self.members.iter().filter(|member| member.owns());
+            let members: Vec<RingMember> = owners
+                .map(|member| RingMember {
+                    id: member.record.id(),
+                    weight: member.record.profile().weight,
+                    zone: member.record.profile().zone.clone(),
+                })
+                .collect();
+            self.rings.ring(self.placement, &members)
+        })
+    }
+
+    /// Where a call for `key` goes.
+    pub fn resolve(&self, key: KeyHash) -> Resolution {
+        match self.ring().owner(key) {
+            Ok(owner) => self.instance(owner),
+            Err(_) => Resolution::Nobody,
+        }
+    }
+
+    /// The process of the node `id`, for a call that was sent on to it.
+    pub fn instance(&self, id: NodeId) -> Resolution {
+        match self.member(id) {
+            _ if id == self.me.node => Resolution::Here,
+            Some(member) => Resolution::There(member.record.instance()),
+            None => Resolution::Nobody,
+        }
+    }
+
+    /// Whether this node owns `key`, and if not, who does and which record says so: its own when it does not
+    /// take keys, the owner's otherwise.
+    pub fn ownership(&self, key: KeyHash) -> Ownership {
+        let Ok(owner) = self.ring().owner(key) else {
+            return Ownership::Nobody;
+        };
+        if owner == self.me.node {
+            return Ownership::Mine;
+        }
+        let ready = self
+            .member(self.me.node)
+            .is_some_and(|own| own.record.phase() == Phase::Ready && own.state.is_present());
+        let deciding = if ready { owner } else { self.me.node };
+        let record = self
+            .member(deciding)
+            .map(|member| member.record.bytes().to_vec());
+        Ownership::Theirs(owner, Blob(record.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,323 @@
+//! The table of arcs, and what can be asked of it.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use swimring_membership::NodeId;
+
+use crate::hash::{Arc, KeyHash};
+use crate::race::{self, Racer, Time};
+
+/// Fewest arcs: 2^8.
+pub const ARCS_LOG2_MIN: u32 = 8;
+/// Most arcs: 2^24.
+pub const ARCS_LOG2_MAX: u32 = 24;
+
+/// A member as the ring sees it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RingMember {
+    /// The node.
+    pub id: NodeId,
+    /// Its share relative to others; 0 owns nothing.
+    pub weight: u16,
+    /// Its failure domain.
+    pub zone: Option<String>,
+}
+
+/// Nobody owns keys: no member is ready, or none has a weight.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no member owns keys")]
+pub struct EmptyRing;
+
+/// What a cluster fixes for all its rings.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// log2 of the number of arcs. More: more even shares, more memory (2 bytes an arc) and longer builds.
+    /// 2^20 gives a largest share of 1.003 of the mean at 10 nodes, 1.025 at 100, 1.06 to 1.08 at 1,000.
+    pub arcs_log2: u32,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self { arcs_log2: 20 }
+    }
+}
+
+/// Consecutive arcs that go from one owner to another.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct ArcMove {
+    /// The first arc.
+    pub first: Arc,
+    /// How many.
+    pub count: u32,
+    /// Who had them.
+    pub from: Option<NodeId>,
+    /// Who has them.
+    pub to: Option<NodeId>,
+}
+
+/// One of the nodes that a key would go to, and its zone.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct ZonedOwner<'a> {
+    /// The node.
+    pub id: NodeId,
+    /// Its zone.
+    pub zone: Option<&'a str>,
+}
+
+/// Why a node comes where it does in the order for an arc.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Explained {
+    /// The node.
+    pub id: NodeId,
+    /// Its weight.
+    pub weight: u16,
+    /// When its dart arrives; the lowest owns the arc.
+    pub arrival: u64,
+}
+
+/// Who owns which arc. Immutable; share it.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    placement: Placement,
+    members: Vec<RingMember>,
+    /// Indices into `members` of those with a weight, in the order of ids.
+    owners: Vec<u16>,
+    racers: Vec<Racer>,
+    /// By arc, an index into `owners`.
+    table: Vec<u16>,
+    digest: u128,
+}
+
+impl Ring {
+    /// The ring of a member set, in whatever order it comes.
+    ///
+    /// # Panics
+    /// If `placement` is out of range, or there are more than 65,535 members: limits that configuration keeps.
+    pub fn build(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> Self {
+        let log2 = placement.arcs_log2;
+        assert!(
+            (ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&log2),
+            "2^{log2} arcs"
+        );
+        let mut members: Vec<RingMember> = members.into_iter().collect();
+        members.sort();
+        members.dedup_by_key(|member| member.id);
+        assert!(
+            members.len() < usize::from(u16::MAX),
+            "{} members",
+            members.len()
+        );
+        let weighted = members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| member.weight > 0);
+        let owners: Vec<u16> = weighted.map(|(index, _)| index as u16).collect();
+        let logs = race::logs(log2);
+        let racer = |index: &u16| {
+            let member = &members[usize::from(*index)];
+            Racer::new(member.id, member.weight, log2, &logs)
+        };
+        let racers: Vec<Racer> = owners.iter().map(racer).collect();
+        let table = if racers.is_empty() {
+            Vec::new()
+        } else {
+            race::run(&racers, log2)
+        };
+        let digest = digest(placement, &members);
+        Self {
+            placement,
+            members,
+            owners,
+            racers,
+            table,
+            digest,
+        }
+    }
+
+    /// The digest that the ring of these members has, without building it. Equal digests, equal rings.
+    pub fn digest_of(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> u128 {
+        let mut members: Vec<RingMember> = members.into_iter().collect();
+        members.sort();
+        members.dedup_by_key(|member| member.id);
+        digest(placement, &members)
+    }
+
+    /// What the cluster fixed.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The members, in the order of ids.
+    pub fn members(&self) -> &[RingMember] {
+        &self.members
+    }
+
+    /// 128 bits over everything that decides who owns what.
+    pub fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// How many arcs there are.
+    pub fn arcs(&self) -> u32 {
+        1 << self.placement.arcs_log2
+    }
+
+    /// The arc of a key.
+    pub fn arc(&self, key: KeyHash) -> Arc {
+        key.arc(self.placement.arcs_log2)
+    }
+
+    /// The owner of a key.
+    ///
+    /// # Errors
+    /// [`EmptyRing`] if nobody owns keys.
+    pub fn owner(&self, key: KeyHash) -> Result<NodeId, EmptyRing> {
+        self.owner_of_arc(self.arc(key)).ok_or(EmptyRing)
+    }
+
+    /// The owner of an arc.
+    pub fn owner_of_arc(&self, arc: Arc) -> Option<NodeId> {
+        let index = *self.table.get(arc.0 as usize)?;
+        Some(self.member(index).id)
+    }
+
+    fn member(&self, owner: u16) -> &RingMember {
+        &self.members[usize::from(self.owners[usize::from(owner)])]
+    }
+
+    /// The first `count` nodes for a key: the owner, then who would own the key without it, and so on, but
+    /// nodes of zones not yet used come first. Fewer when there are fewer.
+    pub fn owners(&self, key: KeyHash, count: usize) -> Vec<ZonedOwner<'_>> {
+        let order = self.order(self.arc(key));
+        let zoned = |&(_, owner): &(Time, u16)| {
+            let member = self.member(owner);
+            ZonedOwner {
+                id: member.id,
+                zone: member.zone.as_deref(),
+            }
+        };
+        let mut chosen: Vec<ZonedOwner<'_>> = Vec::new();
+        let mut later = Vec::new();
+        for owner in order.iter().map(zoned) {
+            let used = chosen.iter().any(|other| other.zone == owner.zone);
+            if used {
+                later.push(owner)
+            } else {
+                chosen.push(owner)
+            }
+        }
+        chosen.extend(later);
+        chosen.truncate(count);
+        chosen
+    }
+
+    /// Every owner in the order in which the arc prefers them, with the reason.
+    pub fn explain(&self, key: KeyHash) -> Vec<Explained> {
+        let order = self.order(self.arc(key));
+        let explained = |&(arrival, owner): &(Time, u16)| {
+            let member = self.member(owner);
+            Explained {
+                id: member.id,
+                weight: member.weight,
+                arrival,
+            }
+        };
+        order.iter().map(explained).collect()
+    }
+
+    fn order(&self, arc: Arc) -> Vec<(Time, u16)> {
+        let mut order: Vec<(Time, u16)> = self
+            .racers
+            .iter()
+            .enumerate()
+            .map(|(index, racer)| (racer.arrival(arc.0), index as u16))
+            .collect();
+        order.sort_unstable();
+        order
+    }
+
+    /// How many arcs a node owns.
+    pub fn owned_count(&self, id: NodeId) -> u32 {
+        let Some(index) = self.owner_index(id) else {
+            return 0;
+        };
+        self.table.iter().filter(|owner| **owner == index).count() as u32
+    }
+
+    /// How many arcs each member owns, in the order of [`members`](Self::members).
+    pub fn owned_counts(&self) -> Vec<u32> {
+        let mut counts = alloc::vec![0; self.members.len()];
+        for owner in &self.table {
+            counts[usize::from(self.owners[usize::from(*owner)])] += 1;
+        }
+        counts
+    }
+
+    /// The arcs a node owns, in order.
+    pub fn owned_arcs(&self, id: NodeId) -> impl Iterator<Item = Arc> {
+        let index = self.owner_index(id);
+        let owned = self
+            .table
+            .iter()
+            .enumerate()
+            .filter(move |(_, owner)| Some(**owner) == index);
+        owned.map(|(arc, _)| Arc(arc as u32))
+    }
+
+    fn owner_index(&self, id: NodeId) -> Option<u16> {
+        self.owners
+            .binary_search_by_key(&id, |index| self.members[usize::from(*index)].id)
+            .ok()
+            .map(|index| index as u16)
+    }
+
+    /// What goes from whom to whom between two rings of one cluster, as runs of arcs.
+    ///
+    /// # Panics
+    /// If the rings have different numbers of arcs: a cluster fixes it.
+    pub fn diff(old: &Self, new: &Self) -> Vec<ArcMove> {
+        assert_eq!(
+            old.placement, new.placement,
+            "rings of one cluster have the same arcs"
+        );
+        let mut moves: Vec<ArcMove> = Vec::new();
+        for arc in 0..old.arcs() {
+            let (from, to) = (old.owner_of_arc(Arc(arc)), new.owner_of_arc(Arc(arc)));
+            if from == to {
+                continue;
+            }
+            match moves.last_mut() {
+                Some(run) if run.first.0 + run.count == arc && run.from == from && run.to == to => {
+                    run.count += 1
+                }
+                _ => moves.push(ArcMove {
+                    first: Arc(arc),
+                    count: 1,
+                    from,
+                    to,
+                }),
+            }
+        }
+        moves
+    }
+}
+
+fn digest(placement: Placement, members: &[RingMember]) -> u128 {
+    let mut hasher = blake3::Hasher::new_derive_key("swimring 1 ring");
+    hasher.update(&placement.arcs_log2.to_le_bytes());
+    hasher.update(&(members.len() as u64).to_le_bytes());
+    for member in members {
+        hasher.update(member.id.as_bytes());
+        hasher.update(&member.weight.to_le_bytes());
+        let zone = member.zone.as_deref().unwrap_or_default();
+        hasher.update(&(zone.len() as u64).to_le_bytes());
+        hasher.update(zone.as_bytes());
+    }
+    let mut out = [0; 16];
+    hasher.finalize_xof().fill(&mut out);
+    u128::from_le_bytes(out)
+}
+
+#[cfg(test)]
+mod tests;
