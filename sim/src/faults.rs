@@ -78,7 +78,12 @@ impl World {
                 }
                 count
             }
-            Action::Overload(_) => 1,
+            Action::Overload(factor) => {
+                self.overload *= factor.max(1);
+                let relax = crate::calls::CallHappening::Relax(factor.max(1));
+                self.schedule(until, Happening::Call(relax));
+                1
+            }
         };
         *self.faults.entry(step.action.kind()).or_insert(0) += u64::from(hit > 0);
     }
@@ -300,6 +305,7 @@ impl World {
     pub(crate) fn look(&mut self) {
         let Some(core) = &self.core else { return };
         let agreed = self.disagreement(core).is_none();
+        self.check_open_calls();
         self.agreed = if agreed { self.agreed + 1 } else { 0 };
         if self.agreed == SETTLED {
             self.converged_after = Some(self.now.since(self.quiet_at) - LOOK * (SETTLED - 1));

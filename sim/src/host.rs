@@ -18,7 +18,7 @@ const SERVICE: Duration = Duration::from_micros(10);
 
 /// What a process is given.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// A deadline may have passed.
     Wake,
     /// A message on a connection.
@@ -31,6 +31,8 @@ pub enum Input {
     Accepted(ConnId, swimring::core::hello::Hello),
     /// A connection's end.
     Closed(ConnId),
+    /// Something of the data plane.
+    Call(Box<crate::calls::CallInput>),
 }
 
 /// What survives a process: its state directory.
@@ -55,6 +57,8 @@ pub struct Host {
     pub address: SocketAddr,
     /// The running process's control plane, if one runs.
     pub control: Option<Control>,
+    /// Its data plane.
+    pub(crate) app: Option<crate::calls::App>,
     /// Counts its starts.
     pub life: u32,
     /// When the running process was started.
@@ -67,7 +71,7 @@ pub struct Host {
     /// Standing still.
     pub paused: bool,
     /// Inputs that wait for it.
-    pub inbox: VecDeque<Input>,
+    pub(crate) inbox: VecDeque<Input>,
     /// How many times slower than usual.
     pub slow: u32,
     /// When it is done with what it has.
@@ -126,6 +130,7 @@ impl Host {
                 7_946,
             )),
             control: None,
+            app: None,
             life: 0,
             started: Instant::ORIGIN,
             troubled: None,
@@ -216,6 +221,12 @@ impl Host {
         let contacts = self.disk.contacts.clone();
         control.membership_mut().remember_contacts(contacts);
         control.membership_mut().join(local, seeds);
+        let record = control.membership().record();
+        self.app = Some(crate::calls::App::new(
+            record.instance(),
+            record.peer(),
+            self.rng.fork(u64::from(self.life)),
+        ));
         self.control = Some(control);
         (self.paused, self.slow, self.armed) = (false, 1, None);
         self.inbox.clear();
@@ -233,12 +244,13 @@ impl Host {
                 contacts: older,
             };
         }
+        self.app = None;
         (self.paused, self.armed) = (false, None);
         self.inbox.clear();
     }
 
     /// Takes an input that cannot be handled now; drops it when too much waits.
-    pub fn wait(&mut self, input: Input) -> bool {
+    pub(crate) fn wait(&mut self, input: Input) -> bool {
         let fits = self.inbox.len() < INBOX_MAX || !matches!(input, Input::Message(..));
         if fits {
             self.inbox.push_back(input);

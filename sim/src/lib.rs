@@ -3,6 +3,7 @@
 //! A seed and a plan make a run; the same two make the same run, to the byte. Faults come first, with safety
 //! checked throughout; then a random core heals, and agreement is owed within a bound.
 
+mod calls;
 mod faults;
 pub mod host;
 pub mod network;

@@ -31,7 +31,7 @@ pub struct End {
     pub heard: Instant,
     /// Ordered frames: the next number to send, the next to deliver, and what came early.
     pub sent: u64,
-    pub(crate) delivered: u64,
+    delivered: u64,
     pub(crate) early: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -45,6 +45,15 @@ impl End {
             delivered: 0,
             early: BTreeMap::new(),
         }
+    }
+}
+
+impl End {
+    /// The next frame that is there and whose turn it is.
+    pub(crate) fn next_in_order(&mut self) -> Option<Vec<u8>> {
+        let bytes = self.early.remove(&self.delivered)?;
+        self.delivered += 1;
+        Some(bytes)
     }
 }
 

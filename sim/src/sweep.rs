@@ -34,6 +34,8 @@ struct Summary {
     faults: BTreeMap<&'static str, u64>,
     oracles: BTreeMap<&'static str, u64>,
     calls: u64,
+    outcomes: BTreeMap<&'static str, u64>,
+    hops_max: u8,
     node_seconds: f64,
     converged_ms_max: u64,
     wall_s: f64,
@@ -159,6 +161,11 @@ impl Summary {
         for (oracle, count) in &world.findings.checks {
             *self.oracles.entry(oracle).or_insert(0) += count;
         }
+        self.calls += world.ledger.calls;
+        self.hops_max = self.hops_max.max(world.ledger.hops_max);
+        for (kind, count) in &world.ledger.outcomes {
+            *self.outcomes.entry(kind).or_insert(0) += count;
+        }
         self.node_seconds += world.node_seconds;
         let converged = world
             .converged_after
@@ -192,6 +199,12 @@ impl Summary {
         };
         println!("faults: {}", list(&self.faults));
         println!("checks: {}", list(&self.oracles));
+        println!(
+            "calls: {} ({}), at most {} hops",
+            self.calls,
+            list(&self.outcomes),
+            self.hops_max
+        );
         println!("slowest agreement: {} ms", self.converged_ms_max);
     }
 }

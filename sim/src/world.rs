@@ -13,6 +13,7 @@ use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::{Command, ConnId, DialId};
 use swimring_membership::{Delivery, Event, Instant, Rng};
 
+use crate::calls::CallInput;
 use crate::host::{Host, Input};
 use crate::network::{Conn, Network, Process};
 use crate::oracles::{self, Facts, Findings, Oracle};
@@ -49,6 +50,7 @@ pub(crate) enum Happening {
     Frame {
         conn: u64,
         end: usize,
+        number: Option<u64>,
         bytes: Vec<u8>,
         tries: u32,
     },
@@ -60,6 +62,8 @@ pub(crate) enum Happening {
     Begin(usize),
     /// A layer is lifted, a paused process goes on, and so on.
     End(crate::faults::Ending),
+    /// Something of the data planes.
+    Call(crate::calls::CallHappening),
     /// Chaos is over.
     Quiet,
     /// The core is looked at.
@@ -72,6 +76,8 @@ pub(crate) struct Handshake {
     dialler: Process,
     dial: DialId,
     address: SocketAddr,
+    class: Class,
+    asked: Instant,
     stage: u8,
     tries: u32,
     conn: Option<u64>,
@@ -113,6 +119,13 @@ pub struct World {
     pub(crate) quiet_at: Instant,
     /// How often in a row the core was seen to agree.
     pub(crate) agreed: u32,
+    /// Every call.
+    pub ledger: crate::calls::Ledger,
+    pub(crate) load_rng: Rng,
+    pub(crate) overload: u32,
+    pub(crate) runs: u64,
+    pub(crate) rings: std::sync::Arc<swimring::core::view::Rings>,
+    pub(crate) hasher: swimring::ring::KeyHasher,
     /// How long after quiet the core agreed.
     pub converged_after: Option<Duration>,
     /// Seconds that processes were up, summed up.
@@ -141,6 +154,12 @@ impl World {
             core: None,
             quiet_at: Instant::ORIGIN,
             agreed: 0,
+            ledger: crate::calls::Ledger::default(),
+            load_rng: rng.fork(3),
+            overload: crate::calls::overload(plan.load.as_ref()),
+            runs: 0,
+            rings: std::sync::Arc::default(),
+            hasher: Self::sim_hasher(),
             converged_after: None,
             node_seconds: 0.0,
             log: None,
@@ -161,6 +180,7 @@ impl World {
         for (index, step) in world.plan.steps.clone().iter().enumerate() {
             world.schedule(Instant::ORIGIN + step.at, Happening::Begin(index));
         }
+        world.start_load();
         let quiet = world.plan.quiet.map_or(
             world.plan.end() - world.plan.expect.converged - Duration::from_secs(5),
             |q| q.at,
@@ -244,13 +264,15 @@ impl World {
             Happening::Frame {
                 conn,
                 end,
+                number,
                 bytes,
                 tries,
-            } => self.on_frame(conn, end, bytes, tries),
+            } => self.on_frame(conn, end, number, bytes, tries),
             Happening::Handshake(handshake) => self.on_handshake(handshake),
             Happening::Idle { conn, process } => self.on_idle(conn, process),
             Happening::Begin(step) => self.begin(step),
             Happening::End(ending) => self.end(ending),
+            Happening::Call(call) => self.happen_call(call),
             Happening::Quiet => self.quiet(),
             Happening::Look => self.look(),
         }
@@ -306,6 +328,7 @@ impl World {
                 control.handle_timeout(now);
             }
             Input::Message(conn, bytes) => return self.handle_message(index, conn, &bytes),
+            Input::Call(input) => return self.handle_call(index, *input),
             Input::Dialled(dial, conn, hello) => control.handle_dialled(now, dial, conn, &hello),
             Input::DialFailed(dial, why) => control.handle_dial_failed(now, dial, why),
             Input::Accepted(conn, hello) => control.handle_accepted(now, conn, &hello),
@@ -330,7 +353,7 @@ impl World {
         self.pump(index);
     }
 
-    fn check(
+    pub(crate) fn check(
         &mut self,
         host: usize,
         oracle: &'static str,
@@ -438,15 +461,7 @@ impl World {
             };
             match command {
                 Command::Dial { dial, address, .. } => {
-                    let handshake = Handshake {
-                        dialler: process,
-                        dial,
-                        address,
-                        stage: 0,
-                        tries: 0,
-                        conn: None,
-                    };
-                    self.send_handshake(handshake);
+                    self.dial(process, Class::Gossip, dial, address)
                 }
                 Command::Abort { .. } => {}
                 Command::Close { conn, .. } => self.close(conn.0, process),
@@ -469,6 +484,15 @@ impl World {
                     self.now,
                     Happening::End(crate::faults::Ending::Exit(process)),
                 );
+            }
+            ControlEvent::Membership(Event::Changed { id, state, .. }) if !state.is_present() => {
+                let member = self.hosts[index]
+                    .control
+                    .as_ref()
+                    .and_then(|control| control.membership().member(*id));
+                if let Some(peer) = member.map(|member| member.record.peer()) {
+                    self.forget_calls_to(index, peer);
+                }
             }
             ControlEvent::Membership(Event::Joined) => {
                 let host = &mut self.hosts[index];
@@ -532,27 +556,50 @@ impl World {
                     );
                 }
             }
-            Delivery::Stream => self.send_frame(conn.0, end, bytes.to_vec(), 0),
+            Delivery::Stream => self.send_frame(conn.0, end, None, bytes.to_vec(), 0),
         }
         true
     }
 
+    /// Sends a frame that keeps its place among those sent before.
+    pub(crate) fn send_ordered(&mut self, from: Process, conn: u64, bytes: Vec<u8>) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
+            return;
+        };
+        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
+            return;
+        };
+        let number = held.ends[mine].sent;
+        held.ends[mine].sent += 1;
+        self.send_frame(conn, 1 - mine, Some(number), bytes, 0);
+    }
+
     /// Sends a frame, or sends it again: what is lost takes longer, and a cut holds it up.
-    fn send_frame(&mut self, conn: u64, end: usize, bytes: Vec<u8>, tries: u32) {
+    fn send_frame(
+        &mut self,
+        conn: u64,
+        end: usize,
+        number: Option<u64>,
+        bytes: Vec<u8>,
+        tries: u32,
+    ) {
         let Some(held) = self.network.conns.get(&conn) else {
             return;
         };
         let (from, to) = (held.ends[1 - end].process.host, held.ends[end].process.host);
         match self.network.fate(from, to).arrivals.first() {
-            Some(after) => self.schedule(
-                self.now + *after,
-                Happening::Frame {
-                    conn,
-                    end,
-                    bytes,
-                    tries: u32::MAX,
-                },
-            ),
+            Some(after) => {
+                self.schedule(
+                    self.now + *after,
+                    Happening::Frame {
+                        conn,
+                        end,
+                        number,
+                        bytes,
+                        tries: u32::MAX,
+                    },
+                );
+            }
             None => {
                 let wait = (FRAME_RETRY * (1 << tries.min(10))).min(FRAME_RETRY_MAX);
                 self.schedule(
@@ -560,6 +607,7 @@ impl World {
                     Happening::Frame {
                         conn,
                         end,
+                        number,
                         bytes,
                         tries,
                     },
@@ -568,17 +616,29 @@ impl World {
         }
     }
 
-    fn on_frame(&mut self, conn: u64, end: usize, bytes: Vec<u8>, tries: u32) {
-        let Some(held) = self.network.conns.get(&conn) else {
+    fn on_frame(&mut self, conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
             return;
         };
         if tries != u32::MAX {
             if held.ends[1 - end].open {
-                self.send_frame(conn, end, bytes, tries + 1);
+                self.send_frame(conn, end, number, bytes, tries + 1);
             }
             return;
         }
-        self.arrive(conn, end, bytes);
+        let Some(number) = number else {
+            return self.arrive(conn, end, bytes);
+        };
+        let place = &mut held.ends[end];
+        place.early.insert(number, bytes);
+        while let Some(bytes) = self
+            .network
+            .conns
+            .get_mut(&conn)
+            .and_then(|held| held.ends[end].next_in_order())
+        {
+            self.arrive(conn, end, bytes);
+        }
     }
 
     fn on_datagram(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
@@ -591,6 +651,7 @@ impl World {
         let Some(held) = self.network.conns.get_mut(&conn) else {
             return;
         };
+        let class = held.class;
         let (to, from) = (held.ends[end].process, held.ends[1 - end].process);
         if held.ends[end].open {
             held.ends[end].heard = self.now;
@@ -600,7 +661,11 @@ impl World {
                 // The acknowledgement.
                 held.ends[1 - end].heard = self.now;
             }
-            self.give(to, Input::Message(ConnId(conn), bytes));
+            let input = match class {
+                Class::Gossip => Input::Message(ConnId(conn), bytes),
+                Class::Calls => Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))),
+            };
+            self.give(to, input);
         } else if self.hosts[to.host].is_up() && self.network.passes(to.host, from.host) {
             self.reset(conn, from);
         }
@@ -608,22 +673,22 @@ impl World {
 
     /// The other end does not know the connection: this one gives it up.
     fn reset(&mut self, conn: u64, process: Process) {
-        let open = self
+        let open = |held: &&Conn| held.end_of(process).is_some_and(|end| held.ends[end].open);
+        let Some(class) = self
             .network
             .conns
             .get(&conn)
-            .is_some_and(|c| c.end_of(process).is_some_and(|end| c.ends[end].open));
-        if open {
-            self.network.close_end(conn, process);
-            self.schedule(
-                self.now,
-                Happening::Input(process, Input::Closed(ConnId(conn))),
-            );
-        }
+            .filter(open)
+            .map(|held| held.class)
+        else {
+            return;
+        };
+        self.network.close_end(conn, process);
+        self.schedule(self.now, Happening::Input(process, closed(class, conn)));
     }
 
     /// A process closes a connection; the other end hears of it if a packet passes.
-    fn close(&mut self, conn: u64, process: Process) {
+    pub(crate) fn close(&mut self, conn: u64, process: Process) {
         let Some(held) = self.network.conns.get(&conn) else {
             return;
         };
@@ -657,8 +722,9 @@ impl World {
         };
         let due = held.ends[end].heard + self.idle();
         if due <= self.now {
+            let input = closed(held.class, conn);
             self.network.close_end(conn, process);
-            self.give(process, Input::Closed(ConnId(conn)));
+            self.give(process, input);
         } else {
             self.schedule(due, Happening::Idle { conn, process });
         }
@@ -666,8 +732,36 @@ impl World {
 
     // Handshakes: out, back, hello, answer.
 
+    pub(crate) fn dial(
+        &mut self,
+        dialler: Process,
+        class: Class,
+        dial: DialId,
+        address: SocketAddr,
+    ) {
+        let asked = self.hosts[dialler.host].local(self.now);
+        self.send_handshake(Handshake {
+            dialler,
+            dial,
+            address,
+            class,
+            asked,
+            stage: 0,
+            tries: 0,
+            conn: None,
+        });
+    }
+
+    /// Calls listen on the next port.
+    fn host_at(&self, class: Class, address: SocketAddr) -> Option<usize> {
+        let port = address.port() - u16::from(class == Class::Calls);
+        self.by_address
+            .get(&SocketAddr::new(address.ip(), port))
+            .copied()
+    }
+
     fn send_handshake(&mut self, handshake: Handshake) {
-        let Some(&there) = self.by_address.get(&handshake.address) else {
+        let Some(there) = self.host_at(handshake.class, handshake.address) else {
             return;
         };
         let here = handshake.dialler.host;
@@ -703,7 +797,7 @@ impl World {
     }
 
     fn on_handshake(&mut self, mut handshake: Handshake) {
-        let Some(&there) = self.by_address.get(&handshake.address) else {
+        let Some(there) = self.host_at(handshake.class, handshake.address) else {
             return;
         };
         let here = handshake.dialler;
@@ -720,45 +814,87 @@ impl World {
             return;
         }
         match handshake.stage {
-            3 => {
-                let Some(hello) = self.hello(here.host) else {
-                    return;
-                };
-                let acceptor = self.hosts[there].process();
-                let id = self.hosts[here.host].id;
-                let control = self.hosts[there]
-                    .control
-                    .as_ref()
-                    .expect("an acceptor that is up runs");
-                if let Err(refusal) = control.judge(&hello, id) {
-                    let dial = handshake.dial;
-                    return self.give(here, Input::DialFailed(dial, refusal.to_string()));
-                }
-                let conn = self
-                    .network
-                    .connect(Conn::new(Class::Gossip, here, acceptor, self.now));
-                handshake.conn = Some(conn);
-                for process in [here, acceptor] {
-                    self.schedule(self.now + self.idle(), Happening::Idle { conn, process });
-                }
-                self.give(acceptor, Input::Accepted(ConnId(conn), hello));
+            2 => {
+                handshake.asked = self.hosts[here.host].local(self.now);
                 self.send_handshake(handshake);
             }
+            3 => self.on_hello(there, handshake),
             4 => {
-                let (Some(hello), Some(conn)) = (self.hello(there), handshake.conn) else {
+                let (Some(hello), Some(conn)) =
+                    (self.hello(there, handshake.class), handshake.conn)
+                else {
                     return;
                 };
-                self.give(here, Input::Dialled(handshake.dial, ConnId(conn), hello));
+                let (dial, conn) = (handshake.dial, ConnId(conn));
+                let input = match handshake.class {
+                    Class::Gossip => Input::Dialled(dial, conn, hello),
+                    Class::Calls => Input::Call(Box::new(CallInput::Dialled(
+                        dial,
+                        conn,
+                        hello,
+                        handshake.asked,
+                    ))),
+                };
+                self.give(here, input);
             }
             _ => self.send_handshake(handshake),
         }
     }
 
-    fn hello(&self, index: usize) -> Option<Hello> {
+    fn on_hello(&mut self, there: usize, mut handshake: Handshake) {
+        let (here, class) = (handshake.dialler, handshake.class);
+        let Some(hello) = self.hello(here.host, class) else {
+            return;
+        };
+        let acceptor = self.hosts[there].process();
+        let id = self.hosts[here.host].id;
+        let judged = match class {
+            Class::Gossip => self.hosts[there]
+                .control
+                .as_ref()
+                .map(|control| control.judge(&hello, id)),
+            Class::Calls => self.hosts[there]
+                .app
+                .as_ref()
+                .map(|app| app.peers.judge(&hello, id, &hello.fingerprint)),
+        };
+        if let Some(Err(refusal)) = judged {
+            let (dial, why) = (handshake.dial, refusal.to_string());
+            let input = match class {
+                Class::Gossip => Input::DialFailed(dial, why),
+                Class::Calls => Input::Call(Box::new(CallInput::DialFailed(dial, why))),
+            };
+            return self.give(here, input);
+        }
+        let conn = self
+            .network
+            .connect(Conn::new(class, here, acceptor, self.now));
+        handshake.conn = Some(conn);
+        for process in [here, acceptor] {
+            self.schedule(self.now + self.idle(), Happening::Idle { conn, process });
+        }
+        let input = match class {
+            Class::Gossip => Input::Accepted(ConnId(conn), hello),
+            Class::Calls => Input::Call(Box::new(CallInput::Accepted(ConnId(conn), hello))),
+        };
+        self.give(acceptor, input);
+        self.send_handshake(handshake);
+    }
+
+    fn hello(&self, index: usize, class: Class) -> Option<Hello> {
         let host = &self.hosts[index];
-        host.control
-            .as_ref()
-            .map(|control| control.hello(host.local(self.now)))
+        let now = host.local(self.now);
+        match class {
+            Class::Gossip => host.control.as_ref().map(|control| control.hello(now)),
+            Class::Calls => host.app.as_ref().map(|app| app.hello(now)),
+        }
+    }
+}
+
+fn closed(class: Class, conn: u64) -> Input {
+    match class {
+        Class::Gossip => Input::Closed(ConnId(conn)),
+        Class::Calls => Input::Call(Box::new(CallInput::Closed(ConnId(conn)))),
     }
 }
 

@@ -165,6 +165,11 @@ impl<T> Link<T> {
         !self.conns.is_empty()
     }
 
+    /// The connection to write on: the newest.
+    pub fn preferred(&self) -> Option<ConnId> {
+        self.conns.last().copied()
+    }
+
     /// Whether something waits to be written.
     pub fn has_work(&self) -> bool {
         !self.control.is_empty() || (!self.queue.is_empty() && self.timebase.is_some())

@@ -1,6 +1,7 @@
 //! M5: whoever was told of a state at an incarnation holds at least that incarnation afterwards, even when
 //! the state did not change (the hole of memberlist's *dead* at a higher incarnation).
 
+use swimring_membership::State;
 use swimring_membership::wire::{Header, Message, Update};
 
 use super::{Facts, Findings, Oracle};
@@ -28,10 +29,12 @@ impl Oracle for Watch {
             else {
                 continue;
             };
-            if let Some((_, held)) = membership.roster().belief(*id)
+            if let Some((state, held)) = membership.roster().belief(*id)
                 && *id != membership.id()
             {
-                out.check(facts, "M5", &[host], held >= *told, || {
+                // Leaving was the last word of a boot.
+                let over = state == State::Left && held.boot == told.boot;
+                out.check(facts, "M5", &[host], held >= *told || over, || {
                     format!("was told {update:?} and holds {held}")
                 });
             }
