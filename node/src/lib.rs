@@ -5,3 +5,6 @@ pub mod core;
 pub use swimring_forwarder as forwarder;
 pub use swimring_membership as membership;
 pub use swimring_ring as ring;
+
+#[cfg(feature = "runtime")]
+pub mod runtime;

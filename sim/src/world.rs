@@ -345,6 +345,10 @@ impl World {
         let Some(control) = &mut host.control else {
             return;
         };
+        if control.peers().peer(conn).is_none() {
+            // What still comes on a connection that was given up is not looked at.
+            return;
+        }
         let result = control.handle_message(now, conn, bytes);
         self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, bytes, out));
         self.check(index, "W1", result.is_ok(), || {

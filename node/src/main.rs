@@ -1,0 +1,3 @@
+//! The `swimring` command.
+
+fn main() {}

@@ -1,0 +1,344 @@
+//! One QUIC endpoint of a class: dialling and accepting up to the answered hello.
+//!
+//! A dial has succeeded when the hello was answered, for in TLS 1.3 the dialler's handshake completes before
+//! its certificate is judged.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quinn::{
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, RecvStream, Runtime, SendStream,
+    TransportErrorCode, VarInt,
+};
+use swimring_membership::{Instant, NodeId};
+
+use super::clock::Clock;
+use super::tls::{Tls, certified};
+use crate::core::hello::{Answer, Class, HELLO_BYTES_MAX, Hello, Refusal};
+use crate::core::peers::{ConnId, Goodbye};
+
+/// How long the other end of a new connection may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Numbers every connection of this process, whatever its class.
+static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
+
+/// Where an endpoint gets its socket, its timers and its tasks from.
+pub(crate) struct Io {
+    pub(crate) socket: Box<dyn FnOnce(&dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+}
+
+impl Io {
+    /// The system's UDP and tokio.
+    pub(crate) fn system(socket: UdpSocket) -> Self {
+        Self {
+            socket: Box::new(move |runtime| runtime.wrap_udp_socket(socket)),
+            runtime: Arc::new(quinn::TokioRuntime),
+        }
+    }
+}
+
+/// A connection whose hello was answered.
+pub(crate) struct Established {
+    pub(crate) id: ConnId,
+    pub(crate) connection: Connection,
+    /// The stream of the hello; it stays open and carries the class's frames.
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+    /// What the other end said.
+    pub(crate) hello: Hello,
+    /// When this end asked, if it dialled.
+    pub(crate) asked: Option<Instant>,
+}
+
+/// Why a dial failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("{0}")]
+    Connect(#[from] quinn::ConnectError),
+    #[error("{0}")]
+    Connection(quinn::ConnectionError),
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("the answer to the hello is not one")]
+    Malformed,
+}
+
+impl From<quinn::ConnectionError> for DialError {
+    fn from(error: quinn::ConnectionError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl DialError {
+    /// In words that say whose certificate was not accepted, where that is the reason.
+    pub(crate) fn explain(&self) -> String {
+        let closed = match self {
+            Self::Connection(quinn::ConnectionError::ConnectionClosed(close)) => {
+                Some(close.error_code)
+            }
+            Self::Connection(quinn::ConnectionError::TransportError(error))
+                if error.reason.is_empty() =>
+            {
+                Some(error.code)
+            }
+            _ => None,
+        };
+        match closed {
+            Some(code) if is_certificate_alert(code) => {
+                format!("the other end does not accept this node's certificate ({self})")
+            }
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// The TLS alerts about certificates: 42 to 48, 113 to 116, carried as QUIC errors 0x100 and up.
+fn is_certificate_alert(code: TransportErrorCode) -> bool {
+    let code: u64 = code.into();
+    matches!(code.checked_sub(0x100), Some(42..=51 | 113..=116))
+}
+
+/// A class's endpoint.
+#[derive(Clone)]
+pub(crate) struct Port {
+    class: Class,
+    endpoint: Endpoint,
+    tls: Tls,
+    clock: Clock,
+}
+
+impl Port {
+    /// Listens. Must be called within the runtime that `io` names.
+    pub(crate) fn open(
+        class: Class,
+        io: Io,
+        tls: Tls,
+        clock: Clock,
+        secret: &[u8; 32],
+    ) -> io::Result<Self> {
+        let socket = (io.socket)(io.runtime.as_ref())?;
+        // A restarted process can tell the peers of its earlier life that their connections are gone.
+        let reset = blake3::derive_key("swimring 1 stateless reset", secret);
+        let config = EndpointConfig::new(Arc::new(ResetKey(reset)));
+        let endpoint = Endpoint::new_with_abstract_socket(
+            config,
+            Some(tls.server(class)),
+            socket,
+            io.runtime,
+        )?;
+        Ok(Self {
+            class,
+            endpoint,
+            tls,
+            clock,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Connects and says hello.
+    pub(crate) async fn dial(
+        &self,
+        address: SocketAddr,
+        expect: Option<NodeId>,
+        hello: Hello,
+    ) -> Result<Established, DialError> {
+        let config = self.tls.client(self.class, expect);
+        let connection = self
+            .endpoint
+            .connect_with(config, address, "node.swimring")?
+            .await?;
+        let (mut send, mut recv) = connection.open_bi().await?;
+        let asked = self.clock.now();
+        let mut bytes = Vec::new();
+        Hello {
+            clock: asked.as_nanos(),
+            ..hello
+        }
+        .encode(&mut bytes);
+        let lost = |_| {
+            DialError::Connection(
+                connection
+                    .close_reason()
+                    .unwrap_or(quinn::ConnectionError::TimedOut),
+            )
+        };
+        send.write_all(&bytes).await.map_err(lost)?;
+        let answer = read_block(&mut recv).await;
+        let Some(answer) = answer else {
+            return Err(connection
+                .close_reason()
+                .map_or(DialError::Malformed, DialError::Connection));
+        };
+        match Answer::decode(&answer) {
+            Ok(Answer::Welcome(hello)) => {
+                let id = next_conn();
+                Ok(Established {
+                    id,
+                    connection,
+                    send,
+                    recv,
+                    hello,
+                    asked: Some(asked),
+                })
+            }
+            Ok(Answer::Refused(refusal)) => Err(DialError::Refused(refusal)),
+            Err(_) => Err(DialError::Malformed),
+        }
+    }
+
+    /// The next connection that somebody wants, before its handshake.
+    pub(crate) async fn accept(&self) -> Option<quinn::Incoming> {
+        self.endpoint.accept().await
+    }
+
+    /// Shakes hands with whoever dialled, and hears who it is. The answer is the caller's to give.
+    pub(crate) async fn greet(
+        incoming: quinn::Incoming,
+    ) -> Result<(Established, NodeId), DialError> {
+        let connection = incoming.await?;
+        let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await;
+        let (send, mut recv) = match stream {
+            Ok(stream) => stream?,
+            Err(_) => return Err(silent(&connection)),
+        };
+        let Ok(Some(block)) = tokio::time::timeout(HELLO_TIMEOUT, read_block(&mut recv)).await
+        else {
+            return Err(silent(&connection));
+        };
+        let hello = match Hello::decode(&block) {
+            Ok(hello) => hello,
+            Err(refusal) => {
+                let mut stranger = Established {
+                    id: ConnId(0),
+                    connection,
+                    send,
+                    recv,
+                    hello: NOBODY,
+                    asked: None,
+                };
+                stranger.answer(&Answer::Refused(refusal)).await;
+                return Err(DialError::Refused(refusal));
+            }
+        };
+        let Some(node) = certified(&connection) else {
+            return Err(silent(&connection));
+        };
+        Ok((
+            Established {
+                id: next_conn(),
+                connection,
+                send,
+                recv,
+                hello,
+                asked: None,
+            },
+            node,
+        ))
+    }
+
+    /// Ends everything.
+    pub(crate) async fn close(&self) {
+        self.endpoint
+            .close(close_code(Goodbye::Leaving), b"leaving");
+        let _ = tokio::time::timeout(super::clock::CLOSE_GRACE, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Stands in for whoever has not said who it is.
+const NOBODY: Hello = Hello {
+    class: Class::Gossip,
+    peer: swimring_membership::Peer {
+        id: NodeId::MIN,
+        address: SocketAddr::V4(std::net::SocketAddrV4::new(
+            std::net::Ipv4Addr::UNSPECIFIED,
+            0,
+        )),
+    },
+    life: 0,
+    fingerprint: [0; 16],
+    clock: 0,
+};
+
+fn silent(connection: &Connection) -> DialError {
+    connection.close(close_code(Goodbye::Malformed), b"no hello");
+    DialError::Malformed
+}
+
+fn next_conn() -> ConnId {
+    ConnId(NEXT_CONN.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The application's error code on a closed connection.
+pub(crate) fn close_code(why: Goodbye) -> VarInt {
+    VarInt::from_u32(match why {
+        Goodbye::Duplicate => 1,
+        Goodbye::Gone => 2,
+        Goodbye::Leaving => 3,
+        Goodbye::Malformed => 4,
+    })
+}
+
+impl Established {
+    /// Answers the hello; a refusal ends the connection once it has arrived.
+    pub(crate) async fn answer(&mut self, answer: &Answer) {
+        let mut bytes = Vec::new();
+        answer.encode(&mut bytes);
+        let written = self.send.write_all(&bytes).await;
+        if matches!(answer, Answer::Refused(_)) && written.is_ok() {
+            let _ = self.send.finish();
+            let _ = tokio::time::timeout(HELLO_TIMEOUT, self.send.stopped()).await;
+            self.connection
+                .close(close_code(Goodbye::Malformed), b"refused");
+        }
+    }
+}
+
+/// A block with its length in front, as hellos have.
+async fn read_block(recv: &mut RecvStream) -> Option<Vec<u8>> {
+    let mut length = [0; 2];
+    recv.read_exact(&mut length).await.ok()?;
+    let length = usize::from(u16::from_le_bytes(length));
+    if length > HELLO_BYTES_MAX {
+        return None;
+    }
+    let mut block = vec![0; length];
+    recv.read_exact(&mut block).await.ok()?;
+    Some(block)
+}
+
+/// Signs stateless resets.
+struct ResetKey([u8; 32]);
+
+impl quinn::crypto::HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], out: &mut [u8]) {
+        blake3::Hasher::new_keyed(&self.0)
+            .update(data)
+            .finalize_xof()
+            .fill(out);
+    }
+
+    fn signature_len(&self) -> usize {
+        32
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), quinn::crypto::CryptoError> {
+        let mut expected = [0; 32];
+        self.sign(data, &mut expected);
+        if blake3::Hash::from(expected)
+            == <[u8; 32]>::try_from(signature).map_err(|_| quinn::crypto::CryptoError)?
+        {
+            Ok(())
+        } else {
+            Err(quinn::crypto::CryptoError)
+        }
+    }
+}

@@ -1,0 +1,584 @@
+//! The gossip thread: one driver that pumps [`Control`] over its own endpoint and publishes the view.
+//!
+//! It has a thread and a runtime of its own, so that an application that blocks its workers does not keep a
+//! probe waiting. Decides nothing.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use quinn::Connection;
+use swimring_membership::codec::BODY_BYTES_MAX;
+use swimring_membership::wire::ENVELOPE_BYTES;
+use swimring_membership::{Delivery, Event, NodeId, Peer, Phase, Profile};
+use swimring_ring::Placement;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use super::clock::Clock;
+use super::endpoint::{Established, Io, Port, close_code};
+use super::state::State;
+use super::tls::Tls;
+use crate::core::control::{Control, ControlEvent};
+use crate::core::hello::{Answer, Class, Hello, Refusal};
+use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
+use crate::core::view::{Rings, View};
+
+/// Most inputs of one turn before the outputs are taken: bounds how stale they get.
+const TURN_MAX: usize = 64;
+/// Most inputs that wait for the driver; senders then wait, and QUIC's flow control with them.
+const INBOX: usize = 4_096;
+/// Most messages on their way by stream.
+const STREAMS_MAX: usize = 256;
+/// How long a message may take by stream.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often contacts are stored.
+const STORE_EVERY: Duration = Duration::from_secs(10);
+/// Most events that a slow listener may be behind.
+const EVENTS: usize = 1_024;
+
+/// What the driver is told.
+pub(crate) enum Input {
+    Message(ConnId, Vec<u8>),
+    Greeted(Box<Established>, NodeId),
+    Dialled(DialId, Box<Established>),
+    DialFailed(DialId, String),
+    Oneself(DialId),
+    Closed(ConnId),
+    StreamDone,
+    /// The application wants something.
+    Ask(Ask),
+}
+
+/// What the application may want of the control plane.
+pub(crate) enum Ask {
+    /// A record that another node gave as its reason; answered once it is in the view.
+    Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
+    Seeds(Vec<SocketAddr>),
+    Phase(Phase),
+    Profile(
+        Box<dyn FnOnce(&mut Profile) + Send>,
+        oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>,
+    ),
+    /// A fence above every one heard of.
+    Fence(oneshot::Sender<u64>),
+    /// Say goodbye; answered when it is on its way.
+    Leave(oneshot::Sender<()>),
+    /// End without a word.
+    Close,
+}
+
+/// Counters of the shell.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// Handshakes and hellos refused, by whom they were dialled.
+    pub(crate) incoming: AtomicU64,
+    /// Dials that failed.
+    pub(crate) dials: AtomicU64,
+    /// Connections closed because of bytes that are no message.
+    pub(crate) malformed: AtomicU64,
+}
+
+/// The application's side of the gossip thread.
+#[derive(Clone)]
+pub(crate) struct Gossip {
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) view: Arc<ArcSwap<View>>,
+    pub(crate) changed: watch::Receiver<u64>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) address: SocketAddr,
+}
+
+/// Everything that the thread starts with.
+pub(crate) struct GossipStart {
+    pub(crate) control: Control,
+    pub(crate) state: State,
+    pub(crate) tls: Tls,
+    pub(crate) clock: Clock,
+    pub(crate) io: Io,
+    pub(crate) secret: [u8; 32],
+    pub(crate) placement: Placement,
+    pub(crate) address: SocketAddr,
+}
+
+/// Starts the thread.
+pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
+    let rings = Arc::new(Rings::default());
+    let view = Arc::new(ArcSwap::from_pointee(View::of(
+        start.control.membership(),
+        start.placement,
+        &rings,
+    )));
+    let (inbox, inputs) = mpsc::channel(INBOX);
+    let (publish, changed) = watch::channel(0);
+    let (events, _) = broadcast::channel(EVENTS);
+    let refusals = Arc::new(Refusals::default());
+    let gossip = Gossip {
+        inbox: inbox.clone(),
+        view: Arc::clone(&view),
+        changed,
+        events: events.clone(),
+        refusals: Arc::clone(&refusals),
+        address: start.address,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let port = {
+        let _within = runtime.enter();
+        Port::open(
+            Class::Gossip,
+            start.io,
+            start.tls,
+            start.clock,
+            &start.secret,
+        )?
+    };
+    let driver = Driver {
+        control: start.control,
+        state: start.state,
+        clock: start.clock,
+        port,
+        inbox,
+        conns: HashMap::new(),
+        dials: HashMap::new(),
+        streams: 0,
+        placement: start.placement,
+        rings,
+        view,
+        publish,
+        published: None,
+        events,
+        refusals,
+        warned: HashMap::new(),
+    };
+    std::thread::Builder::new()
+        .name("swimring-gossip".into())
+        .spawn(move || runtime.block_on(driver.run(inputs)))?;
+    Ok(gossip)
+}
+
+struct Driver {
+    control: Control,
+    state: State,
+    clock: Clock,
+    port: Port,
+    inbox: mpsc::Sender<Input>,
+    conns: HashMap<ConnId, (Connection, AbortHandle)>,
+    dials: HashMap<DialId, AbortHandle>,
+    streams: usize,
+    placement: Placement,
+    rings: Arc<Rings>,
+    view: Arc<ArcSwap<View>>,
+    publish: watch::Sender<u64>,
+    published: Option<(u64, bool)>,
+    events: broadcast::Sender<Event>,
+    refusals: Arc<Refusals>,
+    /// What was last said of a target, so that it is said once.
+    warned: HashMap<Target, String>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let accepting = tokio::spawn(accept(
+            self.port.clone(),
+            self.inbox.clone(),
+            Arc::clone(&self.refusals),
+        ));
+        let mut store = tokio::time::interval(STORE_EVERY);
+        self.settle();
+        loop {
+            let deadline = self.control.poll_timeout();
+            let going = tokio::select! {
+                biased;
+                () = self.clock.wait_for(deadline) => {
+                    self.control.handle_timeout(self.clock.now());
+                    true
+                }
+                input = inputs.recv() => self.turn(input, &mut inputs),
+                _ = store.tick() => {
+                    self.store_contacts();
+                    true
+                }
+            };
+            self.settle();
+            if !going {
+                break;
+            }
+        }
+        accepting.abort();
+        self.store_contacts();
+        self.control.close();
+        self.settle();
+        self.port.close().await;
+    }
+
+    /// Handles an input and what else waits, but not for too long. False: it is over.
+    fn turn(&mut self, first: Option<Input>, inputs: &mut mpsc::Receiver<Input>) -> bool {
+        let Some(mut input) = first else { return false };
+        for _ in 0..TURN_MAX {
+            if !self.handle(input) {
+                return false;
+            }
+            match inputs.try_recv() {
+                Ok(next) => input = next,
+                Err(_) => break,
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, input: Input) -> bool {
+        let now = self.clock.now();
+        match input {
+            Input::Message(conn, bytes) => {
+                if let Err(problem) = self.control.handle_message(now, conn, &bytes) {
+                    self.refusals.malformed.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%problem, "closed a connection whose bytes are no message");
+                }
+            }
+            Input::Greeted(established, node) => self.on_greeted(*established, node),
+            Input::Dialled(dial, established) => self.on_dialled(dial, *established),
+            Input::DialFailed(dial, why) => {
+                self.dials.remove(&dial);
+                self.refusals.dials.fetch_add(1, Ordering::Relaxed);
+                self.control.handle_dial_failed(now, dial, why);
+            }
+            Input::Oneself(dial) => {
+                self.dials.remove(&dial);
+                self.control.handle_oneself(now, dial);
+            }
+            Input::Closed(conn) => {
+                self.conns.remove(&conn);
+                self.control.handle_closed(now, conn);
+            }
+            Input::StreamDone => self.streams -= 1,
+            Input::Ask(ask) => return self.on_ask(ask),
+        }
+        true
+    }
+
+    fn on_ask(&mut self, ask: Ask) -> bool {
+        let now = self.clock.now();
+        match ask {
+            Ask::Merge(from, record, done) => {
+                if self
+                    .control
+                    .membership_mut()
+                    .merge_record(now, from, &record)
+                    .is_err()
+                {
+                    self.refusals.malformed.fetch_add(1, Ordering::Relaxed);
+                }
+                self.settle();
+                let _ = done.send(());
+            }
+            Ask::Seeds(seeds) => self.control.membership_mut().join(now, &seeds),
+            Ask::Phase(phase) => self.control.membership_mut().set_phase(now, phase),
+            Ask::Profile(change, done) => {
+                let _ = done.send(self.control.membership_mut().update_profile(now, change));
+            }
+            Ask::Fence(done) => {
+                let _ = done.send(self.control.membership_mut().mint_fence());
+            }
+            Ask::Leave(done) => {
+                self.control.membership_mut().leave(now);
+                self.settle();
+                let _ = done.send(());
+            }
+            Ask::Close => return false,
+        }
+        true
+    }
+
+    fn on_greeted(&mut self, established: Established, node: NodeId) {
+        let now = self.clock.now();
+        if let Err(refusal) = self.control.judge(&established.hello, node) {
+            self.refusals.incoming.fetch_add(1, Ordering::Relaxed);
+            if refusal != Refusal::Oneself {
+                tracing::warn!(address = %established.connection.remote_address(), %refusal, "refused a connection");
+            }
+            tokio::spawn(async move {
+                let mut established = established;
+                established.answer(&Answer::Refused(refusal)).await;
+            });
+            return;
+        }
+        let hello = established.hello;
+        let id = established.id;
+        let welcome = Answer::Welcome(self.control.hello(now));
+        self.adopt(established, Some(welcome));
+        self.control.handle_accepted(now, id, &hello);
+    }
+
+    fn on_dialled(&mut self, dial: DialId, established: Established) {
+        let now = self.clock.now();
+        self.dials.remove(&dial);
+        let certified = super::tls::certified(&established.connection);
+        let judged = certified
+            .ok_or(Refusal::Identity)
+            .and_then(|node| self.control.judge(&established.hello, node));
+        match judged {
+            Ok(()) => {
+                let (hello, id) = (established.hello, established.id);
+                self.adopt(established, None);
+                self.control.handle_dialled(now, dial, id, &hello);
+            }
+            Err(Refusal::Oneself) => self.control.handle_oneself(now, dial),
+            Err(refusal) => self
+                .control
+                .handle_dial_failed(now, dial, refusal.to_string()),
+        }
+    }
+
+    fn adopt(&mut self, established: Established, answer: Option<Answer>) {
+        let (id, connection) = (established.id, established.connection.clone());
+        let task = tokio::spawn(receive(established, answer, self.inbox.clone()));
+        self.conns.insert(id, (connection, task.abort_handle()));
+    }
+
+    /// Does everything that the control plane wants, and publishes what changed.
+    fn settle(&mut self) {
+        loop {
+            let mut idle = true;
+            while let Some(command) = self.control.poll_command() {
+                idle = false;
+                self.command(command);
+            }
+            idle &= !self.transmit();
+            while let Some(event) = self.control.poll_event() {
+                idle = false;
+                self.on_event(event);
+            }
+            if idle {
+                break;
+            }
+        }
+        let membership = self.control.membership();
+        let version = (membership.roster().version(), membership.is_confirmed());
+        if self.published != Some(version) {
+            self.published = Some(version);
+            self.view
+                .store(Arc::new(View::of(membership, self.placement, &self.rings)));
+            self.publish.send_replace(version.0);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Dial {
+                dial,
+                address,
+                expect,
+            } => {
+                let (port, inbox, hello) = (
+                    self.port.clone(),
+                    self.inbox.clone(),
+                    self.control.hello(self.clock.now()),
+                );
+                let task = tokio::spawn(dial_task(port, inbox, dial, address, expect, hello));
+                self.dials.insert(dial, task.abort_handle());
+            }
+            Command::Abort { dial } => {
+                if let Some(task) = self.dials.remove(&dial) {
+                    task.abort();
+                }
+            }
+            Command::Close { conn, why } => {
+                if let Some((connection, task)) = self.conns.remove(&conn) {
+                    connection.close(close_code(why), b"");
+                    task.abort();
+                }
+            }
+        }
+    }
+
+    /// Sends one message; false if there was none.
+    fn transmit(&mut self) -> bool {
+        let mut bytes = Vec::new();
+        let Some(sending) = self.control.poll_transmit(self.clock.now(), &mut bytes) else {
+            return false;
+        };
+        let connection = self
+            .conns
+            .get(&sending.conn)
+            .map(|(connection, _)| connection);
+        let sent = match (connection, sending.delivery) {
+            (Some(connection), Delivery::Datagram) => {
+                connection.send_datagram(bytes.into()).is_ok()
+            }
+            (Some(connection), Delivery::Stream) if self.streams < STREAMS_MAX => {
+                self.streams += 1;
+                tokio::spawn(send_stream(connection.clone(), bytes, self.inbox.clone()));
+                true
+            }
+            _ => false,
+        };
+        if !sent {
+            self.control.handle_unsent(&sending);
+        }
+        true
+    }
+
+    fn on_event(&mut self, event: ControlEvent) {
+        match event {
+            ControlEvent::Membership(event) => {
+                self.on_membership_event(&event);
+                let _ = self.events.send(event);
+            }
+            ControlEvent::Peers(PeersEvent::Failed { target, why }) => self.warn_once(target, why),
+            ControlEvent::Peers(PeersEvent::Oneself { address }) => {
+                tracing::warn!(%address, "this seed is the node itself; it is not asked again");
+            }
+            ControlEvent::Peers(PeersEvent::Up { dialled, .. }) => {
+                if let Some(target) = dialled {
+                    self.warned.remove(&target);
+                }
+            }
+            ControlEvent::Peers(PeersEvent::Down { .. }) => {}
+        }
+    }
+
+    fn on_membership_event(&mut self, event: &Event) {
+        match event {
+            Event::Rebooted { boot } => {
+                tracing::warn!(
+                    boot,
+                    "the cluster remembers more lives of this name than the state directory: the boot was raised"
+                );
+                if let Err(problem) = self.state.store_boot(*boot) {
+                    tracing::error!(%problem, "the boot could not be stored");
+                }
+            }
+            Event::JoinRetrying { attempts, wait } => {
+                tracing::warn!(
+                    attempts,
+                    wait_ms = wait.as_millis() as u64,
+                    "no seed has answered; trying again"
+                );
+            }
+            Event::Stalled { stall } => {
+                tracing::warn!(
+                    stall_ms = stall.as_millis() as u64,
+                    "this process stood still; it runs no call of others until it is confirmed"
+                );
+            }
+            Event::Confirmed => tracing::info!("a peer has confirmed this process"),
+            Event::NameTaken { holder } => {
+                tracing::error!(holder = %holder.address, "another live process has this name")
+            }
+            Event::Superseded { by } => {
+                tracing::error!(%by, "a newer process has this name: giving up the keys")
+            }
+            Event::Joined => tracing::info!("joined"),
+            other => tracing::debug!(event = ?other),
+        }
+    }
+
+    fn warn_once(&mut self, target: Target, why: String) {
+        let address = match target {
+            Target::Peer(peer, _) => peer.address,
+            Target::Seed(address) => address,
+        };
+        if self.warned.get(&target) != Some(&why) {
+            tracing::warn!(%address, why, "cannot connect; trying again");
+            if self.warned.len() < INBOX {
+                self.warned.insert(target, why);
+            }
+        }
+    }
+
+    fn store_contacts(&mut self) {
+        let contacts: Vec<Peer> = self.control.membership().contacts().collect();
+        if let Err(problem) = self.state.store_contacts(contacts.into_iter()) {
+            tracing::error!(%problem, "contacts could not be stored");
+        }
+    }
+}
+
+/// Greets whoever dials.
+async fn accept(port: Port, inbox: mpsc::Sender<Input>, refusals: Arc<Refusals>) {
+    while let Some(incoming) = port.accept().await {
+        let (inbox, refusals) = (inbox.clone(), Arc::clone(&refusals));
+        tokio::spawn(async move {
+            let address = incoming.remote_address();
+            match Port::greet(incoming).await {
+                Ok((established, node)) => {
+                    let _ = inbox
+                        .send(Input::Greeted(Box::new(established), node))
+                        .await;
+                }
+                Err(problem) => {
+                    refusals.incoming.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%address, %problem, "refused a handshake");
+                }
+            }
+        });
+    }
+}
+
+async fn dial_task(
+    port: Port,
+    inbox: mpsc::Sender<Input>,
+    dial: DialId,
+    address: SocketAddr,
+    expect: Option<NodeId>,
+    hello: Hello,
+) {
+    let input = match port.dial(address, expect, hello).await {
+        Ok(established) => Input::Dialled(dial, Box::new(established)),
+        Err(super::endpoint::DialError::Refused(Refusal::Oneself)) => Input::Oneself(dial),
+        Err(problem) => Input::DialFailed(dial, problem.explain()),
+    };
+    let _ = inbox.send(input).await;
+}
+
+/// Takes in what comes on a connection until it ends.
+async fn receive(mut established: Established, answer: Option<Answer>, inbox: mpsc::Sender<Input>) {
+    if let Some(answer) = answer {
+        established.answer(&answer).await;
+    }
+    let (id, connection) = (established.id, established.connection.clone());
+    loop {
+        let bytes = tokio::select! {
+            datagram = connection.read_datagram() => datagram.map(|bytes| bytes.to_vec()).ok(),
+            stream = connection.accept_uni() => match stream {
+                Ok(mut stream) => {
+                    let inbox = inbox.clone();
+                    tokio::spawn(async move {
+                        let whole = stream.read_to_end(BODY_BYTES_MAX + ENVELOPE_BYTES);
+                        if let Ok(Ok(bytes)) = tokio::time::timeout(STREAM_TIMEOUT, whole).await {
+                            let _ = inbox.send(Input::Message(id, bytes)).await;
+                        }
+                    });
+                    continue;
+                }
+                Err(_) => None,
+            },
+        };
+        match bytes {
+            Some(bytes) => {
+                let _ = inbox.send(Input::Message(id, bytes)).await;
+            }
+            None => break,
+        }
+    }
+    let _ = inbox.send(Input::Closed(id)).await;
+}
+
+async fn send_stream(connection: Connection, bytes: Vec<u8>, inbox: mpsc::Sender<Input>) {
+    let sent = async {
+        let mut stream = connection.open_uni().await.ok()?;
+        stream.write_all(&bytes).await.ok()?;
+        stream.finish().ok()?;
+        // Only what was acknowledged survives the end of the connection.
+        stream.stopped().await.ok()
+    };
+    let _ = tokio::time::timeout(STREAM_TIMEOUT, sent).await;
+    let _ = inbox.send(Input::StreamDone).await;
+}

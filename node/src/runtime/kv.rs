@@ -1,0 +1,157 @@
+//! The built-in key-value service: in memory, at the owner of each key.
+//!
+//! A node that loses an arc drops its entries; one that wins an arc starts empty.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::node::Swimring;
+use super::service::{Request, ServiceError};
+
+/// The service's name.
+pub const SERVICE: &str = "kv";
+/// Most entries of a node.
+pub const ENTRIES_MAX: usize = 1_000_000;
+/// Most bytes of keys and values of a node.
+pub const BYTES_MAX: usize = 1 << 30;
+
+/// What is asked of the service. Encoded as JSON with the value behind it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Store the value, perhaps for a time.
+    Put {
+        /// For how many seconds.
+        ttl_s: Option<u64>,
+    },
+    /// The value, please.
+    Get,
+    /// Forget the value.
+    Delete,
+}
+
+impl Command {
+    /// The body of a call.
+    pub fn encode(&self, value: &[u8]) -> Bytes {
+        let head = serde_json::to_vec(self).expect("a command has a fixed shape");
+        let mut body = (head.len() as u16).to_le_bytes().to_vec();
+        body.extend_from_slice(&head);
+        body.extend_from_slice(value);
+        body.into()
+    }
+
+    fn decode(body: &Bytes) -> Option<(Self, Bytes)> {
+        let length = usize::from(u16::from_le_bytes(*body.first_chunk()?));
+        let head = body.get(2..2 + length)?;
+        Some((serde_json::from_slice(head).ok()?, body.slice(2 + length..)))
+    }
+}
+
+/// The first byte of an answer.
+pub const FOUND: u8 = 1;
+/// The first byte of an answer.
+pub const ABSENT: u8 = 0;
+
+#[derive(Debug)]
+struct Entry {
+    value: Bytes,
+    expires: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_key: HashMap<Bytes, Entry>,
+    bytes: usize,
+}
+
+/// The entries of one node.
+#[derive(Clone, Debug, Default)]
+pub struct Store(Arc<Mutex<Entries>>);
+
+impl Store {
+    /// Runs a command for a key that this node owns.
+    ///
+    /// # Errors
+    /// If the body is no command, or the store is full.
+    pub async fn serve(self, request: Request) -> Result<Bytes, ServiceError> {
+        let Some((command, value)) = Command::decode(&request.body) else {
+            return Err(ServiceError(Bytes::from_static(b"the body is no command")));
+        };
+        let mut entries = self
+            .0
+            .lock()
+            .expect("nothing panics while it holds the lock");
+        entries.expire(&request.key);
+        match command {
+            Command::Put { ttl_s } => entries.put(request.key, value, ttl_s),
+            Command::Get => Ok(match entries.by_key.get(&request.key) {
+                Some(entry) => [&[FOUND], entry.value.as_ref()].concat().into(),
+                None => Bytes::from_static(&[ABSENT]),
+            }),
+            Command::Delete => {
+                let found = entries.remove(&request.key);
+                Ok(Bytes::from_static(if found { &[FOUND] } else { &[ABSENT] }))
+            }
+        }
+    }
+
+    /// Drops what `node` does not own any more, whenever its view changes.
+    pub async fn follow(self, node: Swimring) {
+        loop {
+            node.changed().await;
+            let view = node.view();
+            let me = view.me().node;
+            let ring = Arc::clone(view.ring());
+            let mut entries = self
+                .0
+                .lock()
+                .expect("nothing panics while it holds the lock");
+            let lost: Vec<Bytes> = entries
+                .by_key
+                .keys()
+                .filter(|key| ring.owner(node.hash(key)) != Ok(me))
+                .cloned()
+                .collect();
+            for key in lost {
+                entries.remove(&key);
+            }
+        }
+    }
+}
+
+impl Entries {
+    fn expire(&mut self, key: &Bytes) {
+        let over = |entry: &Entry| entry.expires.is_some_and(|at| at <= Instant::now());
+        if self.by_key.get(key).is_some_and(over) {
+            self.remove(key);
+        }
+    }
+
+    fn put(&mut self, key: Bytes, value: Bytes, ttl_s: Option<u64>) -> Result<Bytes, ServiceError> {
+        let added = key.len() + value.len();
+        let replaced = self
+            .by_key
+            .get(&key)
+            .map_or(0, |entry| key.len() + entry.value.len());
+        let full = replaced == 0 && self.by_key.len() >= ENTRIES_MAX;
+        if full || self.bytes - replaced + added > BYTES_MAX {
+            return Err(ServiceError(Bytes::from_static(b"the store is full")));
+        }
+        self.bytes = self.bytes - replaced + added;
+        let expires =
+            ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        self.by_key.insert(key, Entry { value, expires });
+        Ok(Bytes::from_static(&[FOUND]))
+    }
+
+    fn remove(&mut self, key: &Bytes) -> bool {
+        let Some(entry) = self.by_key.remove(key) else {
+            return false;
+        };
+        self.bytes -= key.len() + entry.value.len();
+        true
+    }
+}

@@ -1,0 +1,13 @@
+//! One process: QUIC, TLS, tasks and files around the decisions of [`crate::core`].
+
+mod calls;
+pub mod certs;
+mod clock;
+mod endpoint;
+mod gossip;
+pub mod identity;
+pub mod kv;
+pub mod node;
+pub mod service;
+mod state;
+mod tls;

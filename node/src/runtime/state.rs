@@ -1,0 +1,167 @@
+//! The state directory: what a node must not forget, written atomically.
+//!
+//! A lost, torn or copied directory is survived: the boot begins again and the cluster says how far it had
+//! come; a boot is in use by one process at a time because names are.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use swimring_membership::{NodeId, Peer};
+
+/// Most contacts stored.
+const CONTACTS_MAX: usize = 256;
+
+/// A state directory.
+#[derive(Debug)]
+pub(crate) struct State {
+    path: PathBuf,
+    stored: Stored,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    /// The cluster and the name, so that a directory of another node is noticed.
+    id: String,
+    boot: u32,
+    contacts: Vec<(String, SocketAddr)>,
+}
+
+/// What was found in the directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// The last life's state.
+    Kept,
+    /// Nothing.
+    New,
+    /// Something else than state of this node; it was set aside.
+    Unusable(String),
+}
+
+impl State {
+    /// Opens (or makes) the directory and raises the boot for this life.
+    pub(crate) fn open(directory: &Path, id: NodeId) -> io::Result<(Self, Found)> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join("state.json");
+        let (mut stored, found) = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Stored>(&bytes) {
+                Ok(stored) if stored.id == id.to_string() => (stored, Found::Kept),
+                Ok(_) => (
+                    Stored::default(),
+                    Found::Unusable("it belongs to another node".into()),
+                ),
+                Err(problem) => (Stored::default(), Found::Unusable(problem.to_string())),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (Stored::default(), Found::New)
+            }
+            Err(error) => return Err(error),
+        };
+        if matches!(found, Found::Unusable(_)) {
+            fs::rename(&path, directory.join("state.json.unusable"))?;
+        }
+        stored.id = id.to_string();
+        stored.boot = stored.boot.saturating_add(1);
+        let state = Self { path, stored };
+        state.write()?;
+        Ok((state, found))
+    }
+
+    /// This life's boot.
+    pub(crate) fn boot(&self) -> u32 {
+        self.stored.boot
+    }
+
+    /// Whom the last life knew.
+    pub(crate) fn contacts(&self) -> Vec<Peer> {
+        let peer = |(id, address): &(String, SocketAddr)| {
+            let id = u128::from_str_radix(id, 16).ok().map(NodeId::from_u128)?;
+            Some(Peer {
+                id,
+                address: *address,
+            })
+        };
+        self.stored.contacts.iter().filter_map(peer).collect()
+    }
+
+    /// The boot was raised while running.
+    pub(crate) fn store_boot(&mut self, boot: u32) -> io::Result<()> {
+        self.stored.boot = boot;
+        self.write()
+    }
+
+    /// Whom this life knows.
+    pub(crate) fn store_contacts(
+        &mut self,
+        contacts: impl Iterator<Item = Peer>,
+    ) -> io::Result<()> {
+        let contacts: Vec<_> = contacts
+            .take(CONTACTS_MAX)
+            .map(|peer| (peer.id.to_string(), peer.address))
+            .collect();
+        if contacts == self.stored.contacts {
+            return Ok(());
+        }
+        self.stored.contacts = contacts;
+        self.write()
+    }
+
+    /// A new file beside the old one, then its name: a crash leaves one or the other.
+    fn write(&self) -> io::Result<()> {
+        let bytes = serde_json::to_vec(&self.stored).map_err(io::Error::other)?;
+        let beside = self.path.with_extension("json.new");
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let mut tag = [0; 8];
+        super::super::certs::random(&mut tag);
+        std::env::temp_dir().join(format!(
+            "swimring-state-{name}-{:016x}",
+            u64::from_le_bytes(tag)
+        ))
+    }
+
+    const ID: NodeId = NodeId::from_u128(7);
+
+    #[test]
+    fn every_life_has_a_higher_boot_and_knows_the_contacts_of_the_last() {
+        let directory = directory("kept");
+        let peer = Peer {
+            id: NodeId::from_u128(9),
+            address: SocketAddr::from(([127, 0, 0, 1], 7_946)),
+        };
+        let (mut state, found) = State::open(&directory, ID).unwrap();
+        assert_eq!((state.boot(), found), (1, Found::New));
+        state.store_contacts([peer].into_iter()).unwrap();
+        let (state, found) = State::open(&directory, ID).unwrap();
+        assert_eq!(
+            (state.boot(), found, state.contacts()),
+            (2, Found::Kept, vec![peer])
+        );
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_torn_file_and_another_nodes_file_are_set_aside() {
+        let directory = directory("torn");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("state.json"), b"{\"id\":\"00").unwrap();
+        let (state, found) = State::open(&directory, ID).unwrap();
+        assert!(matches!(found, Found::Unusable(_)) && state.boot() == 1);
+        let (_, found) = State::open(&directory, NodeId::from_u128(8)).unwrap();
+        assert!(matches!(found, Found::Unusable(_)));
+        assert!(directory.join("state.json.unusable").exists());
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
