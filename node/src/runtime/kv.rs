@@ -3,7 +3,7 @@
 //! A node that loses an arc drops its entries; one that wins an arc starts empty.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -50,10 +50,12 @@ impl Command {
     }
 }
 
-/// The first byte of an answer.
-pub const FOUND: u8 = 1;
-/// The first byte of an answer.
+/// First byte of an answer: there is nothing under the key.
 pub const ABSENT: u8 = 0;
+/// First byte of an answer: the value follows, or it is done.
+pub const FOUND: u8 = 1;
+/// Added to the first byte when this node's own view named another owner while it ran: a misroute.
+pub const MISROUTED: u8 = 0x80;
 
 #[derive(Debug)]
 struct Entry {
@@ -68,8 +70,11 @@ struct Entries {
 }
 
 /// The entries of one node.
-#[derive(Clone, Debug, Default)]
-pub struct Store(Arc<Mutex<Entries>>);
+#[derive(Clone, Default)]
+pub struct Store {
+    entries: Arc<Mutex<Entries>>,
+    node: Arc<OnceLock<Swimring>>,
+}
 
 impl Store {
     /// Runs a command for a key that this node owns.
@@ -80,35 +85,58 @@ impl Store {
         let Some((command, value)) = Command::decode(&request.body) else {
             return Err(ServiceError(Bytes::from_static(b"the body is no command")));
         };
-        let mut entries = self
-            .0
-            .lock()
-            .expect("nothing panics while it holds the lock");
+        let misrouted = self
+            .node
+            .get()
+            .is_some_and(|node| node.owner(&request.key) != Ok(node.view().me().node));
+        let mark = if misrouted { MISROUTED } else { 0 };
+        let mut entries = self.lock();
         entries.expire(&request.key);
         match command {
-            Command::Put { ttl_s } => entries.put(request.key, value, ttl_s),
+            Command::Put { ttl_s } => {
+                entries.put(request.key, value, ttl_s)?;
+                Ok(Bytes::copy_from_slice(&[FOUND | mark]))
+            }
             Command::Get => Ok(match entries.by_key.get(&request.key) {
-                Some(entry) => [&[FOUND], entry.value.as_ref()].concat().into(),
-                None => Bytes::from_static(&[ABSENT]),
+                Some(entry) => [&[FOUND | mark], entry.value.as_ref()].concat().into(),
+                None => Bytes::copy_from_slice(&[ABSENT | mark]),
             }),
             Command::Delete => {
-                let found = entries.remove(&request.key);
-                Ok(Bytes::from_static(if found { &[FOUND] } else { &[ABSENT] }))
+                let found = if entries.remove(&request.key) {
+                    FOUND
+                } else {
+                    ABSENT
+                };
+                Ok(Bytes::copy_from_slice(&[found | mark]))
             }
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries
+            .lock()
+            .expect("nothing panics while it holds the lock")
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.lock().by_key.len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Drops what `node` does not own any more, whenever its view changes.
     pub async fn follow(self, node: Swimring) {
+        let _ = self.node.set(node.clone());
         loop {
             node.changed().await;
             let view = node.view();
             let me = view.me().node;
             let ring = Arc::clone(view.ring());
-            let mut entries = self
-                .0
-                .lock()
-                .expect("nothing panics while it holds the lock");
+            let mut entries = self.lock();
             let lost: Vec<Bytes> = entries
                 .by_key
                 .keys()
@@ -130,7 +158,7 @@ impl Entries {
         }
     }
 
-    fn put(&mut self, key: Bytes, value: Bytes, ttl_s: Option<u64>) -> Result<Bytes, ServiceError> {
+    fn put(&mut self, key: Bytes, value: Bytes, ttl_s: Option<u64>) -> Result<(), ServiceError> {
         let added = key.len() + value.len();
         let replaced = self
             .by_key
@@ -144,7 +172,7 @@ impl Entries {
         let expires =
             ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         self.by_key.insert(key, Entry { value, expires });
-        Ok(Bytes::from_static(&[FOUND]))
+        Ok(())
     }
 
     fn remove(&mut self, key: &Bytes) -> bool {

@@ -1,13 +1,17 @@
 //! One process: QUIC, TLS, tasks and files around the decisions of [`crate::core`].
 
+pub mod admin;
 mod calls;
 pub mod certs;
 mod clock;
 mod endpoint;
 mod gossip;
+pub mod http;
 pub mod identity;
 pub mod kv;
 pub mod node;
 pub mod service;
 mod state;
 mod tls;
+
+pub use calls::Answered;

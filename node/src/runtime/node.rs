@@ -484,6 +484,20 @@ impl Swimring {
         )
     }
 
+    /// States new tags, or a new zone or weight.
+    ///
+    /// # Errors
+    /// If a limit is broken; nothing changed.
+    pub async fn update_profile(
+        &self,
+        change: impl FnOnce(&mut Profile) + Send + 'static,
+    ) -> Result<(), InvalidProfile> {
+        let (done, result) = oneshot::channel();
+        self.ask(Ask::Profile(Box::new(change), done)).await;
+        // A node that has ended has nothing to state.
+        result.await.unwrap_or(Ok(()))
+    }
+
     async fn ask(&self, ask: Ask) {
         let _ = self.gossip.inbox.send(Input::Ask(ask)).await;
     }

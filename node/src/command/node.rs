@@ -1,0 +1,314 @@
+//! `swimring node`: one process of a cluster, with the key-value service.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use swimring::membership::{Event, Name, Preset};
+use swimring::runtime::admin::{Admin, AdminAddress};
+use swimring::runtime::http;
+use swimring::runtime::kv::{self, Store};
+use swimring::runtime::node::{StartError, Swimring};
+use swimring::runtime::service::handler;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{OWN_FAULT, REFUSED, USAGE};
+
+/// How long an orderly end may take.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Args)]
+pub(super) struct NodeArgs {
+    /// The node's name; its certificate must be for it.
+    #[arg(long, env = "SWIMRING_NAME")]
+    name: Option<Name>,
+    /// The identity directory that `swimring certs issue` made.
+    #[arg(long, env = "SWIMRING_IDENTITY")]
+    identity: PathBuf,
+    /// Where to listen for gossip (UDP). Calls take the next port.
+    #[arg(long, env = "SWIMRING_LISTEN", default_value = "127.0.0.1:7946")]
+    listen: SocketAddr,
+    /// Where to listen for calls (UDP).
+    #[arg(long, env = "SWIMRING_LISTEN_CALLS")]
+    listen_calls: Option<SocketAddr>,
+    /// Under which IP address others reach this node.
+    #[arg(long, env = "SWIMRING_ADVERTISE")]
+    advertise: Option<IpAddr>,
+    /// A node of the cluster to ask, HOST:PORT. Without one, this node is a cluster of one.
+    #[arg(long = "seed", env = "SWIMRING_SEED", value_delimiter = ',')]
+    seeds: Vec<String>,
+    /// How many members there should be; `health` says when fewer are seen.
+    #[arg(long, env = "SWIMRING_EXPECT", default_value_t = 1)]
+    expect: usize,
+    /// Where to serve the key-value service over HTTP.
+    #[arg(long, env = "SWIMRING_HTTP")]
+    http: Option<SocketAddr>,
+    /// The admin endpoint: the path of a socket to make, or 127.0.0.1:PORT.
+    #[arg(long, env = "SWIMRING_ADMIN")]
+    admin: Option<AdminAddress>,
+    /// The state directory; beside the identity by default.
+    #[arg(long, env = "SWIMRING_STATE")]
+    state: Option<PathBuf>,
+    /// A word for the application, KEY=VALUE.
+    #[arg(long = "tag", env = "SWIMRING_TAG", value_parser = tag, value_delimiter = ',')]
+    tags: Vec<(String, String)>,
+    /// The node's share of the keys relative to others.
+    #[arg(long, env = "SWIMRING_WEIGHT", default_value_t = 1)]
+    weight: u16,
+    /// The node's failure domain.
+    #[arg(long, env = "SWIMRING_ZONE")]
+    zone: Option<String>,
+    /// How patient the node is with others.
+    #[arg(long, env = "SWIMRING_PRESET", value_enum, default_value_t = PresetArg::Lan)]
+    preset: PresetArg,
+    /// What to log: error, warn, info, debug, trace, or a filter.
+    #[arg(long, env = "SWIMRING_LOG", default_value = "info")]
+    log: String,
+    /// How to log.
+    #[arg(long, env = "SWIMRING_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// End when standard input closes.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+#[derive(Copy, Clone, ValueEnum)]
+enum PresetArg {
+    Lan,
+    Wan,
+    Local,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a tag is KEY=VALUE")?;
+    Ok((key.into(), value.into()))
+}
+
+pub(super) fn run(args: NodeArgs) -> ExitCode {
+    let filter = match EnvFilter::try_new(&args.log) {
+        Ok(filter) => filter,
+        Err(problem) => {
+            eprintln!("swimring: --log {}: {problem}", args.log);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(problem) => {
+            eprintln!("swimring: {problem}");
+            return ExitCode::from(OWN_FAULT);
+        }
+    };
+    runtime.block_on(serve(args))
+}
+
+fn start_code(problem: &StartError) -> ExitCode {
+    match problem {
+        StartError::Profile(_) | StartError::Unspecified(_) | StartError::OtherNode { .. } => {
+            ExitCode::from(USAGE)
+        }
+        _ => ExitCode::from(REFUSED),
+    }
+}
+
+async fn serve(args: NodeArgs) -> ExitCode {
+    let store = Store::default();
+    let (node, state) = match start(&args, store.clone()).await {
+        Ok(started) => started,
+        Err(problem) => {
+            eprintln!("swimring: {problem}");
+            return start_code(&problem);
+        }
+    };
+    let mut events = node.events();
+    tokio::spawn(store.follow(node.clone()));
+    let (leave, left) = (CancellationToken::new(), CancellationToken::new());
+    if let Err(problem) = announce(&args, &node, &state, &leave, &left).await {
+        eprintln!("swimring: {problem}");
+        node.close().await;
+        return ExitCode::from(REFUSED);
+    }
+    let orderly = tokio::select! {
+        () = terminated() => true,
+        () = leave.cancelled() => true,
+        () = stdin_closed(args.until_stdin_closes) => false,
+        why = lost_name(&mut events) => {
+            eprintln!("swimring: {why}");
+            node.close().await;
+            return ExitCode::from(REFUSED);
+        }
+    };
+    if orderly {
+        tokio::select! {
+            () = node.leave(GRACE) => {}
+            () = terminated() => {}
+        }
+        left.cancel();
+        // Whoever waits for the leave gets its answer.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    } else {
+        node.close().await;
+    }
+    ExitCode::SUCCESS
+}
+
+async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), StartError> {
+    let state = args
+        .state
+        .clone()
+        .unwrap_or_else(|| args.identity.join("state"));
+    let preset = match args.preset {
+        PresetArg::Lan => Preset::Lan,
+        PresetArg::Wan => Preset::Wan,
+        PresetArg::Local => Preset::Local,
+    };
+    let mut builder = Swimring::builder(&args.identity)
+        .state(&state)
+        .listen(args.listen)
+        .weight(args.weight)
+        .preset(preset)
+        .service(
+            kv::SERVICE,
+            handler(move |request| store.clone().serve(request)),
+        );
+    if let Some(name) = &args.name {
+        builder = builder.name(name.clone());
+    }
+    if let Some(address) = args.listen_calls {
+        builder = builder.listen_calls(address);
+    }
+    if let Some(address) = args.advertise {
+        builder = builder.advertise(address);
+    }
+    if let Some(zone) = &args.zone {
+        builder = builder.zone(zone);
+    }
+    for (key, value) in &args.tags {
+        builder = builder.tag(key, value);
+    }
+    for seed in &args.seeds {
+        builder = builder.seed(seed);
+    }
+    Ok((builder.start().await?, state))
+}
+
+/// Opens HTTP and admin, and says where everything listens.
+async fn announce(
+    args: &NodeArgs,
+    node: &Swimring,
+    state: &std::path::Path,
+    leave: &CancellationToken,
+    left: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut http = None;
+    if let Some(address) = args.http {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|e| anyhow::anyhow!("cannot listen on {address}: {e}"))?;
+        http = Some(listener.local_addr()?);
+        let router = http::router(node.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+    }
+    let wanted = args
+        .admin
+        .clone()
+        .unwrap_or_else(|| default_admin(node, state));
+    let admin = Admin::new(node.clone(), args.expect, leave.clone(), left.clone());
+    let admin = admin
+        .listen(&wanted, &state.join("admin.token"))
+        .await
+        .map_err(|e| anyhow::anyhow!("cannot listen on {wanted}: {e}"))?;
+    let (gossip, calls) = (node.gossip_address(), node.calls_address()?);
+    match args.log_format {
+        LogFormat::Json => {
+            let line = serde_json::json!({
+                "event": "listening",
+                "gossip": gossip.to_string(),
+                "calls": calls.to_string(),
+                "http": http.map(|http| http.to_string()),
+                "admin": admin.to_string(),
+            });
+            println!("{line}");
+        }
+        LogFormat::Text => {
+            println!("node {} of cluster {}", node.name(), node.cluster());
+            println!("gossip {gossip}  calls {calls}");
+            if let Some(http) = http {
+                println!("http   http://{http}/kv/");
+            }
+            println!("admin  {admin}");
+        }
+    }
+    Ok(())
+}
+
+fn default_admin(node: &Swimring, state: &std::path::Path) -> AdminAddress {
+    let file = format!("swimring-{}-{}.sock", node.cluster(), node.name());
+    let directory =
+        std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| state.to_path_buf(), PathBuf::from);
+    AdminAddress::Socket(directory.join(file))
+}
+
+async fn terminated() {
+    let (Ok(mut term), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn stdin_closed(watch: bool) {
+    if !watch {
+        return std::future::pending().await;
+    }
+    // A thread of its own: the runtime would wait for a read that never ends.
+    let (closed, wait) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    let _ = wait.await;
+}
+
+/// Ends when this process must not go on under its name.
+async fn lost_name(events: &mut tokio::sync::broadcast::Receiver<Event>) -> String {
+    loop {
+        match events.recv().await {
+            Ok(Event::NameTaken { holder }) => {
+                return format!("a live process at {} has this name", holder.address);
+            }
+            Ok(Event::Superseded { by }) => {
+                return format!("a newer process at {by} has this name; its keys are given up");
+            }
+            Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
