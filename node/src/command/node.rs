@@ -103,6 +103,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
         }
     };
     let subscriber = tracing_subscriber::fmt()
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match args.log_format {
