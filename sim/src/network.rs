@@ -358,7 +358,7 @@ pub fn draw(rng: &mut Rng, latency: Latency) -> Duration {
             let u = rng.next_u64() | 1;
             let zeros = u64::from(u.leading_zeros());
             let mantissa = (u << zeros << 1) >> 44;
-            let log2_milli = (zeros + 1) * 1_000 - (mantissa * 1_000 >> 20);
+            let log2_milli = (zeros + 1) * 1_000 - ((mantissa * 1_000) >> 20);
             let nanos = (mean.as_nanos() as u64 / 1_000).saturating_mul(log2_milli * 693 / 1_000);
             Duration::from_nanos(nanos.min(10 * mean.as_nanos() as u64))
         }

@@ -59,49 +59,8 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         preset: Preset::Lan,
         arcs: 10,
     };
-    let link = LinkRule {
-        latency: Latency::Uniform(
-            Duration::from_micros(100),
-            Duration::from_micros(200 + rng.below(3_000)),
-        ),
-        loss: if rng.chance(500_000) {
-            rng.below(5_000) as u32
-        } else {
-            0
-        },
-        dup: if rng.chance(300_000) {
-            rng.below(20_000) as u32
-        } else {
-            0
-        },
-        corrupt: if rng.chance(300_000) {
-            rng.below(1_000) as u32
-        } else {
-            0
-        },
-        reorder: Duration::from_micros(if rng.chance(300_000) {
-            rng.below(2_000)
-        } else {
-            0
-        }),
-        pairs: Pairs::All,
-    };
-    let rate = match profile {
-        Profile::Pr => log_uniform(&mut rng, 1, 50),
-        Profile::Forward => log_uniform(&mut rng, 20, 200),
-    };
-    let load = Load {
-        rate,
-        keys: if rng.chance(500_000) {
-            Keys::Zipf(1_100, 10_000)
-        } else {
-            Keys::Uniform(1_000)
-        },
-        deadline: Duration::from_millis(200 + rng.below(2_000)),
-        idempotent: rng.below(1_000_000) as u32,
-        handler: Latency::Exp(Duration::from_micros(500 + rng.below(10_000))),
-        body: log_uniform(&mut rng, 1, 2_000) as usize,
-    };
+    let link = draw_link(&mut rng);
+    let load = draw_load(&mut rng, profile);
     let mut steps = Vec::new();
     let mut at = Duration::from_secs(10 + rng.below(20));
     let classes = draw_classes(&mut rng);
@@ -129,6 +88,55 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
             converged: Duration::from_secs(60),
             served: true,
         },
+    }
+}
+
+fn draw_link(rng: &mut Rng) -> LinkRule {
+    LinkRule {
+        latency: Latency::Uniform(
+            Duration::from_micros(100),
+            Duration::from_micros(200 + rng.below(3_000)),
+        ),
+        loss: if rng.chance(500_000) {
+            rng.below(5_000) as u32
+        } else {
+            0
+        },
+        dup: if rng.chance(300_000) {
+            rng.below(20_000) as u32
+        } else {
+            0
+        },
+        corrupt: if rng.chance(300_000) {
+            rng.below(1_000) as u32
+        } else {
+            0
+        },
+        reorder: Duration::from_micros(if rng.chance(300_000) {
+            rng.below(2_000)
+        } else {
+            0
+        }),
+        pairs: Pairs::All,
+    }
+}
+
+fn draw_load(rng: &mut Rng, profile: Profile) -> Load {
+    let rate = match profile {
+        Profile::Pr => log_uniform(rng, 1, 50),
+        Profile::Forward => log_uniform(rng, 20, 200),
+    };
+    Load {
+        rate,
+        keys: if rng.chance(500_000) {
+            Keys::Zipf(1_100, 10_000)
+        } else {
+            Keys::Uniform(1_000)
+        },
+        deadline: Duration::from_millis(200 + rng.below(2_000)),
+        idempotent: rng.below(1_000_000) as u32,
+        handler: Latency::Exp(Duration::from_micros(500 + rng.below(10_000))),
+        body: log_uniform(rng, 1, 2_000) as usize,
     }
 }
 

@@ -26,9 +26,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// Numbers every connection of this process, whatever its class.
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
 
+/// Makes a socket within a runtime.
+type MakeSocket = Box<dyn FnOnce(&dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send>;
+
 /// Where an endpoint gets its socket, its timers and its tasks from.
 pub(crate) struct Io {
-    pub(crate) socket: Box<dyn FnOnce(&dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send>,
+    pub(crate) socket: MakeSocket,
     pub(crate) runtime: Arc<dyn Runtime>,
 }
 

@@ -226,6 +226,19 @@ impl Builder {
             tags: std::mem::take(&mut self.tags),
         };
         profile.validate()?;
+        self.assemble(identity, tls, profile, state, (gossip_socket, calls_socket))
+    }
+
+    /// Composes the control plane, the data plane and what follows both.
+    fn assemble(
+        self,
+        identity: Identity,
+        tls: Tls,
+        profile: Profile,
+        state: State,
+        (gossip_socket, calls_socket): (UdpSocket, UdpSocket),
+    ) -> Result<Swimring, StartError> {
+        let gossip_address = profile.gossip;
         let clock = Clock;
         let fingerprint = identity.fingerprint(self.placement.arcs_log2);
         let start = Start {
@@ -274,7 +287,7 @@ impl Builder {
             hasher: KeyHasher::new(&identity.secret),
             view: Arc::clone(&gossip.view),
             control: gossip.inbox.clone(),
-            services: Services::new(std::mem::take(&mut self.services)),
+            services: Services::new(self.services),
             port,
             peers: Peers::new(
                 Class::Calls,

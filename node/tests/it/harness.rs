@@ -1,0 +1,231 @@
+//! Processes, their directories and their admin sockets.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The command under test.
+pub(crate) fn swimring() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swimring"));
+    std::env::vars().filter(|(name, _)| name.starts_with("SWIMRING_")).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
+    command.env_remove("XDG_RUNTIME_DIR");
+    command
+}
+
+/// Runs the command to its end.
+pub(crate) fn run(arguments: &[&str]) -> Output {
+    swimring().args(arguments).stdin(Stdio::null()).output().expect("the command runs")
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Waits until `look` gives something, at most `patience`.
+pub(crate) fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(begun.elapsed() < patience, "waited {patience:?} for: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Patience for what takes a moment; machines under test are slow.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A directory that goes with the test, and an authority in it.
+pub(crate) struct Site {
+    pub(crate) path: PathBuf,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("swimring-it-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory can be made");
+        let site = Self { path };
+        site.authority("ca", "test");
+        site
+    }
+
+    pub(crate) fn at(&self, name: &str) -> String {
+        self.path.join(name).to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn authority(&self, directory: &str, cluster: &str) {
+        let made = run(&["certs", "ca", "--cluster", cluster, "--out", &self.at(directory)]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+    }
+
+    /// Makes the identity of `name` in `directory`.
+    pub(crate) fn issue(&self, authority: &str, name: &str, directory: &str, days: &str) {
+        let (ca, out) = (self.at(authority), self.at(directory));
+        let made = run(&["certs", "issue", "--ca", &ca, "--name", name, "--out", &out, "--days", days]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+    }
+
+    /// Starts the node `name`, with a new identity if it has none, on ports of the system's choice.
+    pub(crate) fn start(&self, name: &str, seeds: &[&Node]) -> Node {
+        if !Path::new(&self.at(name)).exists() {
+            self.issue("ca", name, name, "2");
+        }
+        let seeds: Vec<String> = seeds.iter().map(|seed| seed.gossip.clone()).collect();
+        self.start_with(name, name, &seeds, &[]).expect("the node says where it listens")
+    }
+
+    /// Starts a node with more arguments; none if it ends before it listens.
+    pub(crate) fn start_with(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Option<Node> {
+        let mut command = swimring();
+        command
+            .args(["node", "--http", "127.0.0.1:0", "--preset", "local", "--log-format", "json", "--identity", &self.at(identity)])
+            .args(["--admin", &self.at(&format!("{socket}.sock"))]);
+        if !more.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        seeds.iter().for_each(|seed| {
+            command.args(["--seed", seed]);
+        });
+        let log = std::fs::File::create(self.path.join(format!("{socket}.log"))).expect("a log can be made");
+        let mut process = command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("the output is piped")).read_line(&mut line).expect("it can be read");
+        let Ok(said) = serde_json::from_str::<Value>(&line) else {
+            let _ = process.wait();
+            return None;
+        };
+        let word = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+        Some(Node {
+            admin: PathBuf::from(word("admin")),
+            gossip: word("gossip"),
+            http: word("http"),
+            log: self.path.join(format!("{socket}.log")),
+            process,
+        })
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// A running node. Ends with the test.
+pub(crate) struct Node {
+    pub(crate) admin: PathBuf,
+    pub(crate) gossip: String,
+    pub(crate) http: String,
+    log: PathBuf,
+    pub(crate) process: Child,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// An answer over HTTP.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Node {
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until the log says something.
+    pub(crate) fn says(&self, part: &str) {
+        eventually(part, SOON, || self.log().contains(part).then_some(()));
+    }
+
+    /// Asks the admin socket; none if nobody answers.
+    pub(crate) fn ask(&self, path: &str) -> Option<Value> {
+        let stream = UnixStream::connect(&self.admin).ok()?;
+        serde_json::from_slice(&exchange(stream, "GET", path, b"")?.body).ok()
+    }
+
+    /// A request to the key-value service.
+    pub(crate) fn http(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let stream = std::net::TcpStream::connect(&self.http).expect("HTTP listens");
+        exchange(stream, method, path, body).expect("HTTP answers")
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &str) -> u16 {
+        self.http("PUT", &format!("/kv/{key}"), value.as_bytes()).status
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        let answer = self.http("GET", &format!("/kv/{key}"), b"");
+        (answer.status == 200).then(|| text(&answer.body))
+    }
+
+    /// What it believes of the node `name`: state and phase.
+    pub(crate) fn believes(&self, name: &str) -> Option<(String, String)> {
+        let members = self.ask("/members")?;
+        let member = members["members"].as_array()?.iter().find(|member| member["name"] == name)?.clone();
+        Some((member["state"].as_str()?.to_owned(), member["phase"].as_str()?.to_owned()))
+    }
+
+    pub(crate) fn incarnation(&self, name: &str) -> Option<String> {
+        let members = self.ask("/members")?;
+        let member = members["members"].as_array()?.iter().find(|member| member["name"] == name)?.clone();
+        Some(member["incarnation"].as_str()?.to_owned())
+    }
+
+    pub(crate) fn waits_for(&self, name: &str, state: &str) {
+        let what = format!("{name} {state} at {}", self.admin.display());
+        eventually(&what, SOON, || self.believes(name).filter(|(seen, _)| seen == state));
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {signal}");
+    }
+
+    /// Waits until the process has ended, and gives its exit code.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        eventually("the process ends", SOON, || self.process.try_wait().ok().flatten()).code()
+    }
+}
+
+/// Waits until all see the same `count` ready members, and nobody else.
+pub(crate) fn agree(nodes: &[&Node], count: usize) {
+    eventually(&format!("{} nodes agree on {count} members", nodes.len()), SOON, || {
+        let views: Vec<Value> = nodes.iter().filter_map(|node| node.ask("/members")).collect();
+        let ready = |view: &Value| {
+            let members = view["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+            members.iter().filter(|member| member["state"] == "alive" && member["phase"] == "ready").count()
+        };
+        let same = views.len() == nodes.len() && views.iter().all(|view| view["view"] == views[0]["view"] && ready(view) == count);
+        same.then_some(())
+    });
+}
+
+fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).ok()?;
+    // The other end may have refused the body before its end.
+    let _ = stream.write_all(body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let split = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = text(&answer[..split]).to_lowercase();
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, head, body: answer[split + 4..].to_vec() })
+}
