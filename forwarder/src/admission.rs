@@ -28,12 +28,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            calls_of_peer_max: 4_096,
-            calls_max: 65_536,
-            callers_max: 65_536,
-            body_bytes_max: 16 * 1_024 * 1_024,
-        }
+        Self { calls_of_peer_max: 4_096, calls_max: 65_536, callers_max: 65_536, body_bytes_max: 16 * 1_024 * 1_024 }
     }
 }
 
@@ -131,14 +126,7 @@ pub struct Admission {
 impl Admission {
     /// Nothing has been sent yet.
     pub fn new(me: Instance, limits: Limits) -> Self {
-        Self {
-            me,
-            limits,
-            callers: BTreeMap::new(),
-            running: 0,
-            leaving: false,
-            stats: AdmissionStats::default(),
-        }
+        Self { me, limits, callers: BTreeMap::new(), running: 0, leaving: false, stats: AdmissionStats::default() }
     }
 
     /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
@@ -185,23 +173,13 @@ impl Admission {
         if let Some(held) = self.callers.get_mut(&caller) {
             held.running += 1;
         }
-        Verdict::Run(Permit {
-            caller,
-            seq: header.seq,
-        })
+        Verdict::Run(Permit { caller, seq: header.seq })
     }
 
     /// Whatever speaks against running it, ownership aside.
-    fn refusal(
-        &mut self,
-        now: Instant,
-        incoming: &Incoming<'_>,
-        confirmed: bool,
-        of_peer: usize,
-    ) -> Option<Refusal> {
+    fn refusal(&mut self, now: Instant, incoming: &Incoming<'_>, confirmed: bool, of_peer: usize) -> Option<Refusal> {
         let header = incoming.header;
-        let latest = Instant::from_nanos(header.deadline)
-            + Duration::from_micros(u64::from(header.error_us));
+        let latest = Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us));
         if incoming.body_bytes > self.limits.body_bytes_max
             || header.hop == 0
             || header.hop > HOPS_MAX
@@ -217,8 +195,7 @@ impl Admission {
             Some(Refusal::Unconfirmed)
         } else if self.leaving {
             Some(Refusal::Leaving)
-        } else if of_peer >= self.limits.calls_of_peer_max || self.running >= self.limits.calls_max
-        {
+        } else if of_peer >= self.limits.calls_of_peer_max || self.running >= self.limits.calls_max {
             self.stats.overloaded += 1;
             Some(Refusal::Overloaded)
         } else {
@@ -251,11 +228,7 @@ impl Admission {
 
     /// A caller's process is gone for good: no connection of it is left, and none will come.
     pub fn forget(&mut self, caller: Instance) {
-        if self
-            .callers
-            .get(&caller)
-            .is_some_and(|held| held.running == 0)
-        {
+        if self.callers.get(&caller).is_some_and(|held| held.running == 0) {
             self.callers.remove(&caller);
         }
     }
@@ -273,14 +246,8 @@ mod tests {
     use super::*;
 
     const NOW: Instant = Instant::from_millis(1_000);
-    const ME: Instance = Instance {
-        node: NodeId::from_u128(1),
-        life: 10,
-    };
-    const CALLER: Instance = Instance {
-        node: NodeId::from_u128(2),
-        life: 20,
-    };
+    const ME: Instance = Instance { node: NodeId::from_u128(1), life: 10 };
+    const CALLER: Instance = Instance { node: NodeId::from_u128(2), life: 20 };
 
     fn header(seq: u64) -> CallHeader {
         CallHeader {
@@ -297,23 +264,11 @@ mod tests {
     }
 
     fn admission() -> Admission {
-        Admission::new(
-            ME,
-            Limits {
-                calls_of_peer_max: 2,
-                calls_max: 3,
-                callers_max: 8,
-                body_bytes_max: 100,
-            },
-        )
+        Admission::new(ME, Limits { calls_of_peer_max: 2, calls_max: 3, callers_max: 8, body_bytes_max: 100 })
     }
 
     fn admit(admission: &mut Admission, header: &CallHeader) -> Verdict {
-        let incoming = Incoming {
-            caller: CALLER,
-            header,
-            body_bytes: 0,
-        };
+        let incoming = Incoming { caller: CALLER, header, body_bytes: 0 };
         admission.admit(NOW, incoming, true, || Ownership::Mine)
     }
 
@@ -326,10 +281,7 @@ mod tests {
         let mut admission = admission();
         assert!(matches!(admit(&mut admission, &header(1)), Verdict::Run(_)));
         assert_eq!(admit(&mut admission, &header(1)), Verdict::Ignore);
-        let late = CallHeader {
-            deadline: 0,
-            ..header(2)
-        };
+        let late = CallHeader { deadline: 0, ..header(2) };
         assert_eq!(admit(&mut admission, &late), refused(Refusal::Expired));
         assert_eq!(admit(&mut admission, &header(2)), Verdict::Ignore);
     }
@@ -337,27 +289,14 @@ mod tests {
     #[test]
     fn another_process_of_the_name_refuses() {
         let mut admission = admission();
-        assert_eq!(
-            admit(
-                &mut admission,
-                &CallHeader {
-                    life: 9,
-                    ..header(1)
-                }
-            ),
-            refused(Refusal::WrongProcess)
-        );
+        assert_eq!(admit(&mut admission, &CallHeader { life: 9, ..header(1) }), refused(Refusal::WrongProcess));
     }
 
     #[test]
     fn a_process_that_stood_still_runs_nothing_until_it_is_confirmed() {
         let mut admission = admission();
         let first = header(1);
-        let incoming = Incoming {
-            caller: CALLER,
-            header: &first,
-            body_bytes: 0,
-        };
+        let incoming = Incoming { caller: CALLER, header: &first, body_bytes: 0 };
         let verdict = admission.admit(NOW, incoming, false, || Ownership::Mine);
         assert_eq!(verdict, refused(Refusal::Unconfirmed));
     }
@@ -365,11 +304,7 @@ mod tests {
     #[test]
     fn nothing_begins_after_the_deadline_and_the_error_of_the_clocks() {
         let mut admission = admission();
-        let at = |seq, error_us| CallHeader {
-            deadline: NOW.as_nanos() - 1_000,
-            error_us,
-            ..header(seq)
-        };
+        let at = |seq, error_us| CallHeader { deadline: NOW.as_nanos() - 1_000, error_us, ..header(seq) };
         assert_eq!(admit(&mut admission, &at(1, 0)), refused(Refusal::Expired));
         assert!(matches!(admit(&mut admission, &at(2, 1)), Verdict::Run(_)));
     }
@@ -379,55 +314,25 @@ mod tests {
         let mut admission = admission();
         let (owner, record) = (NodeId::from_u128(7), Blob(vec![9]));
         let first = header(1);
-        let incoming = Incoming {
-            caller: CALLER,
-            header: &first,
-            body_bytes: 0,
-        };
-        let verdict = admission.admit(NOW, incoming, true, || {
-            Ownership::Theirs(owner, record.clone())
-        });
-        assert_eq!(
-            verdict,
-            Verdict::Refuse(Refusal::NotOwner, Some((owner, record)))
-        );
+        let incoming = Incoming { caller: CALLER, header: &first, body_bytes: 0 };
+        let verdict = admission.admit(NOW, incoming, true, || Ownership::Theirs(owner, record.clone()));
+        assert_eq!(verdict, Verdict::Refuse(Refusal::NotOwner, Some((owner, record))));
         let second = header(2);
-        let incoming = Incoming {
-            caller: CALLER,
-            header: &second,
-            body_bytes: 0,
-        };
-        assert_eq!(
-            admission.admit(NOW, incoming, true, || Ownership::Nobody),
-            refused(Refusal::NotOwner)
-        );
+        let incoming = Incoming { caller: CALLER, header: &second, body_bytes: 0 };
+        assert_eq!(admission.admit(NOW, incoming, true, || Ownership::Nobody), refused(Refusal::NotOwner));
     }
 
     #[test]
     fn limits_hold_for_a_peer_and_for_the_node_and_places_come_back() {
         let mut admission = admission();
-        let Verdict::Run(first) = admit(&mut admission, &header(1)) else {
-            panic!("there is room")
-        };
-        let Verdict::Run(second) = admit(&mut admission, &header(2)) else {
-            panic!("there is room")
-        };
-        assert_eq!(
-            admit(&mut admission, &header(3)),
-            refused(Refusal::Overloaded)
-        );
+        let Verdict::Run(first) = admit(&mut admission, &header(1)) else { panic!("there is room") };
+        let Verdict::Run(second) = admit(&mut admission, &header(2)) else { panic!("there is room") };
+        assert_eq!(admit(&mut admission, &header(3)), refused(Refusal::Overloaded));
         admission.complete(first);
         assert!(matches!(admit(&mut admission, &header(4)), Verdict::Run(_)));
         let fifth = header(5);
-        let other = Incoming {
-            caller: Instance { life: 21, ..CALLER },
-            header: &fifth,
-            body_bytes: 0,
-        };
-        assert!(matches!(
-            admission.admit(NOW, other, true, || Ownership::Mine),
-            Verdict::Run(_)
-        ));
+        let other = Incoming { caller: Instance { life: 21, ..CALLER }, header: &fifth, body_bytes: 0 };
+        assert!(matches!(admission.admit(NOW, other, true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(second);
         assert_eq!(admission.running(), 2);
     }
@@ -435,35 +340,14 @@ mod tests {
     #[test]
     fn what_breaks_a_limit_is_refused() {
         let mut admission = admission();
-        for (seq, bad) in [
-            CallHeader {
-                hop: 3,
-                ..header(1)
-            },
-            CallHeader {
-                key: Blob(vec![]),
-                ..header(2)
-            },
-        ]
-        .iter()
-        .enumerate()
+        for (seq, bad) in
+            [CallHeader { hop: 3, ..header(1) }, CallHeader { key: Blob(vec![]), ..header(2) }].iter().enumerate()
         {
-            assert_eq!(
-                admit(&mut admission, bad),
-                refused(Refusal::Invalid),
-                "{seq}"
-            );
+            assert_eq!(admit(&mut admission, bad), refused(Refusal::Invalid), "{seq}");
         }
         let big = header(3);
-        let incoming = Incoming {
-            caller: CALLER,
-            header: &big,
-            body_bytes: 101,
-        };
-        assert_eq!(
-            admission.admit(NOW, incoming, true, || Ownership::Mine),
-            refused(Refusal::Invalid)
-        );
+        let incoming = Incoming { caller: CALLER, header: &big, body_bytes: 101 };
+        assert_eq!(admission.admit(NOW, incoming, true, || Ownership::Mine), refused(Refusal::Invalid));
     }
 
     #[test]

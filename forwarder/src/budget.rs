@@ -13,9 +13,7 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self {
-            millionths: SAVED_MAX,
-        }
+        Self { millionths: SAVED_MAX }
     }
 }
 

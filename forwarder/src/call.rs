@@ -40,10 +40,7 @@ pub struct CallConfig {
 
 impl Default for CallConfig {
     fn default() -> Self {
-        Self {
-            pause_min: Duration::from_millis(3),
-            pause_max: Duration::from_millis(100),
-        }
+        Self { pause_min: Duration::from_millis(3), pause_max: Duration::from_millis(100) }
     }
 }
 
@@ -144,23 +141,11 @@ impl<B> Call<B> {
             State::Finding(node) => Step::Find(*node),
             State::Running => Step::Wait(self.spec.deadline),
             State::Starting => {
-                self.state = State::Attempting {
-                    handed: false,
-                    withdrawing: false,
-                };
+                self.state = State::Attempting { handed: false, withdrawing: false };
                 let to = self.to.expect("an attempt that starts has an addressee");
-                Step::Send {
-                    attempt: self.attempt,
-                    to,
-                    hop: self.hop,
-                }
+                Step::Send { attempt: self.attempt, to, hop: self.hop }
             }
-            State::Attempting {
-                withdrawing: true,
-                handed: false,
-            } => Step::Withdraw {
-                attempt: self.attempt,
-            },
+            State::Attempting { withdrawing: true, handed: false } => Step::Withdraw { attempt: self.attempt },
             State::Attempting { .. } => Step::Wait(self.spec.deadline),
             State::Pausing(until) => Step::Wait((*until).min(self.spec.deadline)),
             State::Done(outcome) => Step::Done(outcome.take().expect("an outcome is given once")),
@@ -181,19 +166,10 @@ impl<B> Call<B> {
     }
 
     /// The node named as the owner was found, or not.
-    pub fn named(
-        &mut self,
-        now: Instant,
-        found: Resolution,
-        budget: &mut Budget,
-    ) -> Option<Step<B>> {
+    pub fn named(&mut self, now: Instant, found: Resolution, budget: &mut Budget) -> Option<Step<B>> {
         match found {
             Resolution::Nobody => {
-                self.pause(
-                    now,
-                    NotExecuted::untried(Why::Refused(Refusal::NotOwner)),
-                    budget,
-                );
+                self.pause(now, NotExecuted::untried(Why::Refused(Refusal::NotOwner)), budget);
                 None
             }
             Resolution::There(to) => {
@@ -223,11 +199,7 @@ impl<B> Call<B> {
     /// The handler could not begin here.
     pub fn not_run(&mut self, now: Instant, why: Refusal, budget: &mut Budget) {
         let proof = NotExecuted::untried(Why::Refused(why));
-        if why.is_passing() {
-            self.pause(now, proof, budget)
-        } else {
-            self.end_unrun(proof)
-        }
+        if why.is_passing() { self.pause(now, proof, budget) } else { self.end_unrun(proof) }
     }
 
     /// The transport has the first byte of the attempt.
@@ -242,13 +214,7 @@ impl<B> Call<B> {
     /// The attempt was never handed over, and will not be.
     pub fn unsent(&mut self, now: Instant, attempt: u32, proof: NeverSent, budget: &mut Budget) {
         if self.is_attempting(attempt) {
-            let withdrawn = matches!(
-                self.state,
-                State::Attempting {
-                    withdrawing: true,
-                    ..
-                }
-            );
+            let withdrawn = matches!(self.state, State::Attempting { withdrawing: true, .. });
             if withdrawn || now >= self.spec.deadline {
                 return self.end_unrun(NotExecuted::untried(Why::Deadline));
             }
@@ -282,9 +248,7 @@ impl<B> Call<B> {
         };
         // The addressee has refused: this attempt is over, and did not run.
         match owner {
-            Some(owner) if why == Refusal::NotOwner && self.hop < HOPS_MAX => {
-                self.state = State::Finding(owner)
-            }
+            Some(owner) if why == Refusal::NotOwner && self.hop < HOPS_MAX => self.state = State::Finding(owner),
             _ if why.is_passing() => self.pause(now, NotExecuted::refused(proof), budget),
             _ => self.end_unrun(NotExecuted::refused(proof)),
         }
@@ -312,18 +276,13 @@ impl<B> Call<B> {
     }
 
     fn pause(&mut self, now: Instant, otherwise: NotExecuted, budget: &mut Budget) {
-        let outcome = if self.open {
-            Outcome::Unknown(Unknown::Lost)
-        } else {
-            Outcome::NotExecuted(otherwise)
-        };
+        let outcome = if self.open { Outcome::Unknown(Unknown::Lost) } else { Outcome::NotExecuted(otherwise) };
         self.pause_or(now, outcome, budget);
     }
 
     /// Waits and tries again, if the time and the budget allow it.
     fn pause_or(&mut self, now: Instant, otherwise: Outcome<B>, budget: &mut Budget) {
-        let doubled =
-            (self.config.pause_min * (1 << self.repeats.min(10))).min(self.config.pause_max);
+        let doubled = (self.config.pause_min * (1 << self.repeats.min(10))).min(self.config.pause_max);
         let until = now + self.rng.span(doubled / 2, doubled);
         if until < self.spec.deadline && budget.spend() {
             self.repeats += 1;
@@ -341,10 +300,7 @@ impl<B> Call<B> {
             State::Pausing(_) | State::Resolving | State::Finding(_) | State::Starting if late => {
                 self.give_up(Why::Deadline)
             }
-            State::Attempting {
-                handed: false,
-                withdrawing,
-            } if late => *withdrawing = true,
+            State::Attempting { handed: false, withdrawing } if late => *withdrawing = true,
             State::Attempting { .. } if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
             State::Running if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
             _ => {}
@@ -364,11 +320,7 @@ impl<B> Call<B> {
 
     /// Ends without having run, unless an earlier attempt may have.
     fn end_unrun(&mut self, proof: NotExecuted) {
-        let outcome = if self.open {
-            Outcome::Unknown(Unknown::Lost)
-        } else {
-            Outcome::NotExecuted(proof)
-        };
+        let outcome = if self.open { Outcome::Unknown(Unknown::Lost) } else { Outcome::NotExecuted(proof) };
         self.finish(outcome);
     }
 

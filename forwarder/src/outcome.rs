@@ -94,15 +94,11 @@ impl Refused {
 
 impl NotExecuted {
     pub(crate) fn never_sent(proof: NeverSent) -> Self {
-        Self {
-            why: Why::Unsent(proof.0),
-        }
+        Self { why: Why::Unsent(proof.0) }
     }
 
     pub(crate) fn refused(proof: Refused) -> Self {
-        Self {
-            why: Why::Refused(proof.why),
-        }
+        Self { why: Why::Refused(proof.why) }
     }
 
     /// Nothing was ever tried.

@@ -23,15 +23,9 @@ impl Window {
         if number < self.floor || self.contains(number) {
             return false;
         }
-        let before = self
-            .runs
-            .range(..number)
-            .next_back()
-            .map(|(first, last)| (*first, *last));
+        let before = self.runs.range(..number).next_back().map(|(first, last)| (*first, *last));
         let joins_before = before.filter(|(_, last)| last + 1 == number);
-        let joins_after = number
-            .checked_add(1)
-            .and_then(|next| self.runs.get(&next).map(|last| (next, *last)));
+        let joins_after = number.checked_add(1).and_then(|next| self.runs.get(&next).map(|last| (next, *last)));
         if joins_before.is_none() && joins_after.is_none() && self.runs.len() >= RUNS_MAX {
             return false;
         }
@@ -39,16 +33,12 @@ impl Window {
             self.runs.remove(&next);
             last
         });
-        self.runs
-            .insert(joins_before.map_or(number, |(first, _)| first), last);
+        self.runs.insert(joins_before.map_or(number, |(first, _)| first), last);
         true
     }
 
     fn contains(&self, number: u64) -> bool {
-        self.runs
-            .range(..=number)
-            .next_back()
-            .is_some_and(|(_, last)| number <= *last)
+        self.runs.range(..=number).next_back().is_some_and(|(_, last)| number <= *last)
     }
 
     /// Nothing below `floor` will run any more.
@@ -76,10 +66,7 @@ mod tests {
         let mut rng = swimring_membership::Rng::new(1);
         let mut numbers: alloc::vec::Vec<u64> = (0..1_000).chain(0..1_000).collect();
         rng.shuffle(&mut numbers);
-        let admitted = numbers
-            .iter()
-            .filter(|number| window.admit(**number, 0))
-            .count();
+        let admitted = numbers.iter().filter(|number| window.admit(**number, 0)).count();
         assert_eq!(admitted, 1_000);
         assert_eq!(window.runs.len(), 1, "what touches is one run");
     }
@@ -98,9 +85,7 @@ mod tests {
     #[test]
     fn gaps_are_bounded() {
         let mut window = Window::default();
-        let admitted = (0..10_000u64)
-            .filter(|number| window.admit(number * 2, 0))
-            .count();
+        let admitted = (0..10_000u64).filter(|number| window.admit(number * 2, 0)).count();
         assert_eq!(admitted, RUNS_MAX);
         assert!(window.admit(20_001, 20_000), "a moved floor makes room");
     }

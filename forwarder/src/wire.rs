@@ -57,11 +57,7 @@ impl Refusal {
     /// Whether another try, a little later, may fare better.
     pub fn is_passing(self) -> bool {
         match self {
-            Self::Unconfirmed
-            | Self::NotOwner
-            | Self::Overloaded
-            | Self::Leaving
-            | Self::WrongProcess => true,
+            Self::Unconfirmed | Self::NotOwner | Self::Overloaded | Self::Leaving | Self::WrongProcess => true,
             Self::Expired | Self::NoService | Self::Invalid => false,
         }
     }
@@ -150,25 +146,16 @@ impl Frame {
             Self::Call(header) => put(1, header, out),
             Self::Ok { seq, fence } => put(2, &(seq, fence), out),
             Self::Executed { seq, fence } => put(3, &(seq, fence), out),
-            Self::Refused {
-                seq,
-                why,
-                owner,
-                record,
-            } => put(4, &(seq, why, owner, record), out),
+            Self::Refused { seq, why, owner, record } => put(4, &(seq, why, owner, record), out),
             Self::Cancel { seq } => put(5, seq, out),
             Self::Clock { sent } => put(6, sent, out),
             Self::ClockIs { sent, clock } => put(7, &(sent, clock), out),
             Self::Goodbye => put(8, &(), out),
         };
         let header = out.len() - start - PREFIX_BYTES;
-        assert!(
-            header <= HEADER_BYTES_MAX,
-            "every part of a header has its limit"
-        );
+        assert!(header <= HEADER_BYTES_MAX, "every part of a header has its limit");
         out.extend_from_slice(body);
-        let length =
-            u32::try_from(out.len() - start - 4).expect("bodies are limited far below 4 GiB");
+        let length = u32::try_from(out.len() - start - 4).expect("bodies are limited far below 4 GiB");
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
         out[start + 4] = kind;
         out[start + 5] = VERSION;
@@ -198,9 +185,7 @@ impl Frame {
     /// # Errors
     /// If the bytes are no frame; the peer's fault.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, &[u8])>, Malformed> {
-        let (prefix, rest) = bytes
-            .split_first_chunk::<PREFIX_BYTES>()
-            .ok_or(Malformed::Truncated)?;
+        let (prefix, rest) = bytes.split_first_chunk::<PREFIX_BYTES>().ok_or(Malformed::Truncated)?;
         let [a, b, c, d, kind, version, low, high] = *prefix;
         if u32::from_le_bytes([a, b, c, d]) as usize + 4 != bytes.len() {
             return Err(Malformed::Truncated);
@@ -217,12 +202,7 @@ impl Frame {
             1 => Self::Call(call_header(header)?),
             2 => codec::decode(header).map(|(seq, fence)| Self::Ok { seq, fence })?,
             3 => codec::decode(header).map(|(seq, fence)| Self::Executed { seq, fence })?,
-            4 => codec::decode(header).map(|(seq, why, owner, record)| Self::Refused {
-                seq,
-                why,
-                owner,
-                record,
-            })?,
+            4 => codec::decode(header).map(|(seq, why, owner, record)| Self::Refused { seq, why, owner, record })?,
             5 => codec::decode(header).map(|seq| Self::Cancel { seq })?,
             6 => codec::decode(header).map(|sent| Self::Clock { sent })?,
             7 => codec::decode(header).map(|(sent, clock)| Self::ClockIs { sent, clock })?,
@@ -246,11 +226,7 @@ fn call_header(bytes: &[u8]) -> Result<CallHeader, Malformed> {
     if header.key.0.len() > swimring_ring::KEY_BYTES_MAX {
         return Err(Malformed::OutOfRange("key"));
     }
-    if header
-        .record
-        .as_ref()
-        .is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX)
-    {
+    if header.record.as_ref().is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX) {
         return Err(Malformed::OutOfRange("record"));
     }
     Ok(header)
@@ -277,12 +253,7 @@ mod tests {
             }),
             Frame::Ok { seq: 1, fence: 3 },
             Frame::Executed { seq: 1, fence: 3 },
-            Frame::Refused {
-                seq: 1,
-                why: Refusal::NotOwner,
-                owner: Some(NodeId::MAX),
-                record: None,
-            },
+            Frame::Refused { seq: 1, why: Refusal::NotOwner, owner: Some(NodeId::MAX), record: None },
             Frame::Cancel { seq: 1 },
             Frame::Clock { sent: 7 },
             Frame::ClockIs { sent: 7, clock: 8 },
@@ -321,17 +292,9 @@ mod tests {
 
     #[test]
     fn limits_hold_on_what_comes_in() {
-        assert_eq!(
-            Frame::length(&[255, 255, 255, 255], 1_000),
-            Err(Malformed::TooLong)
-        );
-        let Frame::Call(header) = frames().remove(0) else {
-            unreachable!("the first one is a call")
-        };
-        let long = CallHeader {
-            key: Blob(vec![0; swimring_ring::KEY_BYTES_MAX + 1]),
-            ..header
-        };
+        assert_eq!(Frame::length(&[255, 255, 255, 255], 1_000), Err(Malformed::TooLong));
+        let Frame::Call(header) = frames().remove(0) else { unreachable!("the first one is a call") };
+        let long = CallHeader { key: Blob(vec![0; swimring_ring::KEY_BYTES_MAX + 1]), ..header };
         let mut bytes = Vec::new();
         Frame::Call(long).encode(b"", &mut bytes);
         assert_eq!(Frame::decode(&bytes), Err(Malformed::OutOfRange("key")));

@@ -9,8 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Longest body, in bytes. Nothing claims more memory than this while it is decoded.
 pub const BODY_BYTES_MAX: usize = 64 * 1_024;
 
-const CONFIG: Configuration<LittleEndian, Varint, Limit<BODY_BYTES_MAX>> =
-    config::standard().with_limit();
+const CONFIG: Configuration<LittleEndian, Varint, Limit<BODY_BYTES_MAX>> = config::standard().with_limit();
 
 /// Why bytes of a peer were refused. Nothing changed; the peer's fault.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,17 +50,12 @@ pub fn encode<T: Serialize>(body: &T, out: &mut Vec<u8>) {
 /// Reads a body that fills `bytes` to the last one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
     let (body, tail) = decode_prefix(bytes)?;
-    if tail.is_empty() {
-        Ok(body)
-    } else {
-        Err(Malformed::Trailing)
-    }
+    if tail.is_empty() { Ok(body) } else { Err(Malformed::Trailing) }
 }
 
 /// Reads a body at the beginning of `bytes`; returns it with what is left.
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Malformed> {
-    let (body, used) =
-        bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|_| Malformed::Body)?;
+    let (body, used) = bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|_| Malformed::Body)?;
     Ok((body, &bytes[used..]))
 }
 

@@ -162,28 +162,16 @@ impl Config {
             return fails("suspicion_multiplier", "leaves a suspect no time to object");
         }
         if s.rumour_period.is_zero() || s.rumour_fanout == 0 || s.rumour_multiplier == 0 {
-            return fails(
-                "rumour_period",
-                "or fanout or multiplier is zero, so that no news spreads",
-            );
+            return fails("rumour_period", "or fanout or multiplier is zero, so that no news spreads");
         }
         if !(512..=16_384).contains(&s.datagram_bytes_max) {
             return fails("datagram_bytes_max", "is not within 512 to 16,384");
         }
-        if s.join_retry.is_zero()
-            || s.join_retry > s.join_retry_max
-            || s.heal_period < Duration::from_millis(100)
-        {
-            return fails(
-                "join_retry",
-                "or heal_period is too short, so that absent seeds are flooded",
-            );
+        if s.join_retry.is_zero() || s.join_retry > s.join_retry_max || s.heal_period < Duration::from_millis(100) {
+            return fails("join_retry", "or heal_period is too short, so that absent seeds are flooded");
         }
         if s.members_max == 0 || s.members_max > 65_536 || s.contacts_max == 0 {
-            return fails(
-                "members_max",
-                "is not within 1 to 65,536, or no contact is remembered",
-            );
+            return fails("members_max", "is not within 1 to 65,536, or no contact is remembered");
         }
         Ok(Self(settings))
     }
@@ -195,11 +183,7 @@ impl Config {
 
     /// Time between two probes among `members`.
     pub(crate) fn period(&self, members: usize) -> Duration {
-        if members < self.small_cluster {
-            self.probe_period_small
-        } else {
-            self.probe_period
-        }
+        if members < self.small_cluster { self.probe_period_small } else { self.probe_period }
     }
 
     /// How long one of `members` may object to a suspicion.
@@ -208,16 +192,8 @@ impl Config {
         let min = self.period(members) * self.suspicion_multiplier / 1_000 * scale;
         // With too few others to confirm anything, nobody waits for confirmations.
         let others = members.saturating_sub(2);
-        let confirmations = if others < self.confirmations as usize {
-            0
-        } else {
-            self.confirmations
-        };
-        Window {
-            min,
-            max: min * self.suspicion_stretch,
-            confirmations,
-        }
+        let confirmations = if others < self.confirmations as usize { 0 } else { self.confirmations };
+        Window { min, max: min * self.suspicion_stretch, confirmations }
     }
 
     /// How often a rumour is told among `members`.
@@ -250,11 +226,7 @@ mod tests {
         let min = |members| config.suspicion(members).min.as_millis();
         assert_eq!((min(3), min(10)), (2_000, 2_000));
         assert!((7_990..=8_000).contains(&min(100)), "{}", min(100));
-        assert_eq!(
-            config.suspicion(3).confirmations,
-            0,
-            "one other cannot confirm twice"
-        );
+        assert_eq!(config.suspicion(3).confirmations, 0, "one other cannot confirm twice");
         assert_eq!(config.suspicion(4).confirmations, 2);
     }
 
@@ -262,9 +234,6 @@ mod tests {
     fn settings_out_of_range_are_refused_by_name() {
         let mut settings = Settings::preset(Preset::Lan);
         settings.datagram_bytes_max = 100;
-        assert_eq!(
-            Config::new(settings).unwrap_err().setting,
-            "datagram_bytes_max"
-        );
+        assert_eq!(Config::new(settings).unwrap_err().setting, "datagram_bytes_max");
     }
 }

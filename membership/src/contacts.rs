@@ -19,16 +19,12 @@ pub(crate) struct Contacts {
 
 impl Contacts {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self {
-            lost: VecDeque::new(),
-            rng,
-        }
+        Self { lost: VecDeque::new(), rng }
     }
 
     /// Remembers where a member was. Whoever was lost last is tried next.
     pub(crate) fn lose(&mut self, peer: Peer, max: usize) {
-        self.lost
-            .retain(|held| held.id != peer.id && held.address != peer.address);
+        self.lost.retain(|held| held.id != peer.id && held.address != peer.address);
         if self.lost.len() >= max {
             self.lost.pop_back();
         }
@@ -70,10 +66,7 @@ impl Membership {
             && let Some(seed) = self.absent_seed()
         {
             let record = crate::codec::Blob(self.me.record.bytes().to_vec());
-            self.outbox.push_back((
-                Destination::Seed(seed),
-                Outgoing::Whole(Message::JoinRequest { record }),
-            ));
+            self.outbox.push_back((Destination::Seed(seed), Outgoing::Whole(Message::JoinRequest { record })));
         }
         let wait = self.rng.jitter(self.config.heal_period);
         self.timers.set(Timer::Heal, now + wait);
@@ -82,10 +75,7 @@ impl Membership {
     /// A seed at whose address no present member is; the seeds take turns.
     fn absent_seed(&mut self) -> Option<SocketAddr> {
         let seed = self.joiner.next_seed()?;
-        let present = self
-            .roster
-            .iter()
-            .any(|(_, m)| m.state.is_present() && m.record.profile().gossip == seed);
+        let present = self.roster.iter().any(|(_, m)| m.state.is_present() && m.record.profile().gossip == seed);
         let lost = self.contacts.iter().any(|peer| peer.address == seed);
         (!present && !lost).then_some(seed)
     }

@@ -25,11 +25,8 @@ impl Name {
     /// Checks `text` against the rule.
     pub fn new(text: &str) -> Result<Self, InvalidName> {
         let bytes = text.as_bytes();
-        let letters = bytes
-            .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
-        let ends =
-            bytes.first().is_some_and(|b| *b != b'-') && bytes.last().is_some_and(|b| *b != b'-');
+        let letters = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+        let ends = bytes.first().is_some_and(|b| *b != b'-') && bytes.last().is_some_and(|b| *b != b'-');
         if letters && ends && bytes.len() <= NAME_BYTES_MAX {
             Ok(Self(Arc::from(text)))
         } else {
@@ -190,10 +187,7 @@ mod tests {
     #[test]
     fn ids_depend_on_where_the_cluster_ends_and_the_name_begins() {
         let name = |text| Name::new(text).unwrap();
-        assert_ne!(
-            NodeId::of(&name("ab"), &name("c")),
-            NodeId::of(&name("a"), &name("bc"))
-        );
+        assert_ne!(NodeId::of(&name("ab"), &name("c")), NodeId::of(&name("a"), &name("bc")));
     }
 
     #[test]

@@ -37,13 +37,7 @@ pub(crate) struct Me {
 impl Me {
     pub(crate) fn new(start: Start) -> Self {
         let incarnation = Incarnation::new(start.boot.max(1), 0);
-        let record = Record::mint(
-            &start.cluster,
-            &start.profile,
-            incarnation,
-            Phase::Joining,
-            start.life,
-        );
+        let record = Record::mint(&start.cluster, &start.profile, incarnation, Phase::Joining, start.life);
         Self {
             id: record.id(),
             cluster: start.cluster,
@@ -83,13 +77,7 @@ impl Membership {
             self.events.push_back(Event::Rebooted { boot: next.boot });
         }
         self.me.incarnation = next;
-        self.me.record = Record::mint(
-            &self.me.cluster,
-            &self.me.profile,
-            next,
-            self.me.phase,
-            self.me.life,
-        );
+        self.me.record = Record::mint(&self.me.cluster, &self.me.profile, next, self.me.phase, self.me.life);
         let record = self.me.record.clone();
         self.admit_and_tell(now, record);
     }
@@ -102,12 +90,7 @@ impl Membership {
         let own = self.me.incarnation;
         if incarnation.boot > own.boot {
             // Another life of this name: which address does it have?
-            self.send_whole(
-                from,
-                Message::Want {
-                    ids: alloc::vec![self.me.id],
-                },
-            );
+            self.send_whole(from, Message::Want { ids: alloc::vec![self.me.id] });
             return false;
         }
         if incarnation.boot < own.boot {
@@ -138,9 +121,7 @@ impl Membership {
         self.outbid(now, at);
         self.stats.refutations += 1;
         self.worsen(1);
-        self.events.push_back(Event::Refuted {
-            incarnation: self.me.incarnation,
-        });
+        self.events.push_back(Event::Refuted { incarnation: self.me.incarnation });
     }
 
     /// A record of this node's own name came in. Echoes and old lives are passed over; a newer life is either
@@ -154,23 +135,12 @@ impl Membership {
             // Nobody else can live at this address: it is an earlier life.
             self.refute(now, Incarnation::new(record.incarnation().boot, u32::MAX));
         } else {
-            self.start_probe(
-                now,
-                record.peer(),
-                Purpose::Rival {
-                    incarnation: record.incarnation(),
-                },
-            );
+            self.start_probe(now, record.peer(), Purpose::Rival { incarnation: record.incarnation() });
         }
     }
 
     /// Somebody holds a row of this node without a record: what is left of an earlier life.
-    pub(crate) fn on_own_tombstone(
-        &mut self,
-        now: Instant,
-        state: State,
-        incarnation: Incarnation,
-    ) {
+    pub(crate) fn on_own_tombstone(&mut self, now: Instant, state: State, incarnation: Incarnation) {
         if (state, incarnation) > self.me.belief() && incarnation.boot >= self.me.incarnation.boot {
             self.refute(now, incarnation);
         }
@@ -181,8 +151,7 @@ impl Membership {
         self.me.gone = true;
         self.me.confirmed = false;
         self.outbox.clear();
-        self.events
-            .push_back(Event::Superseded { by: rival.address });
+        self.events.push_back(Event::Superseded { by: rival.address });
     }
 
     /// The rival did not answer: it was a memory.
@@ -215,12 +184,7 @@ impl Membership {
         // What did not come while nobody was listening proves nothing.
         self.abandon_probes();
         let period = self.config.period(self.roster.present_count());
-        for id in self
-            .suspicions
-            .keys()
-            .copied()
-            .collect::<alloc::vec::Vec<_>>()
-        {
+        for id in self.suspicions.keys().copied().collect::<alloc::vec::Vec<_>>() {
             self.timers.set(Timer::Suspicion(id), now + period);
         }
         self.timers.set(Timer::ProbeRound, now + period);
@@ -231,9 +195,8 @@ impl Membership {
 
     /// A peer answered a ping that was sent at `asked`, and believes `belief` of this node.
     pub(crate) fn on_confirmation(&mut self, asked: Instant, belief: Belief) {
-        let same = belief.is_some_and(|(state, incarnation)| {
-            state == State::Alive && incarnation.boot == self.me.incarnation.boot
-        });
+        let same = belief
+            .is_some_and(|(state, incarnation)| state == State::Alive && incarnation.boot == self.me.incarnation.boot);
         if !self.me.confirmed && same && asked >= self.me.doubted_at && !self.me.gone {
             self.confirm();
         }
@@ -257,8 +220,7 @@ impl Membership {
         }
         let (id, incarnation) = (self.me.id, self.me.incarnation);
         self.roster.admit_state(now, id, State::Left, incarnation);
-        self.rumours
-            .push(id, incarnation, Update::Left(id, incarnation));
+        self.rumours.push(id, incarnation, Update::Left(id, incarnation));
         self.events.push_back(Event::Changed {
             id,
             before: Some(self.me.belief()),
@@ -266,35 +228,19 @@ impl Membership {
             incarnation,
             phase: self.me.phase,
         });
-        for (index, peer) in self
-            .pick_present(GOODBYES_MAX, None)
-            .into_iter()
-            .enumerate()
-        {
-            let delivery = if index < GOODBYE_STREAMS {
-                Delivery::Stream
-            } else {
-                Delivery::Datagram
-            };
-            self.send(
-                peer,
-                Outgoing::Rumours {
-                    introduce: false,
-                    delivery,
-                },
-            );
+        for (index, peer) in self.pick_present(GOODBYES_MAX, None).into_iter().enumerate() {
+            let delivery = if index < GOODBYE_STREAMS { Delivery::Stream } else { Delivery::Datagram };
+            self.send(peer, Outgoing::Rumours { introduce: false, delivery });
         }
         self.me.gone = true;
     }
 
     /// Admits a record and tells it to everybody.
     pub(crate) fn admit_and_tell(&mut self, now: Instant, record: Record) -> bool {
-        let crate::roster::Admitted::Changed(before) = self.roster.admit_record(now, &record)
-        else {
+        let crate::roster::Admitted::Changed(before) = self.roster.admit_record(now, &record) else {
             return false;
         };
-        self.rumours
-            .push(record.id(), record.incarnation(), record_update(&record));
+        self.rumours.push(record.id(), record.incarnation(), record_update(&record));
         self.on_changed(now, record.id(), before);
         true
     }

@@ -30,13 +30,7 @@ pub(crate) struct Joiner {
 
 impl Joiner {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self {
-            seeds: Vec::new(),
-            joined: false,
-            attempts: 0,
-            turn: 0,
-            rng,
-        }
+        Self { seeds: Vec::new(), joined: false, attempts: 0, turn: 0, rng }
     }
 
     /// Those who look for the cluster together are one, but not before those who are in it had time to answer.
@@ -76,20 +70,12 @@ impl Membership {
             // No seed is there: whoever was met before, or has been met meanwhile, will do.
             let met = self.pick_present(OTHERS_ASKED, None);
             let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
-            met.into_iter()
-                .chain(before)
-                .for_each(|peer| self.ask_seed(Destination::Peer(peer)));
+            met.into_iter().chain(before).for_each(|peer| self.ask_seed(Destination::Peer(peer)));
         }
         let doubled = self.config.join_retry * (1 << self.joiner.attempts.min(8));
-        let wait = self
-            .joiner
-            .rng
-            .jitter(doubled.min(self.config.join_retry_max));
+        let wait = self.joiner.rng.jitter(doubled.min(self.config.join_retry_max));
         if self.joiner.attempts > 0 {
-            self.events.push_back(Event::JoinRetrying {
-                attempts: self.joiner.attempts,
-                wait,
-            });
+            self.events.push_back(Event::JoinRetrying { attempts: self.joiner.attempts, wait });
         }
         self.joiner.attempts += 1;
         self.timers.set(Timer::Join, now + wait);
@@ -97,8 +83,7 @@ impl Membership {
 
     fn ask_seed(&mut self, to: Destination) {
         let record = Blob(self.me.record.bytes().to_vec());
-        self.outbox
-            .push_back((to, Outgoing::Whole(Message::JoinRequest { record })));
+        self.outbox.push_back((to, Outgoing::Whole(Message::JoinRequest { record })));
     }
 
     pub(crate) fn on_joined(&mut self) {
@@ -110,14 +95,8 @@ impl Membership {
     }
 
     /// Somebody wants in. A name that lives elsewhere is asked first; a boot that has been is sent back.
-    pub(crate) fn on_join_request(
-        &mut self,
-        now: Instant,
-        from: Peer,
-        record: Blob,
-    ) -> Result<(), Malformed> {
-        let record =
-            Record::parse(&self.me.cluster, record.0).inspect_err(|_| self.stats.malformed += 1)?;
+    pub(crate) fn on_join_request(&mut self, now: Instant, from: Peer, record: Blob) -> Result<(), Malformed> {
+        let record = Record::parse(&self.me.cluster, record.0).inspect_err(|_| self.stats.malformed += 1)?;
         if record.peer() != from {
             self.stats.malformed += 1;
             return Err(Malformed::OutOfRange("record of another node"));
@@ -192,20 +171,11 @@ impl Membership {
                 record: Some(Blob(member.record.bytes().to_vec())),
             })
             .collect();
-        self.send_rows(from, rows, |last, rows| Message::JoinReply {
-            last,
-            settled,
-            rows,
-        });
+        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, settled, rows });
     }
 
     /// Sends rows in as many messages as they take; `message` is told which is the last.
-    pub(crate) fn send_rows(
-        &mut self,
-        to: Peer,
-        rows: Vec<RowBody>,
-        message: impl Fn(bool, Vec<RowBody>) -> Message,
-    ) {
+    pub(crate) fn send_rows(&mut self, to: Peer, rows: Vec<RowBody>, message: impl Fn(bool, Vec<RowBody>) -> Message) {
         let mut batch: Vec<RowBody> = Vec::new();
         let mut bytes = 0;
         let size = |row: &RowBody| 48 + row.record.as_ref().map_or(0, |record| record.0.len());
@@ -229,10 +199,7 @@ impl Membership {
     }
 
     pub(crate) fn on_join_refused(&mut self, holder: Peer) {
-        if holder.id == self.me.id
-            && holder.address != self.me.profile.gossip
-            && !self.joiner.joined
-        {
+        if holder.id == self.me.id && holder.address != self.me.profile.gossip && !self.joiner.joined {
             self.me.gone = true;
             self.me.confirmed = false;
             self.outbox.clear();
@@ -282,8 +249,7 @@ impl Membership {
             State::Suspect => self.suspect(now, row.id, row.incarnation, from),
             State::Down | State::Left => {
                 if let crate::roster::Admitted::Changed(before) =
-                    self.roster
-                        .admit_state(now, row.id, row.state, row.incarnation)
+                    self.roster.admit_state(now, row.id, row.state, row.incarnation)
                 {
                     self.on_changed(now, row.id, before);
                 }
@@ -297,8 +263,7 @@ impl Membership {
         let Some(Blob(bytes)) = &row.record else {
             return Ok(None);
         };
-        let record = Record::parse(&self.me.cluster, bytes.clone())
-            .inspect_err(|_| self.stats.malformed += 1)?;
+        let record = Record::parse(&self.me.cluster, bytes.clone()).inspect_err(|_| self.stats.malformed += 1)?;
         if record.id() != row.id {
             self.stats.malformed += 1;
             return Err(Malformed::OutOfRange("row with the record of another node"));

@@ -51,8 +51,8 @@ pub use event::{Event, Stats};
 pub use id::{Incarnation, Instance, InvalidName, NAME_BYTES_MAX, Name, NodeId, Peer};
 pub use membership::{Delivery, Destination, Membership, Start, Transmit};
 pub use record::{
-    InvalidProfile, Phase, Profile, RECORD_BYTES_MAX, Record, TAG_KEY_BYTES_MAX,
-    TAG_VALUE_BYTES_MAX, TAGS_MAX, WEIGHT_MAX, ZONE_BYTES_MAX,
+    InvalidProfile, Phase, Profile, RECORD_BYTES_MAX, Record, TAG_KEY_BYTES_MAX, TAG_VALUE_BYTES_MAX, TAGS_MAX,
+    WEIGHT_MAX, ZONE_BYTES_MAX,
 };
 pub use rng::Rng;
 pub use roster::{Admitted, Member, Roster, State, Tombstone, supersedes};

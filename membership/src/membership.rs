@@ -19,9 +19,7 @@ use crate::rumours::Rumours;
 use crate::suspicion::Suspicion;
 use crate::timers::Timers;
 use crate::wire::{self, Belief, Header, Message, UPDATES_MAX, Update};
-use crate::{
-    Config, Instant, Member, Name, NodeId, Peer, Phase, Profile, Record, Rng, Roster, State,
-};
+use crate::{Config, Instant, Member, Name, NodeId, Peer, Phase, Profile, Record, Rng, Roster, State};
 
 /// Bytes of a datagram that a header and its message take besides the updates, generously.
 const OVERHEAD_BYTES: usize = 96;
@@ -60,30 +58,12 @@ pub struct Transmit {
 /// What waits to be sent. Headers are written when it is polled, so that they are fresh.
 #[derive(Clone, Debug)]
 pub(crate) enum Outgoing {
-    Ping {
-        seq: u32,
-        accusation: Belief,
-        delivery: Delivery,
-    },
-    Ack {
-        seq: u32,
-        introduce: bool,
-    },
-    PingReq {
-        seq: u32,
-        target: Peer,
-        budget_ms: u32,
-    },
-    Reached {
-        seq: u32,
-    },
-    Nack {
-        seq: u32,
-    },
-    Rumours {
-        introduce: bool,
-        delivery: Delivery,
-    },
+    Ping { seq: u32, accusation: Belief, delivery: Delivery },
+    Ack { seq: u32, introduce: bool },
+    PingReq { seq: u32, target: Peer, budget_ms: u32 },
+    Reached { seq: u32 },
+    Nack { seq: u32 },
+    Rumours { introduce: bool, delivery: Delivery },
     Whole(Message),
 }
 
@@ -179,8 +159,7 @@ impl Membership {
         let period = self.config.period(1);
         let first = self.rng.span(period / 4, period);
         self.timers.set(Timer::ProbeRound, now + first);
-        self.timers
-            .set(Timer::Heal, now + self.rng.jitter(self.config.heal_period));
+        self.timers.set(Timer::Heal, now + self.rng.jitter(self.config.heal_period));
     }
 
     // Commands of the application.
@@ -203,11 +182,7 @@ impl Membership {
     ///
     /// # Errors
     /// If a limit is broken; nothing changed.
-    pub fn update_profile(
-        &mut self,
-        now: Instant,
-        change: impl FnOnce(&mut Profile),
-    ) -> Result<(), InvalidProfile> {
+    pub fn update_profile(&mut self, now: Instant, change: impl FnOnce(&mut Profile)) -> Result<(), InvalidProfile> {
         let mut profile = self.me.profile.clone();
         change(&mut profile);
         profile.validate()?;
@@ -238,15 +213,9 @@ impl Membership {
     ///
     /// # Errors
     /// If the record does not decode; nothing changed.
-    pub fn merge_record(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        bytes: &[u8],
-    ) -> Result<(), Malformed> {
+    pub fn merge_record(&mut self, now: Instant, from: NodeId, bytes: &[u8]) -> Result<(), Malformed> {
         self.observe(now);
-        let record = Record::parse(&self.me.cluster, bytes.to_vec())
-            .inspect_err(|_| self.stats.malformed += 1)?;
+        let record = Record::parse(&self.me.cluster, bytes.to_vec()).inspect_err(|_| self.stats.malformed += 1)?;
         self.on_record(now, from, record);
         Ok(())
     }
@@ -263,12 +232,7 @@ impl Membership {
     ///
     /// # Errors
     /// If the bytes are no message; the peer's fault, and nothing changed.
-    pub fn handle_message(
-        &mut self,
-        now: Instant,
-        from: Peer,
-        bytes: &[u8],
-    ) -> Result<(), Malformed> {
+    pub fn handle_message(&mut self, now: Instant, from: Peer, bytes: &[u8]) -> Result<(), Malformed> {
         self.observe(now);
         let message = Message::decode(bytes).inspect_err(|_| self.stats.malformed += 1)?;
         if self.me.gone || from.id == self.me.id && from.address == self.me.profile.gossip {
@@ -282,17 +246,8 @@ impl Membership {
         match message {
             Message::Ping { seq, header } => self.on_ping(now, from, seq, header),
             Message::Ack { seq, header } => self.on_ack(now, from, seq, header),
-            Message::PingReq {
-                seq,
-                target,
-                budget_ms,
-                header,
-            } => {
-                let helper = Helper {
-                    requester: from,
-                    seq,
-                    target,
-                };
+            Message::PingReq { seq, target, budget_ms, header } => {
+                let helper = Helper { requester: from, seq, target };
                 self.on_ping_req(now, helper, budget_ms, header);
             }
             Message::Reached { seq, header } => self.on_reached(now, from, seq, header),
@@ -301,11 +256,7 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply {
-                last,
-                settled,
-                rows,
-            } => {
+            Message::JoinReply { last, settled, rows } => {
                 return self.on_join_reply(now, from, last.then_some(settled), rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
@@ -361,47 +312,22 @@ impl Membership {
         let mut probe = None;
         let mut delivery = Delivery::Datagram;
         let message = match outgoing {
-            Outgoing::Ping {
-                seq,
-                accusation,
-                delivery: how,
-            } => {
+            Outgoing::Ping { seq, accusation, delivery: how } => {
                 (probe, delivery) = (Some(seq), how);
                 self.prober.sent(now, seq);
                 let mut header = self.header(peer, false);
                 header.belief = accusation.or(header.belief);
                 Message::Ping { seq, header }
             }
-            Outgoing::Ack { seq, introduce } => Message::Ack {
-                seq,
-                header: self.header(peer, introduce),
-            },
-            Outgoing::PingReq {
-                seq,
-                target,
-                budget_ms,
-            } => Message::PingReq {
-                seq,
-                target,
-                budget_ms,
-                header: self.header(peer, false),
-            },
-            Outgoing::Reached { seq } => Message::Reached {
-                seq,
-                header: self.header(peer, false),
-            },
-            Outgoing::Nack { seq } => Message::Nack {
-                seq,
-                header: self.header(peer, false),
-            },
-            Outgoing::Rumours {
-                introduce,
-                delivery: how,
-            } => {
+            Outgoing::Ack { seq, introduce } => Message::Ack { seq, header: self.header(peer, introduce) },
+            Outgoing::PingReq { seq, target, budget_ms } => {
+                Message::PingReq { seq, target, budget_ms, header: self.header(peer, false) }
+            }
+            Outgoing::Reached { seq } => Message::Reached { seq, header: self.header(peer, false) },
+            Outgoing::Nack { seq } => Message::Nack { seq, header: self.header(peer, false) },
+            Outgoing::Rumours { introduce, delivery: how } => {
                 delivery = how;
-                Message::Rumours {
-                    header: self.header(peer, introduce),
-                }
+                Message::Rumours { header: self.header(peer, introduce) }
             }
             Outgoing::Whole(message) => {
                 delivery = Delivery::Stream;
@@ -414,11 +340,7 @@ impl Membership {
             delivery == Delivery::Stream || out.len() - start <= self.config.datagram_bytes_max,
             "a datagram keeps its budget"
         );
-        Some(Transmit {
-            to,
-            delivery,
-            probe,
-        })
+        Some(Transmit { to, delivery, probe })
     }
 
     /// The next fact. Changes with every input.
@@ -476,27 +398,18 @@ impl Membership {
 
     /// What went by.
     pub fn stats(&self) -> Stats {
-        Stats {
-            rumours_dropped: self.rumours.dropped,
-            ..self.stats
-        }
+        Stats { rumours_dropped: self.rumours.dropped, ..self.stats }
     }
 
     /// The peers whose addresses are worth keeping for the next life: present members, then lost ones.
     pub fn contacts(&self) -> impl Iterator<Item = Peer> {
-        let others = self
-            .roster
-            .iter()
-            .filter(|(id, member)| *id != self.me.id && member.state.is_present());
-        others
-            .map(|(_, member)| member.record.peer())
-            .chain(self.contacts.iter())
+        let others = self.roster.iter().filter(|(id, member)| *id != self.me.id && member.state.is_present());
+        others.map(|(_, member)| member.record.peer()).chain(self.contacts.iter())
     }
 
     /// Whether news is left that has not been told often enough.
     pub fn has_news(&self) -> bool {
-        self.rumours
-            .has_news(self.config.rumour_sends(self.roster.present_count()))
+        self.rumours.has_news(self.config.rumour_sends(self.roster.present_count()))
     }
 
     // For the rules.
@@ -531,10 +444,7 @@ impl Membership {
     /// Random present members other than this node and `except`, at most `count`.
     pub(crate) fn pick_present(&mut self, count: usize, except: Option<NodeId>) -> Vec<Peer> {
         let me = self.me.id;
-        let others = self
-            .roster
-            .iter()
-            .filter(|(id, m)| *id != me && Some(*id) != except && m.state == State::Alive);
+        let others = self.roster.iter().filter(|(id, m)| *id != me && Some(*id) != except && m.state == State::Alive);
         let mut peers: Vec<Peer> = others.map(|(_, member)| member.record.peer()).collect();
         for index in 0..count.min(peers.len()) {
             let pick = index + self.rng.index(peers.len() - index);

@@ -42,10 +42,7 @@ impl Membership {
             return;
         }
         let since = *self.reconciler.differing.entry(from.id).or_insert(now);
-        let patience = self
-            .config
-            .reconcile_after
-            .max(self.config.dissemination(self.roster.present_count()));
+        let patience = self.config.reconcile_after.max(self.config.dissemination(self.roster.present_count()));
         if now.since(since) >= patience {
             self.reconcile(now, from);
         }
@@ -62,27 +59,15 @@ impl Membership {
     pub(crate) fn reconcile(&mut self, now: Instant, peer: Peer) {
         self.reconciler.differing.insert(peer.id, now);
         self.stats.reconciliations += 1;
-        let ranges = split(NodeId::MIN, NodeId::MAX)
-            .into_iter()
-            .map(|(low, high)| self.sum_up(low, high))
-            .collect();
+        let ranges = split(NodeId::MIN, NodeId::MAX).into_iter().map(|(low, high)| self.sum_up(low, high)).collect();
         self.send_whole(peer, Message::Ranges { ranges });
     }
 
     fn sum_up(&self, low: NodeId, high: NodeId) -> Range {
-        let present = self
-            .roster
-            .range(low, high)
-            .filter(|(_, member)| member.state.is_present());
-        let (count, digest) = present.fold((0, 0u128), |(count, sum), (_, member)| {
-            (count + 1, sum.wrapping_add(member.record.hash()))
-        });
-        Range {
-            low,
-            high,
-            count,
-            digest,
-        }
+        let present = self.roster.range(low, high).filter(|(_, member)| member.state.is_present());
+        let (count, digest) =
+            present.fold((0, 0u128), |(count, sum), (_, member)| (count + 1, sum.wrapping_add(member.record.hash())));
+        Range { low, high, count, digest }
     }
 
     pub(crate) fn on_ranges(&mut self, from: Peer, theirs: &[Range]) {
@@ -100,21 +85,11 @@ impl Membership {
                 leaves.push((range.low, range.high));
                 members.extend(self.summaries(range.low, range.high));
             } else if !small && finer.len() + SPLIT as usize <= RANGES_MAX {
-                finer.extend(
-                    split(range.low, range.high)
-                        .into_iter()
-                        .map(|(low, high)| self.sum_up(low, high)),
-                );
+                finer.extend(split(range.low, range.high).into_iter().map(|(low, high)| self.sum_up(low, high)));
             }
         }
         if !leaves.is_empty() {
-            self.send_whole(
-                from,
-                Message::Summaries {
-                    ranges: leaves,
-                    members,
-                },
-            );
+            self.send_whole(from, Message::Summaries { ranges: leaves, members });
         }
         if !finer.is_empty() {
             self.send_whole(from, Message::Ranges { ranges: finer });
@@ -122,10 +97,7 @@ impl Membership {
     }
 
     fn summaries(&self, low: NodeId, high: NodeId) -> Vec<Summary> {
-        let present = self
-            .roster
-            .range(low, high)
-            .filter(|(_, member)| member.state.is_present());
+        let present = self.roster.range(low, high).filter(|(_, member)| member.state.is_present());
         present
             .map(|(id, member)| Summary {
                 id,
@@ -136,14 +108,8 @@ impl Membership {
     }
 
     /// The peer's members in some ranges: send what it lacks, ask for what is lacking here.
-    pub(crate) fn on_summaries(
-        &mut self,
-        from: Peer,
-        ranges: &[(NodeId, NodeId)],
-        theirs: &[Summary],
-    ) {
-        let listed: BTreeMap<NodeId, &Summary> =
-            theirs.iter().map(|summary| (summary.id, summary)).collect();
+    pub(crate) fn on_summaries(&mut self, from: Peer, ranges: &[(NodeId, NodeId)], theirs: &[Summary]) {
+        let listed: BTreeMap<NodeId, &Summary> = theirs.iter().map(|summary| (summary.id, summary)).collect();
         let mut rows = Vec::new();
         let mut want = Vec::new();
         for summary in theirs {
@@ -156,9 +122,8 @@ impl Membership {
             if state.is_present() && same {
                 continue;
             }
-            let behind = record.is_some_and(|r| {
-                (r.incarnation(), r.hash() as u64) < (summary.incarnation, summary.hash)
-            });
+            let behind =
+                record.is_some_and(|r| (r.incarnation(), r.hash() as u64) < (summary.incarnation, summary.hash));
             if summary.incarnation > incarnation || behind {
                 want.push(summary.id);
             } else {
@@ -168,10 +133,8 @@ impl Membership {
             }
         }
         for &(low, high) in ranges {
-            let missing = self
-                .roster
-                .range(low, high)
-                .filter(|(id, m)| m.state.is_present() && !listed.contains_key(id));
+            let missing =
+                self.roster.range(low, high).filter(|(id, m)| m.state.is_present() && !listed.contains_key(id));
             let ids: Vec<NodeId> = missing.map(|(id, _)| id).collect();
             rows.extend(ids.into_iter().filter_map(|id| self.row(id)));
         }
@@ -187,16 +150,8 @@ impl Membership {
     /// What this node believes of `id`, as a message says it.
     fn row(&self, id: NodeId) -> Option<RowBody> {
         let (state, incarnation) = self.roster.belief(id)?;
-        let record = self
-            .roster
-            .get(id)
-            .map(|member| Blob(member.record.bytes().to_vec()));
-        Some(RowBody {
-            id,
-            state,
-            incarnation,
-            record,
-        })
+        let record = self.roster.get(id).map(|member| Blob(member.record.bytes().to_vec()));
+        Some(RowBody { id, state, incarnation, record })
     }
 
     pub(crate) fn on_want(&mut self, from: Peer, ids: &[NodeId]) {
@@ -207,12 +162,7 @@ impl Membership {
     }
 
     /// Rows of a peer's view.
-    pub(crate) fn on_rows(
-        &mut self,
-        now: Instant,
-        from: Peer,
-        rows: Vec<RowBody>,
-    ) -> Result<(), Malformed> {
+    pub(crate) fn on_rows(&mut self, now: Instant, from: Peer, rows: Vec<RowBody>) -> Result<(), Malformed> {
         for row in rows {
             let record = self.parse_row(&row)?;
             if row.id == self.me.id {
@@ -234,9 +184,7 @@ impl Membership {
         let Some(record) = record else { return };
         if self.roster.present(record.id()).is_some() || record.id() == from.id {
             self.on_record(now, from.id, record);
-        } else if self.roster.belief(record.id()).is_some()
-            || self.roster.len() < self.config.members_max
-        {
+        } else if self.roster.belief(record.id()).is_some() || self.roster.len() < self.config.members_max {
             // The ping says what is believed here, so that a member that was held down outbids it.
             self.start_probe(now, record.peer(), Purpose::Candidate);
         } else {
@@ -247,22 +195,14 @@ impl Membership {
     fn on_absent_row(&mut self, now: Instant, from: Peer, row: &RowBody) {
         let Some(member) = self.roster.present(row.id) else {
             // Not a row here, or not a present one: the more final news of two absences stands.
-            self.roster
-                .admit_state(now, row.id, row.state, row.incarnation);
+            self.roster.admit_state(now, row.id, row.state, row.incarnation);
             return;
         };
         if row.incarnation < member.incarnation {
             return;
         }
         let accusation = (row.state, row.incarnation);
-        self.start_probe(
-            now,
-            member.record.peer(),
-            Purpose::Challenge {
-                accusation,
-                by: from.id,
-            },
-        );
+        self.start_probe(now, member.record.peer(), Purpose::Challenge { accusation, by: from.id });
     }
 }
 
@@ -273,10 +213,7 @@ fn split(low: NodeId, high: NodeId) -> Vec<(NodeId, NodeId)> {
     let mut parts = Vec::new();
     let mut start = low;
     while parts.len() as u128 + 1 < SPLIT && high - start > step {
-        parts.push((
-            NodeId::from_u128(start),
-            NodeId::from_u128(start + step - 1),
-        ));
+        parts.push((NodeId::from_u128(start), NodeId::from_u128(start + step - 1)));
         start += step;
     }
     parts.push((NodeId::from_u128(start), NodeId::from_u128(high)));
@@ -291,16 +228,9 @@ mod tests {
     fn a_split_covers_the_range_without_gaps() {
         for (low, high) in [(0, u128::MAX), (5, 6), (7, 7), (10, 300)] {
             let parts = split(NodeId::from_u128(low), NodeId::from_u128(high));
-            assert_eq!(
-                (parts[0].0.to_u128(), parts[parts.len() - 1].1.to_u128()),
-                (low, high)
-            );
+            assert_eq!((parts[0].0.to_u128(), parts[parts.len() - 1].1.to_u128()), (low, high));
             assert!(parts.len() as u128 <= SPLIT);
-            assert!(
-                parts
-                    .windows(2)
-                    .all(|pair| pair[0].1.to_u128() + 1 == pair[1].0.to_u128())
-            );
+            assert!(parts.windows(2).all(|pair| pair[0].1.to_u128() + 1 == pair[1].0.to_u128()));
         }
     }
 }

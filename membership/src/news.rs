@@ -32,28 +32,14 @@ impl Membership {
                 Err(_) => self.stats.malformed += 1,
             },
             Update::Notice(id, incarnation) => {
-                let newer = self
-                    .roster
-                    .belief(id)
-                    .is_none_or(|(_, held)| incarnation > held);
+                let newer = self.roster.belief(id).is_none_or(|(_, held)| incarnation > held);
                 if newer && id != self.me.id {
-                    self.send_whole(
-                        from,
-                        Message::Want {
-                            ids: alloc::vec![id],
-                        },
-                    );
+                    self.send_whole(from, Message::Want { ids: alloc::vec![id] });
                 }
             }
-            Update::Suspect(id, incarnation, by) => {
-                self.on_accusation(now, id, State::Suspect, incarnation, by)
-            }
-            Update::Down(id, incarnation) => {
-                self.on_accusation(now, id, State::Down, incarnation, from.id)
-            }
-            Update::Left(id, incarnation) => {
-                self.on_accusation(now, id, State::Left, incarnation, from.id)
-            }
+            Update::Suspect(id, incarnation, by) => self.on_accusation(now, id, State::Suspect, incarnation, by),
+            Update::Down(id, incarnation) => self.on_accusation(now, id, State::Down, incarnation, from.id),
+            Update::Left(id, incarnation) => self.on_accusation(now, id, State::Left, incarnation, from.id),
         }
     }
 
@@ -75,10 +61,7 @@ impl Membership {
 
     /// Whether a third party may claim this incarnation: not too far above what is known.
     fn is_plausible(&self, id: NodeId, incarnation: Incarnation) -> bool {
-        let held = self
-            .roster
-            .belief(id)
-            .map_or(Incarnation::default(), |(_, held)| held);
+        let held = self.roster.belief(id).map_or(Incarnation::default(), |(_, held)| held);
         let leap = incarnation.boot.saturating_sub(held.boot);
         let count = if leap == 0 { held.count } else { 0 };
         leap <= BOOT_LEAP_MAX && incarnation.count.saturating_sub(count) <= COUNT_LEAP_MAX
@@ -90,21 +73,11 @@ impl Membership {
         self.start_probe(now, subject, Purpose::Candidate);
     }
 
-    fn on_accusation(
-        &mut self,
-        now: Instant,
-        id: NodeId,
-        state: State,
-        incarnation: Incarnation,
-        by: NodeId,
-    ) {
+    fn on_accusation(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation, by: NodeId) {
         if id == self.me.id {
             return self.on_own_accusation(now, state, incarnation);
         }
-        let held = self
-            .roster
-            .get(id)
-            .map(|member| (member.state, member.record.peer()));
+        let held = self.roster.get(id).map(|member| (member.state, member.record.peer()));
         if !self.is_plausible(id, incarnation) {
             if let Some((_, peer)) = held {
                 self.ask_subject(now, peer);
@@ -139,13 +112,7 @@ impl Membership {
     }
 
     /// `by` suspects `id` at `incarnation`: starts a suspicion, or confirms one.
-    pub(crate) fn suspect(
-        &mut self,
-        now: Instant,
-        id: NodeId,
-        incarnation: Incarnation,
-        by: NodeId,
-    ) {
+    pub(crate) fn suspect(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, by: NodeId) {
         let update = Update::Suspect(id, incarnation, by);
         if let Some(suspicion) = self.suspicions.get_mut(&id)
             && suspicion.incarnation == incarnation
@@ -157,17 +124,13 @@ impl Membership {
             }
             return;
         }
-        let before = match self
-            .roster
-            .admit_state(now, id, State::Suspect, incarnation)
-        {
+        let before = match self.roster.admit_state(now, id, State::Suspect, incarnation) {
             Admitted::Nothing | Admitted::Unknown => return,
             Admitted::Evidence => self.roster.belief(id),
             Admitted::Changed(before) => before,
         };
         let window = self.config.suspicion(self.roster.present_count());
-        self.suspicions
-            .insert(id, Suspicion::new(now, incarnation, window, by));
+        self.suspicions.insert(id, Suspicion::new(now, incarnation, window, by));
         self.rumours.push(id, incarnation, update);
         self.on_changed(now, id, before);
         self.arm_suspicion(now, id);
@@ -183,10 +146,7 @@ impl Membership {
             return;
         };
         if !suspicion.last_word {
-            self.timers.set(
-                Timer::Suspicion(id),
-                (suspicion.deadline() - period).max(now),
-            );
+            self.timers.set(Timer::Suspicion(id), (suspicion.deadline() - period).max(now));
         }
     }
 
@@ -238,19 +198,9 @@ impl Membership {
         let Some(member) = self.roster.get(id) else {
             return;
         };
-        let (state, incarnation, phase, peer) = (
-            member.state,
-            member.incarnation,
-            member.record.phase(),
-            member.record.peer(),
-        );
-        self.events.push_back(Event::Changed {
-            id,
-            before,
-            state,
-            incarnation,
-            phase,
-        });
+        let (state, incarnation, phase, peer) =
+            (member.state, member.incarnation, member.record.phase(), member.record.peer());
+        self.events.push_back(Event::Changed { id, before, state, incarnation, phase });
         if state != State::Suspect {
             self.suspicions.remove(&id);
             self.timers.cancel(Timer::Suspicion(id));
@@ -268,8 +218,7 @@ impl Membership {
                         self.contacts.lose(peer, self.config.contacts_max);
                     }
                     self.reconciler.forget(id);
-                    self.timers
-                        .set(Timer::Reap(id), now + self.config.reap_after);
+                    self.timers.set(Timer::Reap(id), now + self.config.reap_after);
                 }
                 _ => {}
             }
@@ -279,17 +228,13 @@ impl Membership {
 
     pub(crate) fn on_reap_due(&mut self, now: Instant, id: NodeId) {
         if let Some(member) = self.roster.reap(now, id, self.config.tombstones_max) {
-            self.events.push_back(Event::Reaped {
-                id,
-                incarnation: member.incarnation,
-            });
+            self.events.push_back(Event::Reaped { id, incarnation: member.incarnation });
         }
     }
 
     /// News should not wait for the next round, but a burst of it should share one.
     pub(crate) fn hasten_rumours(&mut self, now: Instant) {
-        self.timers
-            .set_earlier(Timer::Rumours, now + self.config.rumour_period / 10);
+        self.timers.set_earlier(Timer::Rumours, now + self.config.rumour_period / 10);
     }
 
     pub(crate) fn on_rumour_round(&mut self, now: Instant) {
@@ -297,17 +242,8 @@ impl Membership {
             return;
         }
         for peer in self.pick_present(self.config.rumour_fanout, None) {
-            self.send(
-                peer,
-                Outgoing::Rumours {
-                    introduce: false,
-                    delivery: Delivery::Datagram,
-                },
-            );
+            self.send(peer, Outgoing::Rumours { introduce: false, delivery: Delivery::Datagram });
         }
-        self.timers.set_earlier(
-            Timer::Rumours,
-            now + self.rng.jitter(self.config.rumour_period),
-        );
+        self.timers.set_earlier(Timer::Rumours, now + self.rng.jitter(self.config.rumour_period));
     }
 }

@@ -29,10 +29,7 @@ pub(crate) enum Purpose {
     /// Its time to object is over; silence is death.
     LastWord,
     /// Somebody holds it down or suspect while it is alive here: it should outbid; silence is suspect.
-    Challenge {
-        accusation: (State, Incarnation),
-        by: NodeId,
-    },
+    Challenge { accusation: (State, Incarnation), by: NodeId },
     /// A merge names it, but nobody here has met it (or it was lost): silence means nothing.
     Candidate,
     /// A lost contact; silence means nothing.
@@ -103,10 +100,7 @@ impl Recent {
     }
 
     fn other_since(&self, id: NodeId, since: Instant) -> bool {
-        self.0
-            .iter()
-            .flatten()
-            .any(|&(heard, at)| heard != id && at >= since)
+        self.0.iter().flatten().any(|&(heard, at)| heard != id && at >= since)
     }
 }
 
@@ -188,9 +182,7 @@ impl Prober {
     }
 
     fn is_probing(&self, target: Peer, same: impl Fn(Purpose) -> bool) -> bool {
-        self.probes
-            .values()
-            .any(|probe| probe.target == target && same(probe.purpose))
+        self.probes.values().any(|probe| probe.target == target && same(probe.purpose))
     }
 }
 
@@ -199,9 +191,7 @@ impl Membership {
         self.confirm_if_alone();
         let roster = &self.roster;
         let target = self.prober.next_target(|id| roster.present(id).is_some());
-        if let Some(peer) = target
-            .and_then(|id| self.roster.get(id))
-            .map(|member| member.record.peer())
+        if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
             && !self.me.gone
         {
             self.start_probe(now, peer, Purpose::Round);
@@ -228,11 +218,8 @@ impl Membership {
         }
         let period = self.config.period(self.roster.present_count());
         // Whoever has to dial first needs more than a round trip.
-        let patience = if purpose.is_thorough() {
-            period * (self.health + 1)
-        } else {
-            (period * 2).max(Duration::from_secs(1))
-        };
+        let patience =
+            if purpose.is_thorough() { period * (self.health + 1) } else { (period * 2).max(Duration::from_secs(1)) };
         let probe = Probe {
             target,
             purpose,
@@ -261,41 +248,21 @@ impl Membership {
             return self.on_verdict(now, due, seq);
         }
         let patience = probe.verdict_at.since(probe.started);
-        let ask_helpers = probe.purpose.is_thorough()
-            && !probe.helpers_asked
-            && now >= probe.started + patience * 3 / 8;
+        let ask_helpers =
+            probe.purpose.is_thorough() && !probe.helpers_asked && now >= probe.started + patience * 3 / 8;
         let (target, accusation) = (probe.target, probe.purpose.accusation());
-        let step = self
-            .prober
-            .round_trips
-            .get(&target.id)
-            .map_or(floor, |trip| (*trip * 3).max(floor))
-            .min(patience / 8);
-        let probe = self
-            .prober
-            .probes
-            .get_mut(&seq)
-            .expect("it was there two lines ago");
+        let step =
+            self.prober.round_trips.get(&target.id).map_or(floor, |trip| (*trip * 3).max(floor)).min(patience / 8);
+        let probe = self.prober.probes.get_mut(&seq).expect("it was there two lines ago");
         // Pings at 0, 1, 3, 7 steps; once the helpers are asked, every quarter of the patience.
-        let wait = if probe.helpers_asked || ask_helpers {
-            patience / 4
-        } else {
-            step * (1 << probe.step.min(6))
-        };
+        let wait = if probe.helpers_asked || ask_helpers { patience / 4 } else { step * (1 << probe.step.min(6)) };
         probe.step += 1;
         let helpers_at = probe.started + patience * 3 / 8;
         let mut next = (now + wait).min(probe.verdict_at);
         if probe.purpose.is_thorough() && !probe.helpers_asked && !ask_helpers {
             next = next.min(helpers_at);
         }
-        self.send(
-            target,
-            Outgoing::Ping {
-                seq,
-                accusation,
-                delivery: Delivery::Datagram,
-            },
-        );
+        self.send(target, Outgoing::Ping { seq, accusation, delivery: Delivery::Datagram });
         if ask_helpers {
             self.ask_helpers(now, seq, target);
         }
@@ -304,31 +271,13 @@ impl Membership {
 
     fn ask_helpers(&mut self, now: Instant, seq: u32, target: Peer) {
         let helpers = self.pick_present(self.config.helpers, Some(target.id));
-        let probe = self
-            .prober
-            .probes
-            .get_mut(&seq)
-            .expect("the step that asks helpers has its probe");
+        let probe = self.prober.probes.get_mut(&seq).expect("the step that asks helpers has its probe");
         probe.helpers_asked = true;
         probe.helpers = helpers.len() as u32;
         let budget_ms = probe.verdict_at.since(now).as_millis() as u32;
-        self.send(
-            target,
-            Outgoing::Ping {
-                seq,
-                accusation: None,
-                delivery: Delivery::Stream,
-            },
-        );
+        self.send(target, Outgoing::Ping { seq, accusation: None, delivery: Delivery::Stream });
         for helper in helpers {
-            self.send(
-                helper,
-                Outgoing::PingReq {
-                    seq,
-                    target,
-                    budget_ms,
-                },
-            );
+            self.send(helper, Outgoing::PingReq { seq, target, budget_ms });
         }
     }
 
@@ -371,19 +320,12 @@ impl Membership {
         if probe.purpose.is_thorough() {
             self.stats.probes_failed += 1;
             // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
-            self.worsen(if probe.helpers == 0 {
-                1
-            } else {
-                probe.helpers - probe.nacks
-            });
+            self.worsen(if probe.helpers == 0 { 1 } else { probe.helpers - probe.nacks });
         }
         match probe.purpose {
             Purpose::Round | Purpose::Check => self.accuse(now, probe.target),
             Purpose::LastWord => self.on_no_last_word(now, id),
-            Purpose::Challenge {
-                accusation: (_, incarnation),
-                by,
-            } => self.suspect(now, id, incarnation, by),
+            Purpose::Challenge { accusation: (_, incarnation), by } => self.suspect(now, id, incarnation, by),
             Purpose::Rival { incarnation } => self.on_rival_silent(now, incarnation),
             Purpose::Claim { claimant } => self.on_name_free(now, claimant),
             Purpose::Candidate | Purpose::Heal | Purpose::Confirm => {}
@@ -397,8 +339,7 @@ impl Membership {
         };
         if member.record.peer() == target {
             let incarnation = member.incarnation;
-            self.events
-                .push_back(crate::Event::ProbeFailed { id: target.id });
+            self.events.push_back(crate::Event::ProbeFailed { id: target.id });
             self.suspect(now, target.id, incarnation, self.me.id);
         }
     }
@@ -428,28 +369,13 @@ impl Membership {
     pub(crate) fn on_ack(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         let (belief, digest) = (header.belief, header.digest);
         let introduce = self.on_header(now, from, header);
-        if let Some(relay) = self
-            .prober
-            .relays
-            .get(&seq)
-            .filter(|relay| relay.helper.target == from)
-        {
-            let Helper {
-                requester,
-                seq: theirs,
-                ..
-            } = relay.helper;
+        if let Some(relay) = self.prober.relays.get(&seq).filter(|relay| relay.helper.target == from) {
+            let Helper { requester, seq: theirs, .. } = relay.helper;
             self.prober.relays.remove(&seq);
             self.timers.cancel(Timer::Relay(seq));
             self.send(requester, Outgoing::Reached { seq: theirs });
         }
-        if let Some(probe) = self
-            .prober
-            .probes
-            .get(&seq)
-            .filter(|probe| probe.target == from)
-            .cloned()
-        {
+        if let Some(probe) = self.prober.probes.get(&seq).filter(|probe| probe.target == from).cloned() {
             if probe.step == 1 {
                 self.prober.measure(from.id, now.since(probe.started));
             }
@@ -457,13 +383,7 @@ impl Membership {
             self.on_answer(now, seq, &probe);
         }
         if introduce {
-            self.send(
-                from,
-                Outgoing::Rumours {
-                    introduce: true,
-                    delivery: Delivery::Datagram,
-                },
-            );
+            self.send(from, Outgoing::Rumours { introduce: true, delivery: Delivery::Datagram });
         }
         self.on_digest(now, from, digest);
     }
@@ -484,13 +404,7 @@ impl Membership {
         }
     }
 
-    pub(crate) fn on_ping_req(
-        &mut self,
-        now: Instant,
-        helper: Helper,
-        budget_ms: u32,
-        header: Header,
-    ) {
+    pub(crate) fn on_ping_req(&mut self, now: Instant, helper: Helper, budget_ms: u32, header: Header) {
         self.on_header(now, helper.requester, header);
         if self.prober.relays.len() >= RELAYS_MAX || helper.target.id == self.me.id {
             self.stats.shed += 1;
@@ -501,14 +415,7 @@ impl Membership {
         let nack_at = now + budget * 4 / 5;
         let seq = self.prober.next_seq();
         self.prober.relays.insert(seq, Relay { helper, nack_at });
-        self.send(
-            helper.target,
-            Outgoing::Ping {
-                seq,
-                accusation: None,
-                delivery: Delivery::Datagram,
-            },
-        );
+        self.send(helper.target, Outgoing::Ping { seq, accusation: None, delivery: Delivery::Datagram });
         self.timers.set(Timer::Relay(seq), now + budget * 2 / 5);
     }
 
@@ -518,14 +425,7 @@ impl Membership {
         };
         if now < relay.nack_at {
             let (target, nack_at) = (relay.helper.target, relay.nack_at);
-            self.send(
-                target,
-                Outgoing::Ping {
-                    seq,
-                    accusation: None,
-                    delivery: Delivery::Datagram,
-                },
-            );
+            self.send(target, Outgoing::Ping { seq, accusation: None, delivery: Delivery::Datagram });
             self.timers.set(Timer::Relay(seq), nack_at);
         } else if let Some(Relay { helper, .. }) = self.prober.relays.remove(&seq) {
             self.send(helper.requester, Outgoing::Nack { seq: helper.seq });
@@ -534,13 +434,7 @@ impl Membership {
 
     pub(crate) fn on_reached(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         self.on_header(now, from, header);
-        if let Some(probe) = self
-            .prober
-            .probes
-            .get(&seq)
-            .filter(|probe| probe.helpers_asked)
-            .cloned()
-        {
+        if let Some(probe) = self.prober.probes.get(&seq).filter(|probe| probe.helpers_asked).cloned() {
             self.on_answer(now, seq, &probe);
         }
     }

@@ -26,8 +26,7 @@ pub const WEIGHT_MAX: u16 = 1_024;
 /// Longest record, in bytes: everything at its limit, and room for fields of later versions.
 pub const RECORD_BYTES_MAX: usize = 4_096;
 
-const _: () =
-    assert!(TAGS_MAX * (TAG_KEY_BYTES_MAX + TAG_VALUE_BYTES_MAX + 4) + 512 < RECORD_BYTES_MAX);
+const _: () = assert!(TAGS_MAX * (TAG_KEY_BYTES_MAX + TAG_VALUE_BYTES_MAX + 4) + 512 < RECORD_BYTES_MAX);
 
 /// Whether a live node takes keys. Minted by the node itself.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -102,11 +101,7 @@ impl Profile {
         {
             return Err(InvalidProfile::Zone(zone.clone()));
         }
-        if self.weight > WEIGHT_MAX {
-            Err(InvalidProfile::Weight(self.weight))
-        } else {
-            Ok(())
-        }
+        if self.weight > WEIGHT_MAX { Err(InvalidProfile::Weight(self.weight)) } else { Ok(()) }
     }
 }
 
@@ -149,13 +144,7 @@ struct Body {
 
 impl Record {
     /// Mints a record. Only the subject may.
-    pub(crate) fn mint(
-        cluster: &Name,
-        profile: &Profile,
-        incarnation: Incarnation,
-        phase: Phase,
-        life: u64,
-    ) -> Self {
+    pub(crate) fn mint(cluster: &Name, profile: &Profile, incarnation: Incarnation, phase: Phase, life: u64) -> Self {
         let body = Body {
             name: profile.name.as_str().into(),
             incarnation,
@@ -170,12 +159,8 @@ impl Record {
         };
         let mut bytes = Vec::new();
         codec::encode(&body, &mut bytes);
-        assert!(
-            bytes.len() <= RECORD_BYTES_MAX,
-            "a valid profile fits a record"
-        );
-        Self::parse(cluster, bytes)
-            .expect("a minted record is well-formed, for its profile was validated")
+        assert!(bytes.len() <= RECORD_BYTES_MAX, "a valid profile fits a record");
+        Self::parse(cluster, bytes).expect("a minted record is well-formed, for its profile was validated")
     }
 
     /// Reads a record of a node of `cluster`. Bytes behind the known fields are kept and relayed.
@@ -196,9 +181,7 @@ impl Record {
             weight: body.weight,
             tags: body.tags,
         };
-        profile
-            .validate()
-            .map_err(|_| Malformed::OutOfRange("profile"))?;
+        profile.validate().map_err(|_| Malformed::OutOfRange("profile"))?;
         Ok(Self(Arc::new(Inner {
             id: NodeId::of(cluster, &profile.name),
             incarnation: body.incarnation,
@@ -237,18 +220,12 @@ impl Record {
 
     /// The subject as the other end of a gossip connection.
     pub fn peer(&self) -> Peer {
-        Peer {
-            id: self.0.id,
-            address: self.0.profile.gossip,
-        }
+        Peer { id: self.0.id, address: self.0.profile.gossip }
     }
 
     /// The process that said this.
     pub fn instance(&self) -> crate::Instance {
-        crate::Instance {
-            node: self.0.id,
-            life: self.0.life,
-        }
+        crate::Instance { node: self.0.id, life: self.0.life }
     }
 
     /// The bytes that the subject minted.
@@ -272,10 +249,7 @@ impl Eq for Record {}
 
 fn hash(bytes: &[u8]) -> u128 {
     let mut out = [0; 16];
-    blake3::Hasher::new_derive_key("swimring 1 record")
-        .update(bytes)
-        .finalize_xof()
-        .fill(&mut out);
+    blake3::Hasher::new_derive_key("swimring 1 record").update(bytes).finalize_xof().fill(&mut out);
     u128::from_le_bytes(out)
 }
 
@@ -286,27 +260,14 @@ mod tests {
 
     #[test]
     fn a_record_survives_the_wire_with_an_unknown_tail() {
-        let minted = Record::mint(
-            &cluster(),
-            &profile("a", 1),
-            Incarnation::new(3, 4),
-            Phase::Ready,
-            9,
-        );
+        let minted = Record::mint(&cluster(), &profile("a", 1), Incarnation::new(3, 4), Phase::Ready, 9);
         let mut bytes = minted.bytes().to_vec();
         bytes.extend_from_slice(b"a field of a later version");
         let read = Record::parse(&cluster(), bytes.clone()).unwrap();
         assert_eq!(read.profile(), minted.profile());
-        assert_eq!(
-            (read.incarnation(), read.phase(), read.life()),
-            (Incarnation::new(3, 4), Phase::Ready, 9)
-        );
+        assert_eq!((read.incarnation(), read.phase(), read.life()), (Incarnation::new(3, 4), Phase::Ready, 9));
         assert_eq!(read.bytes(), bytes);
-        assert_ne!(
-            read.hash(),
-            minted.hash(),
-            "the digest covers what this version cannot read"
-        );
+        assert_ne!(read.hash(), minted.hash(), "the digest covers what this version cannot read");
     }
 
     #[test]
@@ -315,15 +276,10 @@ mod tests {
         long.tags = alloc::vec![("k".into(), "v".repeat(129))];
         assert_eq!(long.validate(), Err(InvalidProfile::TagValue("k".into())));
         let mut many = profile("a", 1);
-        many.tags = (0..17)
-            .map(|i| (alloc::format!("{i:02}"), String::new()))
-            .collect();
+        many.tags = (0..17).map(|i| (alloc::format!("{i:02}"), String::new())).collect();
         assert_eq!(many.validate(), Err(InvalidProfile::TooManyTags(17)));
         let mut heavy = profile("a", 1);
         heavy.weight = WEIGHT_MAX + 1;
-        assert_eq!(
-            heavy.validate(),
-            Err(InvalidProfile::Weight(WEIGHT_MAX + 1))
-        );
+        assert_eq!(heavy.validate(), Err(InvalidProfile::Weight(WEIGHT_MAX + 1)));
     }
 }

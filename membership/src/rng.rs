@@ -22,19 +22,14 @@ impl Rng {
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             z ^ (z >> 31)
         };
-        Self {
-            state: [next(), next(), next(), next()],
-        }
+        Self { state: [next(), next(), next(), next()] }
     }
 
     /// An independent generator for the component `label`; does not draw from `self`.
     pub fn fork(&self, label: u64) -> Self {
         let [a, b, c, d] = self.state;
         Self::new(
-            a ^ b.rotate_left(13)
-                ^ c.rotate_left(29)
-                ^ d.rotate_left(47)
-                ^ label.wrapping_mul(0xd6e8_feb8_6659_fd93),
+            a ^ b.rotate_left(13) ^ c.rotate_left(29) ^ d.rotate_left(47) ^ label.wrapping_mul(0xd6e8_feb8_6659_fd93),
         )
     }
 
@@ -81,11 +76,7 @@ impl Rng {
     /// A span from `low` (inclusive) to `high` (exclusive); `low` when the range is empty.
     pub fn span(&mut self, low: Duration, high: Duration) -> Duration {
         let (low, high) = (low.as_nanos() as u64, high.as_nanos() as u64);
-        if high <= low {
-            Duration::from_nanos(low)
-        } else {
-            Duration::from_nanos(low + self.below(high - low))
-        }
+        if high <= low { Duration::from_nanos(low) } else { Duration::from_nanos(low + self.below(high - low)) }
     }
 
     /// `span` lengthened or shortened by up to a quarter, so that nodes do not move in step.
@@ -127,9 +118,6 @@ mod tests {
         for _ in 0..100_000 {
             counts[rng.index(10)] += 1;
         }
-        assert!(
-            counts.iter().all(|&count| (9_500..10_500).contains(&count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&count| (9_500..10_500).contains(&count)), "{counts:?}");
     }
 }

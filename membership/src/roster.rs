@@ -46,9 +46,7 @@ pub struct Member {
 impl Member {
     /// Whether the member owns keys: present, ready, and with a weight.
     pub fn owns(&self) -> bool {
-        self.state.is_present()
-            && self.record.phase() == Phase::Ready
-            && self.record.profile().weight > 0
+        self.state.is_present() && self.record.phase() == Phase::Ready && self.record.profile().weight > 0
     }
 
     fn belief(&self) -> (State, Incarnation) {
@@ -88,12 +86,7 @@ pub fn supersedes(new: (State, Incarnation), held: (State, Incarnation)) -> bool
 
 /// The total order of news: leaving is the last word of a boot.
 fn rank((state, incarnation): (State, Incarnation)) -> (u32, bool, u32, State) {
-    (
-        incarnation.boot,
-        state == State::Left,
-        incarnation.count,
-        state,
-    )
+    (incarnation.boot, state == State::Left, incarnation.count, state)
 }
 
 /// All members that this node knows, itself included.
@@ -124,9 +117,7 @@ impl Roster {
 
     /// What is believed of `id`, tombstones included.
     pub fn belief(&self, id: NodeId) -> Belief {
-        self.get(id)
-            .map(Member::belief)
-            .or_else(|| self.tombstone(id).map(|t| (t.state, t.incarnation)))
+        self.get(id).map(Member::belief).or_else(|| self.tombstone(id).map(|t| (t.state, t.incarnation)))
     }
 
     /// All rows in the order of ids.
@@ -137,10 +128,7 @@ impl Roster {
     /// The rows from `low` to `high`, both inclusive.
     pub fn range(&self, low: NodeId, high: NodeId) -> impl Iterator<Item = (NodeId, &Member)> {
         let bounds = (low <= high).then_some(low..=high);
-        bounds
-            .into_iter()
-            .flat_map(|bounds| self.members.range(bounds))
-            .map(|(id, member)| (*id, member))
+        bounds.into_iter().flat_map(|bounds| self.members.range(bounds)).map(|(id, member)| (*id, member))
     }
 
     /// How many rows are in `state`.
@@ -180,39 +168,22 @@ impl Roster {
         let before = self.belief(id);
         match self.members.get_mut(&id) {
             Some(member) if supersedes(new, member.belief()) => {
-                let since = if member.state == State::Alive {
-                    member.since
-                } else {
-                    now
-                };
-                let row = Member {
-                    record: record.clone(),
-                    state: State::Alive,
-                    incarnation: new.1,
-                    since,
-                };
+                let since = if member.state == State::Alive { member.since } else { now };
+                let row = Member { record: record.clone(), state: State::Alive, incarnation: new.1, since };
                 self.replace(id, row);
                 Admitted::Changed(before)
             }
             Some(member) if newer_record(record, &member.record) => {
                 // The record was behind the evidence, two processes minted one incarnation, or the boot is
                 // over: the belief stays, and everybody keeps the same record.
-                let row = Member {
-                    record: record.clone(),
-                    ..member.clone()
-                };
+                let row = Member { record: record.clone(), ..member.clone() };
                 self.replace(id, row);
                 Admitted::Changed(before)
             }
             Some(_) => Admitted::Nothing,
             None if before.is_none_or(|held| supersedes(new, held)) => {
                 self.tombstones.remove(&id);
-                let row = Member {
-                    record: record.clone(),
-                    state: State::Alive,
-                    incarnation: new.1,
-                    since: now,
-                };
+                let row = Member { record: record.clone(), state: State::Alive, incarnation: new.1, since: now };
                 self.replace(id, row);
                 Admitted::Changed(before)
             }
@@ -221,22 +192,11 @@ impl Roster {
     }
 
     /// Admits that `id` is suspect, down or left at `incarnation`.
-    pub fn admit_state(
-        &mut self,
-        now: Instant,
-        id: NodeId,
-        state: State,
-        incarnation: Incarnation,
-    ) -> Admitted {
+    pub fn admit_state(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation) -> Admitted {
         debug_assert!(state != State::Alive, "alive comes with a record");
         let Some(member) = self.members.get(&id) else {
             return match self.tombstones.get_mut(&id) {
-                Some(tombstone)
-                    if supersedes(
-                        (state, incarnation),
-                        (tombstone.state, tombstone.incarnation),
-                    ) =>
-                {
+                Some(tombstone) if supersedes((state, incarnation), (tombstone.state, tombstone.incarnation)) => {
                     if !state.is_present() {
                         tombstone.state = state;
                     }
@@ -253,44 +213,23 @@ impl Roster {
         let before = Some(member.belief());
         let same = member.state == state;
         let since = if same { member.since } else { now };
-        let row = Member {
-            record: member.record.clone(),
-            state,
-            incarnation,
-            since,
-        };
+        let row = Member { record: member.record.clone(), state, incarnation, since };
         self.replace(id, row);
-        if same {
-            Admitted::Evidence
-        } else {
-            Admitted::Changed(before)
-        }
+        if same { Admitted::Evidence } else { Admitted::Changed(before) }
     }
 
     /// Turns the row of a down or left member into a tombstone; keeps at most `tombstones_max`, newest first.
     pub fn reap(&mut self, now: Instant, id: NodeId, tombstones_max: usize) -> Option<Member> {
-        let member = self
-            .members
-            .get(&id)
-            .filter(|member| !member.state.is_present())?
-            .clone();
+        let member = self.members.get(&id).filter(|member| !member.state.is_present())?.clone();
         self.members.remove(&id);
         self.counts[member.state as usize] -= 1;
         self.version += 1;
         if self.tombstones.len() >= tombstones_max
-            && let Some(oldest) = self
-                .tombstones
-                .iter()
-                .min_by_key(|(_, t)| t.made)
-                .map(|(id, _)| *id)
+            && let Some(oldest) = self.tombstones.iter().min_by_key(|(_, t)| t.made).map(|(id, _)| *id)
         {
             self.tombstones.remove(&oldest);
         }
-        let tombstone = Tombstone {
-            state: member.state,
-            incarnation: member.incarnation,
-            made: now,
-        };
+        let tombstone = Tombstone { state: member.state, incarnation: member.incarnation, made: now };
         self.tombstones.insert(id, tombstone);
         Some(member)
     }
@@ -311,10 +250,7 @@ impl Roster {
 
     /// Recomputes what is kept incrementally, to check it.
     pub fn digest_from_scratch(&self) -> u128 {
-        let present = self
-            .members
-            .values()
-            .filter(|member| member.state.is_present());
+        let present = self.members.values().filter(|member| member.state.is_present());
         present.fold(0, |sum, member| sum.wrapping_add(member.record.hash()))
     }
 }
@@ -341,13 +277,7 @@ mod tests {
     }
 
     fn record(boot: u32, count: u32, life: u64) -> Record {
-        Record::mint(
-            &cluster(),
-            &profile("a", 1),
-            Incarnation::new(boot, count),
-            Phase::Ready,
-            life,
-        )
+        Record::mint(&cluster(), &profile("a", 1), Incarnation::new(boot, count), Phase::Ready, life)
     }
 
     /// Every piece of news there can be about one subject, with two boots, two counts and two lives.
@@ -367,9 +297,7 @@ mod tests {
         let now = Instant::ORIGIN;
         match news {
             News::Record(record) => roster.admit_record(now, record),
-            News::State(state, incarnation) => {
-                roster.admit_state(now, record(1, 0, 1).id(), *state, *incarnation)
-            }
+            News::State(state, incarnation) => roster.admit_state(now, record(1, 0, 1).id(), *state, *incarnation),
         };
     }
 
@@ -380,11 +308,7 @@ mod tests {
         order.iter().for_each(|news| admit(&mut roster, news));
         assert_eq!(roster.digest(), roster.digest_from_scratch());
         let id = record(1, 0, 1).id();
-        (
-            roster.belief(id),
-            roster.get(id).map(|m| m.record.hash()),
-            roster.digest(),
-        )
+        (roster.belief(id), roster.get(id).map(|m| m.record.hash()), roster.digest())
     }
 
     #[test]
@@ -424,11 +348,7 @@ mod tests {
             roster.admit_record(Instant::ORIGIN, &record(1, 2, 1)),
             Admitted::Changed(Some((State::Down, Incarnation::new(1, 10))))
         );
-        assert_eq!(
-            roster.belief(id),
-            Some((State::Down, Incarnation::new(1, 10))),
-            "old news does not bring it back"
-        );
+        assert_eq!(roster.belief(id), Some((State::Down, Incarnation::new(1, 10))), "old news does not bring it back");
     }
 
     #[test]
@@ -438,14 +358,8 @@ mod tests {
         roster.admit_record(Instant::ORIGIN, &record(1, 3, 1));
         roster.admit_state(Instant::ORIGIN, id, State::Down, Incarnation::new(1, 3));
         roster.reap(Instant::ORIGIN, id, 10);
-        assert_eq!(
-            roster.admit_record(Instant::ORIGIN, &record(1, 3, 1)),
-            Admitted::Nothing
-        );
-        assert!(matches!(
-            roster.admit_record(Instant::ORIGIN, &record(1, 4, 1)),
-            Admitted::Changed(_)
-        ));
+        assert_eq!(roster.admit_record(Instant::ORIGIN, &record(1, 3, 1)), Admitted::Nothing);
+        assert!(matches!(roster.admit_record(Instant::ORIGIN, &record(1, 4, 1)), Admitted::Changed(_)));
     }
 
     #[test]
@@ -454,13 +368,7 @@ mod tests {
         let mut ids = Vec::new();
         for index in 0..3u16 {
             let name = alloc::format!("n{index}");
-            let record = Record::mint(
-                &cluster(),
-                &profile(&name, index),
-                Incarnation::new(1, 0),
-                Phase::Ready,
-                1,
-            );
+            let record = Record::mint(&cluster(), &profile(&name, index), Incarnation::new(1, 0), Phase::Ready, 1);
             let now = Instant::from_millis(u64::from(index));
             roster.admit_record(now, &record);
             roster.admit_state(now, record.id(), State::Down, Incarnation::new(1, 0));

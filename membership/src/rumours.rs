@@ -60,40 +60,20 @@ impl Rumours {
             self.dropped += 1;
         }
         self.order.insert((0, key.severity, key));
-        self.rumours.insert(
-            key,
-            Rumour {
-                update,
-                incarnation,
-                bytes,
-                sends: 0,
-            },
-        );
+        self.rumours.insert(key, Rumour { update, incarnation, bytes, sends: 0 });
     }
 
     /// Drops what the newer statement `key` makes pointless: everything older about its subject, and the
     /// same statement itself; but a suspicion leaves the suspicions of others alone.
     fn forget_older(&mut self, newer: Key, incarnation: Incarnation) {
-        let low = Key {
-            subject: newer.subject,
-            severity: 0,
-            by: NodeId::MIN,
-        };
-        let high = Key {
-            subject: newer.subject,
-            severity: u8::MAX,
-            by: NodeId::MAX,
-        };
+        let low = Key { subject: newer.subject, severity: 0, by: NodeId::MIN };
+        let high = Key { subject: newer.subject, severity: u8::MAX, by: NodeId::MAX };
         let older = |key: &Key, rumour: &Rumour| {
             *key == newer
                 || rumour.incarnation < incarnation
                 || (newer.severity != SUSPECT && rumour.incarnation == incarnation)
         };
-        let stale = self
-            .rumours
-            .range(low..=high)
-            .filter(|(key, rumour)| older(key, rumour))
-            .map(|(key, _)| *key);
+        let stale = self.rumours.range(low..=high).filter(|(key, rumour)| older(key, rumour)).map(|(key, _)| *key);
         let stale: Vec<Key> = stale.collect();
         stale.into_iter().for_each(|key| self.remove(key));
     }
@@ -131,15 +111,7 @@ impl Rumours {
     /// Removes what was told often enough. Done before a fill and not after it, so that a refund still
     /// finds its rumour.
     fn forget_told(&mut self, limit: u32) {
-        let first = (
-            limit,
-            0,
-            Key {
-                subject: NodeId::MIN,
-                severity: 0,
-                by: NodeId::MIN,
-            },
-        );
+        let first = (limit, 0, Key { subject: NodeId::MIN, severity: 0, by: NodeId::MIN });
         let told: Vec<Key> = self.order.range(first..).map(|&(_, _, key)| key).collect();
         told.into_iter().for_each(|key| self.remove(key));
     }
@@ -161,9 +133,7 @@ impl Rumours {
 
     /// Whether a rumour is left that was told less than `limit` times.
     pub(crate) fn has_news(&self, limit: u32) -> bool {
-        self.order
-            .first()
-            .is_some_and(|&(sends, _, _)| sends < limit)
+        self.order.first().is_some_and(|&(sends, _, _)| sends < limit)
     }
 
     #[cfg(test)]
@@ -178,11 +148,7 @@ fn key_of(subject: NodeId, update: &Update) -> Key {
         Update::Suspect(_, _, by) => (SUSPECT, *by),
         Update::Down(..) | Update::Left(..) => (SEVERE, NodeId::MIN),
     };
-    Key {
-        subject,
-        severity,
-        by,
-    }
+    Key { subject, severity, by }
 }
 
 #[cfg(test)]
@@ -195,27 +161,17 @@ mod tests {
 
     fn suspect(subject: u128, count: u32, by: u128) -> (NodeId, Incarnation, Update) {
         let incarnation = Incarnation::new(1, count);
-        (
-            node(subject),
-            incarnation,
-            Update::Suspect(node(subject), incarnation, node(by)),
-        )
+        (node(subject), incarnation, Update::Suspect(node(subject), incarnation, node(by)))
     }
 
     fn down(subject: u128, count: u32) -> (NodeId, Incarnation, Update) {
         let incarnation = Incarnation::new(1, count);
-        (
-            node(subject),
-            incarnation,
-            Update::Down(node(subject), incarnation),
-        )
+        (node(subject), incarnation, Update::Down(node(subject), incarnation))
     }
 
     fn queue(news: &[(NodeId, Incarnation, Update)]) -> Rumours {
         let mut rumours = Rumours::default();
-        news.iter()
-            .cloned()
-            .for_each(|(id, incarnation, update)| rumours.push(id, incarnation, update));
+        news.iter().cloned().for_each(|(id, incarnation, update)| rumours.push(id, incarnation, update));
         rumours
     }
 
@@ -224,11 +180,7 @@ mod tests {
         let mut rumours = queue(&[suspect(1, 0, 7), suspect(1, 0, 8)]);
         assert_eq!(rumours.fill(1_000, 10, 3).len(), 2);
         let mut newer = queue(&[suspect(1, 0, 7), suspect(1, 0, 8), suspect(1, 1, 9)]);
-        assert_eq!(
-            newer.fill(1_000, 10, 3).len(),
-            1,
-            "but one of a newer incarnation replaces both"
-        );
+        assert_eq!(newer.fill(1_000, 10, 3).len(), 1, "but one of a newer incarnation replaces both");
     }
 
     #[test]
@@ -263,16 +215,13 @@ mod tests {
         let mut rumours = queue(&news);
         let told = rumours.fill(200, 128, 3);
         let mut bytes = Vec::new();
-        told.iter()
-            .for_each(|update| crate::codec::encode(update, &mut bytes));
+        told.iter().for_each(|update| crate::codec::encode(update, &mut bytes));
         assert!(bytes.len() <= 200 && bytes.len() > 160, "{}", bytes.len());
     }
 
     #[test]
     fn the_queue_is_bounded_and_what_it_drops_is_counted() {
-        let news: Vec<_> = (0..RUMOURS_MAX as u128 + 10)
-            .map(|subject| down(subject, 0))
-            .collect();
+        let news: Vec<_> = (0..RUMOURS_MAX as u128 + 10).map(|subject| down(subject, 0)).collect();
         let rumours = queue(&news);
         assert_eq!((rumours.len(), rumours.dropped), (RUMOURS_MAX, 10));
     }

@@ -31,19 +31,12 @@ impl Suspicion {
     pub(crate) fn new(now: Instant, incarnation: Incarnation, window: Window, by: NodeId) -> Self {
         let mut suspectors = Vec::with_capacity(2);
         suspectors.push(by);
-        Self {
-            incarnation,
-            started: now,
-            window,
-            suspectors,
-            last_word: false,
-        }
+        Self { incarnation, started: now, window, suspectors, last_word: false }
     }
 
     /// Counts `by` as one more suspector; false when it was counted or none is needed any more.
     pub(crate) fn confirm(&mut self, by: NodeId) -> bool {
-        if self.suspectors.contains(&by) || self.suspectors.len() as u32 > self.window.confirmations
-        {
+        if self.suspectors.contains(&by) || self.suspectors.len() as u32 > self.window.confirmations {
             return false;
         }
         self.suspectors.push(by);
@@ -63,8 +56,7 @@ impl Window {
         if confirmed >= self.confirmations {
             return self.min;
         }
-        let shrink = u64::from(log2_milli(confirmed + 1)) * 1_000
-            / u64::from(log2_milli(self.confirmations + 1));
+        let shrink = u64::from(log2_milli(confirmed + 1)) * 1_000 / u64::from(log2_milli(self.confirmations + 1));
         let span = self.max.saturating_sub(self.min).as_nanos() as u64;
         self.max - Duration::from_nanos(span / 1_000 * shrink)
     }
@@ -104,14 +96,7 @@ mod tests {
 
     #[test]
     fn logarithms_agree_with_the_table() {
-        for (value, expected) in [
-            (1, 0),
-            (2, 1_000),
-            (3, 1_584),
-            (4, 2_000),
-            (10, 3_321),
-            (1_000, 9_965),
-        ] {
+        for (value, expected) in [(1, 0), (2, 1_000), (3, 1_584), (4, 2_000), (10, 3_321), (1_000, 9_965)] {
             assert_eq!(log2_milli(value), expected, "{value}");
         }
         for (value, expected) in [(10u32, 1_000u32), (50, 1_698), (100, 2_000), (1_000, 3_000)] {
@@ -122,14 +107,8 @@ mod tests {
     #[test]
     fn confirmations_shorten_the_time_as_lifeguard_says() {
         // hashicorp/memberlist's vectors: min 2 s, max 30 s, k 3 -> 30, 16, 7.81 (4.81 left at 3 s), 2 s.
-        let window = Window {
-            min: secs(2),
-            max: secs(30),
-            confirmations: 3,
-        };
-        for (confirmed, expected_ms) in
-            [(0, 30_000), (1, 16_000), (2, 7_810), (3, 2_000), (9, 2_000)]
-        {
+        let window = Window { min: secs(2), max: secs(30), confirmations: 3 };
+        for (confirmed, expected_ms) in [(0, 30_000), (1, 16_000), (2, 7_810), (3, 2_000), (9, 2_000)] {
             let after = window.after(confirmed).as_millis() as u64;
             assert!(after.abs_diff(expected_ms) <= 30, "{confirmed}: {after}");
         }
@@ -138,13 +117,8 @@ mod tests {
     #[test]
     fn a_suspector_counts_once_and_enough_are_enough() {
         let node = |n| NodeId::from_u128(n);
-        let window = Window {
-            min: secs(2),
-            max: secs(30),
-            confirmations: 2,
-        };
-        let mut suspicion =
-            Suspicion::new(Instant::ORIGIN, Incarnation::new(1, 0), window, node(1));
+        let window = Window { min: secs(2), max: secs(30), confirmations: 2 };
+        let mut suspicion = Suspicion::new(Instant::ORIGIN, Incarnation::new(1, 0), window, node(1));
         assert!(!suspicion.confirm(node(1)));
         assert!(suspicion.confirm(node(2)));
         assert!(suspicion.confirm(node(3)));

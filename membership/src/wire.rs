@@ -243,8 +243,7 @@ kinds! {
 impl Message {
     /// Reads one message. `Ok(None)`: a kind of a later version, to be skipped.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
-        let (&[kind, version, low, high], rest) =
-            bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
+        let (&[kind, version, low, high], rest) = bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
         if version != VERSION {
             return Err(Malformed::Version(version));
         }
@@ -274,16 +273,10 @@ impl Message {
             Self::JoinRequest { .. } | Self::JoinHeld { .. } | Self::JoinRefused { .. } => true,
             Self::JoinReply { rows, .. } | Self::Rows { rows } => rows.len() <= ROWS_MAX,
             Self::Ranges { ranges } => ranges.len() <= RANGES_MAX,
-            Self::Summaries { ranges, members } => {
-                ranges.len() <= RANGES_MAX && members.len() <= SUMMARIES_MAX
-            }
+            Self::Summaries { ranges, members } => ranges.len() <= RANGES_MAX && members.len() <= SUMMARIES_MAX,
             Self::Want { ids } => ids.len() <= ROWS_MAX,
         };
-        if within {
-            Ok(())
-        } else {
-            Err(Malformed::TooLong)
-        }
+        if within { Ok(()) } else { Err(Malformed::TooLong) }
     }
 }
 
@@ -295,7 +288,4 @@ pub(crate) fn update_bytes(update: &Update, scratch: &mut Vec<u8>) -> usize {
 }
 
 const _: () = assert!(BODY_BYTES_MAX <= 1 << 16);
-const _: () = assert!(
-    ROWS_MAX * 900 < BODY_BYTES_MAX,
-    "rows of an ordinary size fit a message"
-);
+const _: () = assert!(ROWS_MAX * 900 < BODY_BYTES_MAX, "rows of an ordinary size fit a message");

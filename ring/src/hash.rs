@@ -39,16 +39,8 @@ impl KeyHasher {
     /// The hasher of the cluster with this secret.
     pub fn new(secret: &[u8; 32]) -> Self {
         let derived = blake3::derive_key("swimring 1 key hash", secret);
-        let word = |at: usize| {
-            u64::from_le_bytes(
-                derived[at..at + 8]
-                    .try_into()
-                    .expect("eight bytes of thirty-two"),
-            )
-        };
-        Self {
-            keys: (word(0), word(8)),
-        }
+        let word = |at: usize| u64::from_le_bytes(derived[at..at + 8].try_into().expect("eight bytes of thirty-two"));
+        Self { keys: (word(0), word(8)) }
     }
 
     /// The key's place on the circle.
@@ -75,18 +67,12 @@ mod tests {
     fn key_hashes_are_pinned_across_releases() {
         let hasher = KeyHasher::new(&[7; 32]);
         let seen = [&b""[..], b"a", b"user:42"].map(|key| format!("{:?}", hasher.hash(key)));
-        assert_eq!(
-            seen,
-            ["47d48cc07f6a6581", "56483319633fa241", "a65bdaae1af85910"]
-        );
+        assert_eq!(seen, ["47d48cc07f6a6581", "56483319633fa241", "a65bdaae1af85910"]);
     }
 
     #[test]
     fn another_secret_places_keys_elsewhere() {
-        assert_ne!(
-            KeyHasher::new(&[1; 32]).hash(b"a"),
-            KeyHasher::new(&[2; 32]).hash(b"a")
-        );
+        assert_ne!(KeyHasher::new(&[1; 32]).hash(b"a"), KeyHasher::new(&[2; 32]).hash(b"a"));
     }
 
     #[test]

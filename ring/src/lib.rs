@@ -18,7 +18,4 @@ mod race;
 mod ring;
 
 pub use hash::{Arc, KEY_BYTES_MAX, KeyHash, KeyHasher};
-pub use ring::{
-    ARCS_LOG2_MAX, ARCS_LOG2_MIN, ArcMove, EmptyRing, Explained, Placement, Ring, RingMember,
-    ZonedOwner,
-};
+pub use ring::{ARCS_LOG2_MAX, ARCS_LOG2_MIN, ArcMove, EmptyRing, Explained, Placement, Ring, RingMember, ZonedOwner};

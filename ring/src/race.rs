@@ -51,24 +51,17 @@ impl Racer {
         assert!(weight > 0, "a member without weight does not race");
         let chunk_log2 = arcs_log2.min(CHUNK_LOG2);
         let mask = (1u32 << chunk_log2) - 1;
-        let mut constants = blake3::Hasher::new_derive_key("swimring 1 slot race")
-            .update(id.as_bytes())
-            .finalize_xof();
+        let mut constants = blake3::Hasher::new_derive_key("swimring 1 slot race").update(id.as_bytes()).finalize_xof();
         let chunks = (0..1u32 << (arcs_log2 - chunk_log2))
             .map(|_| {
                 let mut bytes = [0; 4 + 8 * ROUNDS];
                 constants.fill(&mut bytes);
-                let word = |at: usize| {
-                    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-                };
+                let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
                 let rounds = core::array::from_fn(|round| {
                     let odd = word(4 + 8 * round) | 1;
                     (odd, inverse(odd), word(8 + 8 * round))
                 });
-                Darts {
-                    rounds,
-                    phase: word(0) as u16,
-                }
+                Darts { rounds, phase: word(0) as u16 }
             })
             .collect();
         Self {
@@ -103,14 +96,10 @@ impl Racer {
     /// Which dart lands there: the inverse of [`arc_of`](Self::arc_of). The shift is at least half the width,
     /// so that xor-with-own-upper-half undoes itself.
     fn dart_at(&self, darts: &Darts, slot: u32) -> u32 {
-        darts
-            .rounds
-            .iter()
-            .rev()
-            .fold(slot, |slot, (_, inverse, add)| {
-                let slot = slot ^ (slot >> self.half);
-                slot.wrapping_sub(*add).wrapping_mul(*inverse) & self.mask
-            })
+        darts.rounds.iter().rev().fold(slot, |slot, (_, inverse, add)| {
+            let slot = slot ^ (slot >> self.half);
+            slot.wrapping_sub(*add).wrapping_mul(*inverse) & self.mask
+        })
     }
 }
 
@@ -121,10 +110,7 @@ pub(crate) fn logs(arcs_log2: u32) -> Arc<[u64]> {
     let darts = 1u32 << chunk_log2;
     let whole = u64::from(chunk_log2) << LOG_BITS;
     let log = |dart| whole - log2(darts - dart);
-    (0..darts)
-        .map(log)
-        .chain([whole + (2 << LOG_BITS)])
-        .collect()
+    (0..darts).map(log).chain([whole + (2 << LOG_BITS)]).collect()
 }
 
 /// `log2(value)` in 2^-40, by repeated squaring.
@@ -145,17 +131,12 @@ fn log2(value: u32) -> u64 {
 
 /// The inverse of an odd number modulo 2^32 (Newton).
 fn inverse(odd: u32) -> u32 {
-    (0..5).fold(odd, |x, _| {
-        x.wrapping_mul(2u32.wrapping_sub(odd.wrapping_mul(x)))
-    })
+    (0..5).fold(odd, |x, _| x.wrapping_mul(2u32.wrapping_sub(odd.wrapping_mul(x))))
 }
 
 /// The winner of every arc, as an index into `racers`, which must be in the order of ids.
 pub(crate) fn run(racers: &[Racer], arcs_log2: u32) -> Vec<u16> {
-    assert!(
-        !racers.is_empty() && racers.len() <= usize::from(u16::MAX),
-        "a race has racers, and an index names each"
-    );
+    assert!(!racers.is_empty() && racers.len() <= usize::from(u16::MAX), "a race has racers, and an index names each");
     let mut winners = Vec::with_capacity(1 << arcs_log2);
     let mut best: Vec<(Time, u16)> = Vec::new();
     for chunk in 0..racers[0].chunks.len() {
@@ -205,11 +186,7 @@ fn run_chunk(racers: &[Racer], chunk: usize, best: &mut Vec<(Time, u16)>) {
 }
 
 fn finish(racers: &[Racer], chunk: usize, best: &mut [(Time, u16)]) {
-    for (slot, held) in best
-        .iter_mut()
-        .enumerate()
-        .filter(|(_, held)| held.1 == u16::MAX)
-    {
+    for (slot, held) in best.iter_mut().enumerate().filter(|(_, held)| held.1 == u16::MAX) {
         for (index, racer) in racers.iter().enumerate() {
             let darts = &racer.chunks[chunk];
             let time = racer.time(darts, racer.dart_at(darts, slot as u32));
@@ -225,12 +202,7 @@ mod tests {
     use super::*;
 
     fn racer(number: u128, weight: u16, arcs_log2: u32) -> Racer {
-        Racer::new(
-            NodeId::from_u128(number),
-            weight,
-            arcs_log2,
-            &logs(arcs_log2),
-        )
+        Racer::new(NodeId::from_u128(number), weight, arcs_log2, &logs(arcs_log2))
     }
 
     #[test]
@@ -260,13 +232,10 @@ mod tests {
 
     #[test]
     fn the_race_gives_each_arc_to_the_earliest_arrival() {
-        let racers: Vec<Racer> = (1..40u128)
-            .map(|n| racer(n << 100, 1 + (n % 5) as u16, 15))
-            .collect();
+        let racers: Vec<Racer> = (1..40u128).map(|n| racer(n << 100, 1 + (n % 5) as u16, 15)).collect();
         let winners = run(&racers, 15);
         for (arc, winner) in winners.iter().enumerate() {
-            let first =
-                (0..racers.len()).min_by_key(|racer| (racers[*racer].arrival(arc as u32), *racer));
+            let first = (0..racers.len()).min_by_key(|racer| (racers[*racer].arrival(arc as u32), *racer));
             assert_eq!(first, Some(usize::from(*winner)), "arc {arc}");
         }
     }

@@ -96,22 +96,12 @@ impl Ring {
     /// If `placement` is out of range, or there are more than 65,535 members: limits that configuration keeps.
     pub fn build(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> Self {
         let log2 = placement.arcs_log2;
-        assert!(
-            (ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&log2),
-            "2^{log2} arcs"
-        );
+        assert!((ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&log2), "2^{log2} arcs");
         let mut members: Vec<RingMember> = members.into_iter().collect();
         members.sort();
         members.dedup_by_key(|member| member.id);
-        assert!(
-            members.len() < usize::from(u16::MAX),
-            "{} members",
-            members.len()
-        );
-        let weighted = members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| member.weight > 0);
+        assert!(members.len() < usize::from(u16::MAX), "{} members", members.len());
+        let weighted = members.iter().enumerate().filter(|(_, member)| member.weight > 0);
         let owners: Vec<u16> = weighted.map(|(index, _)| index as u16).collect();
         let logs = race::logs(log2);
         let racer = |index: &u16| {
@@ -119,20 +109,9 @@ impl Ring {
             Racer::new(member.id, member.weight, log2, &logs)
         };
         let racers: Vec<Racer> = owners.iter().map(racer).collect();
-        let table = if racers.is_empty() {
-            Vec::new()
-        } else {
-            race::run(&racers, log2)
-        };
+        let table = if racers.is_empty() { Vec::new() } else { race::run(&racers, log2) };
         let digest = digest(placement, &members);
-        Self {
-            placement,
-            members,
-            owners,
-            racers,
-            table,
-            digest,
-        }
+        Self { placement, members, owners, racers, table, digest }
     }
 
     /// The digest that the ring of these members has, without building it. Equal digests, equal rings.
@@ -192,20 +171,13 @@ impl Ring {
         let order = self.order(self.arc(key));
         let zoned = |&(_, owner): &(Time, u16)| {
             let member = self.member(owner);
-            ZonedOwner {
-                id: member.id,
-                zone: member.zone.as_deref(),
-            }
+            ZonedOwner { id: member.id, zone: member.zone.as_deref() }
         };
         let mut chosen: Vec<ZonedOwner<'_>> = Vec::new();
         let mut later = Vec::new();
         for owner in order.iter().map(zoned) {
             let used = chosen.iter().any(|other| other.zone == owner.zone);
-            if used {
-                later.push(owner)
-            } else {
-                chosen.push(owner)
-            }
+            if used { later.push(owner) } else { chosen.push(owner) }
         }
         chosen.extend(later);
         chosen.truncate(count);
@@ -217,22 +189,14 @@ impl Ring {
         let order = self.order(self.arc(key));
         let explained = |&(arrival, owner): &(Time, u16)| {
             let member = self.member(owner);
-            Explained {
-                id: member.id,
-                weight: member.weight,
-                arrival,
-            }
+            Explained { id: member.id, weight: member.weight, arrival }
         };
         order.iter().map(explained).collect()
     }
 
     fn order(&self, arc: Arc) -> Vec<(Time, u16)> {
-        let mut order: Vec<(Time, u16)> = self
-            .racers
-            .iter()
-            .enumerate()
-            .map(|(index, racer)| (racer.arrival(arc.0), index as u16))
-            .collect();
+        let mut order: Vec<(Time, u16)> =
+            self.racers.iter().enumerate().map(|(index, racer)| (racer.arrival(arc.0), index as u16)).collect();
         order.sort_unstable();
         order
     }
@@ -257,11 +221,7 @@ impl Ring {
     /// The arcs a node owns, in order.
     pub fn owned_arcs(&self, id: NodeId) -> impl Iterator<Item = Arc> {
         let index = self.owner_index(id);
-        let owned = self
-            .table
-            .iter()
-            .enumerate()
-            .filter(move |(_, owner)| Some(**owner) == index);
+        let owned = self.table.iter().enumerate().filter(move |(_, owner)| Some(**owner) == index);
         owned.map(|(arc, _)| Arc(arc as u32))
     }
 
@@ -277,10 +237,7 @@ impl Ring {
     /// # Panics
     /// If the rings have different numbers of arcs: a cluster fixes it.
     pub fn diff(old: &Self, new: &Self) -> Vec<ArcMove> {
-        assert_eq!(
-            old.placement, new.placement,
-            "rings of one cluster have the same arcs"
-        );
+        assert_eq!(old.placement, new.placement, "rings of one cluster have the same arcs");
         let mut moves: Vec<ArcMove> = Vec::new();
         for arc in 0..old.arcs() {
             let (from, to) = (old.owner_of_arc(Arc(arc)), new.owner_of_arc(Arc(arc)));
@@ -288,15 +245,8 @@ impl Ring {
                 continue;
             }
             match moves.last_mut() {
-                Some(run) if run.first.0 + run.count == arc && run.from == from && run.to == to => {
-                    run.count += 1
-                }
-                _ => moves.push(ArcMove {
-                    first: Arc(arc),
-                    count: 1,
-                    from,
-                    to,
-                }),
+                Some(run) if run.first.0 + run.count == arc && run.from == from && run.to == to => run.count += 1,
+                _ => moves.push(ArcMove { first: Arc(arc), count: 1, from, to }),
             }
         }
         moves

@@ -9,14 +9,12 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, Outbound};
-use swimring::core::peers::{
-    Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target,
-};
+use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, Refusal};
 use swimring::forwarder::{
-    Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership,
-    Permit, Resolution, Step, Unsent, Verdict,
+    Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership, Permit, Resolution,
+    Step, Unsent, Verdict,
 };
 use swimring::ring::{KeyHasher, Placement};
 use swimring_membership::codec::Blob;
@@ -25,6 +23,8 @@ use swimring_membership::{Instance, Instant, Peer, Rng};
 use crate::network::{Process, draw};
 use crate::plan::{Keys, Load};
 use crate::world::{Happening, World};
+
+mod serving;
 
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
@@ -79,13 +79,7 @@ impl App {
         Self {
             me,
             peer,
-            peers: Peers::new(
-                Class::Calls,
-                peer,
-                me.life,
-                PeersConfig::default(),
-                rng.fork(1),
-            ),
+            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::default(), rng.fork(1)),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -170,10 +164,7 @@ impl World {
     /// Schedules the first call, if the plan has a load.
     pub(crate) fn start_load(&mut self) {
         if self.plan.load.is_some() {
-            self.schedule(
-                Instant::ORIGIN + Duration::from_secs(5),
-                Happening::Call(CallHappening::Arrive),
-            );
+            self.schedule(Instant::ORIGIN + Duration::from_secs(5), Happening::Call(CallHappening::Arrive));
         }
     }
 
@@ -203,19 +194,10 @@ impl World {
             return;
         };
         let rate = load.rate * self.overload;
-        let gap = draw(
-            &mut self.load_rng,
-            crate::plan::Latency::Exp(Duration::from_secs(1) / rate),
-        );
-        self.schedule(
-            self.now + gap.max(Duration::from_micros(1)),
-            Happening::Call(CallHappening::Arrive),
-        );
+        let gap = draw(&mut self.load_rng, crate::plan::Latency::Exp(Duration::from_secs(1) / rate));
+        self.schedule(self.now + gap.max(Duration::from_micros(1)), Happening::Call(CallHappening::Arrive));
         let pick = self.load_rng.index(self.hosts.len());
-        let (key, idempotent) = (
-            draw_key(&mut self.load_rng, load.keys),
-            self.load_rng.chance(load.idempotent),
-        );
+        let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));
         let host = &self.hosts[pick];
         if !host.is_up() || host.paused || host.app.is_none() {
             return;
@@ -223,18 +205,10 @@ impl World {
         let process = host.process();
         self.ledger.next += 1;
         let call = self.ledger.next;
-        let entry = Entry {
-            deadline: self.now + load.deadline,
-            idempotent,
-            executed: 0,
-            outcome: None,
-        };
+        let entry = Entry { deadline: self.now + load.deadline, idempotent, executed: 0, outcome: None };
         self.ledger.entries.insert(call, entry);
         self.ledger.calls += 1;
-        let spec = CallSpec {
-            deadline: host.local(self.now + load.deadline),
-            idempotent,
-        };
+        let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
         self.give_call(process, CallInput::Call(call, key, spec));
     }
 
@@ -251,14 +225,8 @@ impl World {
                 body.resize(body.len() + load, 0);
                 app.budget.earn();
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
-                let active = Active {
-                    call,
-                    key: key.into(),
-                    body: body.into(),
-                    record: None,
-                    sent: None,
-                    started: false,
-                };
+                let active =
+                    Active { call, key: key.into(), body: body.into(), record: None, sent: None, started: false };
                 app.active.insert(id, active);
                 self.drive(index, id);
             }
@@ -293,29 +261,17 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
-        let instance = Instance {
-            node: hello.peer.id,
-            life: hello.life,
-        };
+        let instance = Instance { node: hello.peer.id, life: hello.life };
         app.conns.insert(conn, instance);
-        let link = app
-            .links
-            .entry(instance)
-            .or_insert_with(|| Link::new(instance, 4_096));
+        let link = app.links.entry(instance).or_insert_with(|| Link::new(instance, 4_096));
         link.connected(now, conn, asked, hello.clock());
         // Whoever waits for another process of this node waits in vain.
         let others = app.waiting.remove(&hello.peer).unwrap_or_default();
         let mut back: Vec<(Token, NeverSent)> = Vec::new();
         for other in others.into_iter().filter(|other| *other != instance) {
-            back.extend(
-                app.links
-                    .get_mut(&other)
-                    .map(|link| link.give_back(Unsent::Replaced))
-                    .unwrap_or_default(),
-            );
+            back.extend(app.links.get_mut(&other).map(|link| link.give_back(Unsent::Replaced)).unwrap_or_default());
         }
-        back.into_iter()
-            .for_each(|(token, proof)| self.on_unsent(index, token, proof));
+        back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
     }
 
     fn on_call_conn_closed(&mut self, index: usize, conn: ConnId) {
@@ -333,25 +289,16 @@ impl World {
             self.on_unsent(index, token, proof);
         }
         for token in cut.lost {
-            self.report(index, token, |call, now, budget| {
-                call.lost(now, token.attempt, budget)
-            });
+            self.report(index, token, |call, now, budget| call.lost(now, token.attempt, budget));
         }
     }
 
     fn on_unsent(&mut self, index: usize, token: Token, proof: NeverSent) {
-        self.report(index, token, |call, now, budget| {
-            call.unsent(now, token.attempt, proof, budget)
-        });
+        self.report(index, token, |call, now, budget| call.unsent(now, token.attempt, proof, budget));
     }
 
     /// Tells a call something, and does what it wants next.
-    fn report(
-        &mut self,
-        index: usize,
-        token: Token,
-        tell: impl FnOnce(&mut Call<Vec<u8>>, Instant, &mut Budget),
-    ) {
+    fn report(&mut self, index: usize, token: Token, tell: impl FnOnce(&mut Call<Vec<u8>>, Instant, &mut Budget)) {
         let now = self.hosts[index].local(self.now);
         let Some(app) = &mut self.hosts[index].app else {
             return;
@@ -373,9 +320,7 @@ impl World {
                 return;
             };
             let step = match active.call.step() {
-                Step::Resolve => active
-                    .call
-                    .resolved(view.resolve(self.hasher.hash(&active.key))),
+                Step::Resolve => active.call.resolved(view.resolve(self.hasher.hash(&active.key))),
                 Step::Find(node) => active.call.named(now, view.instance(node), &mut app.budget),
                 step => Some(step),
             };
@@ -412,9 +357,7 @@ impl World {
             return;
         };
         if !view.is_confirmed() {
-            return active
-                .call
-                .not_run(now, Refusal::Unconfirmed, &mut app.budget);
+            return active.call.not_run(now, Refusal::Unconfirmed, &mut app.budget);
         }
         if active.started {
             return;
@@ -444,19 +387,14 @@ impl World {
         match link.enqueue(outbound, token) {
             Ok(seq) => active.sent = Some((to, seq)),
             Err((_, proof)) => {
-                return active
-                    .call
-                    .unsent(now, token.attempt, proof, &mut app.budget);
+                return active.call.unsent(now, token.attempt, proof, &mut app.budget);
             }
         }
         if link.is_connected() {
             return;
         }
-        let address = view
-            .member(to.node)
-            .map(|member| (member.record.peer(), member.record.profile().calls));
-        let route =
-            address.map(|(peer, calls)| (peer, app.peers.route(now, Target::Peer(peer, calls))));
+        let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
+        let route = address.map(|(peer, calls)| (peer, app.peers.route(now, Target::Peer(peer, calls))));
         match route {
             Some((peer, Route::Dialling)) => {
                 app.waiting.entry(peer).or_default().insert(to);
@@ -472,260 +410,16 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
-        let back = app
-            .links
-            .get_mut(&to)
-            .map(|link| link.give_back(why))
-            .unwrap_or_default();
+        let back = app.links.get_mut(&to).map(|link| link.give_back(why)).unwrap_or_default();
         let mut calls = Vec::new();
         for (token, proof) in back {
             if let Some(active) = app.active.get_mut(&token.call) {
-                active
-                    .call
-                    .unsent(now, token.attempt, proof, &mut app.budget);
+                active.call.unsent(now, token.attempt, proof, &mut app.budget);
                 calls.push(token.call);
             }
         }
         for call in calls {
-            self.schedule(
-                self.now,
-                Happening::Call(CallHappening::Timer(self.hosts[index].process(), call)),
-            );
-        }
-    }
-
-    /// A frame of another process.
-    fn on_call_frame(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
-        self.trace.note(self.now, index, 3, bytes);
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(from) = app.conns.get(&conn).copied() else {
-            return;
-        };
-        let Some(link) = app.links.get_mut(&from) else {
-            return;
-        };
-        match link.handle_frame(now, bytes) {
-            Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
-            Ok(Arrival::Ran(token, result, _)) => {
-                let result = result.map(<[u8]>::to_vec).map_err(<[u8]>::to_vec);
-                self.report(index, token, |call, _, _| {
-                    call.answered(token.attempt, result)
-                });
-            }
-            Ok(Arrival::Refused(token, why, owner, record)) => {
-                if let Some(record) = &record {
-                    self.merge(index, from, record);
-                }
-                if let Some(active) = self.hosts[index]
-                    .app
-                    .as_mut()
-                    .and_then(|app| app.active.get_mut(&token.call))
-                {
-                    active.record = record;
-                }
-                self.report(index, token, |call, now, budget| {
-                    call.refused(now, token.attempt, from, why, owner, budget)
-                });
-            }
-            Ok(Arrival::Cancel(_) | Arrival::Nothing) => {}
-            Err(problem) => self.check(index, "W2", false, || {
-                format!("refused a frame of another node: {problem}")
-            }),
-        }
-    }
-
-    fn merge(&mut self, index: usize, from: Instance, record: &Blob) {
-        let host = &mut self.hosts[index];
-        let now = host.local(self.now);
-        if let Some(control) = &mut host.control {
-            let merged = control
-                .membership_mut()
-                .merge_record(now, from.node, &record.0);
-            self.check(index, "W2", merged.is_ok(), || {
-                "refused a record of another node".into()
-            });
-        }
-        self.pump(index);
-    }
-
-    /// Another process wants something run.
-    fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader, body: Vec<u8>) {
-        let hash = self.hasher.hash(&header.key.0);
-        if let Some(record) = &header.record
-            && self.view(index).ownership(hash) != Ownership::Mine
-        {
-            self.merge(index, from, record);
-        }
-        let view = self.view(index);
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let incoming = Incoming {
-            caller: from,
-            header: &header,
-            body_bytes: body.len(),
-        };
-        match app
-            .admission
-            .admit(now, incoming, view.is_confirmed(), || view.ownership(hash))
-        {
-            Verdict::Run(permit) => {
-                let call = u64::from_le_bytes(
-                    *body
-                        .first_chunk()
-                        .expect("bodies of the load begin with a number"),
-                );
-                self.execute(index, call, &header.key.0, Running::There { permit, body });
-            }
-            Verdict::Refuse(why, owner) => {
-                let (owner, record) =
-                    owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
-                if let Some(link) = app.links.get_mut(&from) {
-                    link.send(
-                        &Frame::Refused {
-                            seq: header.seq,
-                            why,
-                            owner,
-                            record,
-                        },
-                        &[],
-                    );
-                }
-            }
-            Verdict::Ignore => {}
-        }
-    }
-
-    /// A handler begins: counted before anything else can happen.
-    fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running) {
-        self.trace.note(self.now, index, 4, &call.to_le_bytes());
-        let view = self.view(index);
-        let owner = view.resolve(self.hasher.hash(key));
-        self.check(index, "F6", owner == Resolution::Here, || {
-            format!("ran call {call}, which {owner:?} owns")
-        });
-        if let Some(entry) = self.ledger.entries.get_mut(&call) {
-            entry.executed += 1;
-            let (executed, idempotent, outcome) = (entry.executed, entry.idempotent, entry.outcome);
-            self.check(index, "F2", idempotent || executed == 1, || {
-                format!("call {call} ran {executed} times")
-            });
-            let told = outcome == Some("not_executed");
-            self.check(index, "F3", !told, || {
-                format!("call {call} runs, after its caller was told that it would not")
-            });
-        }
-        let handler = self
-            .plan
-            .load
-            .as_ref()
-            .map_or(crate::plan::Latency::Const(Duration::ZERO), |load| {
-                load.handler
-            });
-        let host = &mut self.hosts[index];
-        let slow = host.slow;
-        let process = host.process();
-        let Some(app) = &mut host.app else { return };
-        let span = draw(&mut app.rng, handler) * slow;
-        self.runs += 1;
-        app.running.insert(self.runs, running);
-        self.schedule(
-            self.now + span,
-            Happening::Call(CallHappening::Done(process, self.runs)),
-        );
-    }
-
-    fn on_handler_done(&mut self, index: usize, run: u64) {
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        match app.running.remove(&run) {
-            Some(Running::Here { call, body }) => {
-                if let Some(active) = app.active.get_mut(&call) {
-                    active.call.ran(Ok(body));
-                    self.drive(index, call);
-                }
-            }
-            Some(Running::There { permit, body }) => {
-                if let Some(link) = app.links.get_mut(&permit.caller()) {
-                    link.send(
-                        &Frame::Ok {
-                            seq: permit.seq(),
-                            fence: 0,
-                        },
-                        &body,
-                    );
-                }
-                app.admission.complete(permit);
-            }
-            None => {}
-        }
-    }
-
-    fn on_outcome(&mut self, index: usize, id: u64, outcome: &Outcome<Vec<u8>>) {
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(active) = app.active.remove(&id) else {
-            return;
-        };
-        let Some(entry) = self.ledger.entries.get_mut(&id) else {
-            return;
-        };
-        let kind = match outcome {
-            Outcome::Ok(_) => "ok",
-            Outcome::Executed(_) => "executed_error",
-            Outcome::NotExecuted(_) => "not_executed",
-            Outcome::Unknown(_) => "unknown",
-        };
-        let before = entry.outcome.replace(kind);
-        let (deadline, executed) = (entry.deadline, entry.executed);
-        *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
-        self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
-        self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
-        let troubled = self.hosts[index].slow > 1
-            || self.hosts[index]
-                .troubled
-                .is_some_and(|at| self.now.since(at) < LATE * 50);
-        let on_time = self.now <= deadline + LATE || troubled;
-        self.check(index, "F1", before.is_none() && on_time, || {
-            format!("call {id} ended {kind} too late, or again after {before:?}")
-        });
-        let honest = kind != "not_executed" || executed == 0;
-        self.check(index, "F3", honest, || {
-            format!("call {id} ran {executed} times, and its caller was told that it did not")
-        });
-        let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
-        self.check(index, "F8", right, || {
-            format!("call {id} got the answer of another")
-        });
-        self.check(index, "F5", active.call.hops <= 2, || {
-            format!("call {id} took {} hops", active.call.hops)
-        });
-    }
-
-    /// Calls of live processes that are past their deadline and have no outcome.
-    pub(crate) fn check_open_calls(&mut self) {
-        for index in 0..self.hosts.len() {
-            let host = &self.hosts[index];
-            let Some(app) = host.app.as_ref().filter(|_| !host.paused && host.slow == 1) else {
-                continue;
-            };
-            let open: Vec<u64> = app.open_calls().collect();
-            for id in open {
-                let late = self
-                    .ledger
-                    .entries
-                    .get(&id)
-                    .is_some_and(|entry| self.now > entry.deadline + LATE * 50);
-                self.check(index, "F1", !late, || {
-                    format!("call {id} has no outcome long after its deadline")
-                });
-            }
+            self.schedule(self.now, Happening::Call(CallHappening::Timer(self.hosts[index].process(), call)));
         }
     }
 
@@ -737,15 +431,12 @@ impl World {
         };
         let membership = control.membership();
         let current = app.view.as_ref().filter(|view| {
-            view.version() == membership.roster().version()
-                && view.is_confirmed() == membership.is_confirmed()
+            view.version() == membership.roster().version() && view.is_confirmed() == membership.is_confirmed()
         });
         if let Some(view) = current {
             return Arc::clone(view);
         }
-        let placement = Placement {
-            arcs_log2: self.plan.world.arcs,
-        };
+        let placement = Placement { arcs_log2: self.plan.world.arcs };
         let view = Arc::new(View::of(membership, placement, &self.rings));
         app.view = Some(Arc::clone(&view));
         view
@@ -767,9 +458,7 @@ impl World {
             let Some(app) = &mut host.app else { return };
             if let Some(command) = app.peers.poll_command() {
                 match command {
-                    Command::Dial { dial, address, .. } => {
-                        self.dial(process, Class::Calls, dial, address)
-                    }
+                    Command::Dial { dial, address, .. } => self.dial(process, Class::Calls, dial, address),
                     Command::Abort { .. } => {}
                     Command::Close { conn, .. } => {
                         self.close(conn.0, process);
@@ -782,10 +471,7 @@ impl World {
                 self.on_call_peers_event(index, &event);
                 continue;
             }
-            let ready = app
-                .links
-                .iter_mut()
-                .find(|(_, link)| link.has_work() && link.is_connected());
+            let ready = app.links.iter_mut().find(|(_, link)| link.has_work() && link.is_connected());
             let Some((_, link)) = ready else { break };
             let Some(conn) = link.preferred() else { break };
             let mut bytes = Vec::new();
@@ -802,19 +488,9 @@ impl World {
     }
 
     fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {
-        if let PeersEvent::Failed {
-            target: Target::Peer(peer, _),
-            ..
-        } = event
-        {
-            let waiting = self.hosts[index]
-                .app
-                .as_mut()
-                .and_then(|app| app.waiting.remove(peer))
-                .unwrap_or_default();
-            waiting
-                .into_iter()
-                .for_each(|to| self.give_back(index, to, Unsent::Unreachable));
+        if let PeersEvent::Failed { target: Target::Peer(peer, _), .. } = event {
+            let waiting = self.hosts[index].app.as_mut().and_then(|app| app.waiting.remove(peer)).unwrap_or_default();
+            waiting.into_iter().for_each(|to| self.give_back(index, to, Unsent::Unreachable));
         }
     }
 

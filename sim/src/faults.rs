@@ -70,10 +70,7 @@ impl World {
             Action::Leave(who) => self.leave(&who),
             Action::Join(count, over) => {
                 for _ in 0..count {
-                    let at = self.now
-                        + self
-                            .rng
-                            .span(Duration::ZERO, over.max(Duration::from_millis(1)));
+                    let at = self.now + self.rng.span(Duration::ZERO, over.max(Duration::from_millis(1)));
                     self.schedule(at, Happening::End(Ending::Join));
                 }
                 count
@@ -133,26 +130,13 @@ impl World {
             Cut::Half => {
                 let mut order: Vec<usize> = (0..count).collect();
                 self.rng.shuffle(&mut order);
-                order
-                    .into_iter()
-                    .take(count / 2)
-                    .for_each(|host| groups[host] = 1);
+                order.into_iter().take(count / 2).for_each(|host| groups[host] = 1);
             }
-            Cut::Isolate(who) => self
-                .select(who)
-                .into_iter()
-                .for_each(|host| groups[host] = host as u32 + 1),
-            Cut::Zone(zone) => self
-                .network
-                .hosts(&Side::Zone(*zone))
-                .into_iter()
-                .for_each(|host| groups[host] = 1),
+            Cut::Isolate(who) => self.select(who).into_iter().for_each(|host| groups[host] = host as u32 + 1),
+            Cut::Zone(zone) => self.network.hosts(&Side::Zone(*zone)).into_iter().for_each(|host| groups[host] = 1),
             Cut::Groups(listed) => {
                 for (number, hosts) in listed.iter().enumerate() {
-                    hosts
-                        .iter()
-                        .filter(|host| **host <= count)
-                        .for_each(|host| groups[host - 1] = number as u32 + 1);
+                    hosts.iter().filter(|host| **host <= count).for_each(|host| groups[host - 1] = number as u32 + 1);
                 }
             }
         }
@@ -163,9 +147,7 @@ impl World {
 
     /// The hosts that a step means, of those whose process runs.
     fn select(&mut self, who: &Select) -> Vec<usize> {
-        let up: Vec<usize> = (0..self.hosts.len())
-            .filter(|host| self.hosts[*host].is_up())
-            .collect();
+        let up: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].is_up()).collect();
         match who {
             Select::Side(side) => {
                 let hosts = self.network.hosts(side);
@@ -189,10 +171,7 @@ impl World {
         for host in &hosts {
             self.kill(*host);
             if let Some((after, memory)) = restart {
-                self.schedule(
-                    self.now + after,
-                    Happening::End(Ending::Start(*host, memory)),
-                );
+                self.schedule(self.now + after, Happening::End(Ending::Start(*host, memory)));
             }
         }
         hosts.len()
@@ -246,10 +225,7 @@ impl World {
                 control.membership_mut().leave(now);
             }
             self.pump(*host);
-            self.schedule(
-                self.now + Duration::from_secs(1),
-                Happening::End(Ending::Exit(process)),
-            );
+            self.schedule(self.now + Duration::from_secs(1), Happening::End(Ending::Exit(process)));
         }
         hosts.len()
     }
@@ -257,9 +233,7 @@ impl World {
     /// Chaos is over: a random core is healed and started, the rest is gone for good.
     pub(crate) fn quiet(&mut self) {
         let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
-        let mut hosts: Vec<usize> = (0..self.hosts.len())
-            .filter(|host| self.hosts[*host].life > 0)
-            .collect();
+        let mut hosts: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0).collect();
         self.rng.shuffle(&mut hosts);
         let least = (hosts.len() * share as usize).div_ceil(100).max(1);
         let size = least + self.rng.index(hosts.len() - least + 1);
@@ -269,12 +243,7 @@ impl World {
         }
         let gone = hosts.split_off(size);
         hosts.sort_unstable();
-        self.say(|| {
-            format!(
-                "quiet: the core is {:?}",
-                hosts.iter().map(|host| host + 1).collect::<Vec<_>>()
-            )
-        });
+        self.say(|| format!("quiet: the core is {:?}", hosts.iter().map(|host| host + 1).collect::<Vec<_>>()));
         self.network.lift_all(self.now);
         gone.into_iter().for_each(|host| self.kill(host));
         self.core = Some(hosts.clone());
@@ -328,10 +297,7 @@ impl World {
             }
             for other in core {
                 if membership.roster().present(self.hosts[*other].id).is_none() {
-                    return Some(format!(
-                        "{} does not see {}",
-                        machine.name, self.hosts[*other].name
-                    ));
+                    return Some(format!("{} does not see {}", machine.name, self.hosts[*other].name));
                 }
             }
             if membership.roster().present_count() != core.len() {

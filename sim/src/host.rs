@@ -121,12 +121,7 @@ impl Host {
             id: NodeId::of(&cluster(), &name),
             name,
             address: SocketAddr::from((
-                [
-                    10,
-                    (index >> 14) as u8,
-                    (index >> 7 & 127) as u8,
-                    (index & 127) as u8 + 1,
-                ],
+                [10, (index >> 14) as u8, (index >> 7 & 127) as u8, (index & 127) as u8 + 1],
                 7_946,
             )),
             control: None,
@@ -141,21 +136,14 @@ impl Host {
             slow: 1,
             busy_until: Instant::ORIGIN,
             armed: None,
-            clock: Clock {
-                world: Instant::ORIGIN,
-                local: origin,
-                ppm: 0,
-            },
+            clock: Clock { world: Instant::ORIGIN, local: origin, ppm: 0 },
             rng,
         }
     }
 
     /// The process that runs, or ran last.
     pub fn process(&self) -> Process {
-        Process {
-            host: self.index,
-            life: self.life,
-        }
+        Process { host: self.index, life: self.life }
     }
 
     /// Whether a process runs (perhaps standing still).
@@ -175,22 +163,11 @@ impl Host {
 
     /// From now on the clock drifts by so many millionths.
     pub fn drift(&mut self, now: Instant, ppm: i32) {
-        self.clock = Clock {
-            world: now,
-            local: self.local(now),
-            ppm,
-        };
+        self.clock = Clock { world: now, local: self.local(now), ppm };
     }
 
     /// Starts a process with what `memory` leaves of the state directory.
-    pub fn start(
-        &mut self,
-        now: Instant,
-        spec: &WorldSpec,
-        zone: char,
-        memory: Memory,
-        seeds: &[SocketAddr],
-    ) {
+    pub fn start(&mut self, now: Instant, spec: &WorldSpec, zone: char, memory: Memory, seeds: &[SocketAddr]) {
         assert!(self.control.is_none(), "one process a machine");
         match memory {
             Memory::Kept => {}
@@ -216,17 +193,13 @@ impl Host {
         };
         let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
         let local = self.local(now);
-        let mut control = Control::new(local, config, PeersConfig::default(), start, [7; 16])
-            .expect("the profile keeps its limits");
+        let mut control =
+            Control::new(local, config, PeersConfig::default(), start, [7; 16]).expect("the profile keeps its limits");
         let contacts = self.disk.contacts.clone();
         control.membership_mut().remember_contacts(contacts);
         control.membership_mut().join(local, seeds);
         let record = control.membership().record();
-        self.app = Some(crate::calls::App::new(
-            record.instance(),
-            record.peer(),
-            self.rng.fork(u64::from(self.life)),
-        ));
+        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.rng.fork(u64::from(self.life))));
         self.control = Some(control);
         (self.paused, self.slow, self.armed) = (false, 1, None);
         self.inbox.clear();
@@ -239,10 +212,7 @@ impl Host {
             let contacts = control.membership().contacts().take(64).collect();
             let older = std::mem::replace(&mut self.disk.contacts, contacts);
             // The stale copy is what the directory held one life earlier.
-            self.stale_disk = Disk {
-                boot: self.disk.boot.saturating_sub(1),
-                contacts: older,
-            };
+            self.stale_disk = Disk { boot: self.disk.boot.saturating_sub(1), contacts: older };
         }
         self.app = None;
         (self.paused, self.armed) = (false, None);

@@ -68,9 +68,7 @@ enum Command {
 }
 
 fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
-    let parsed = text
-        .split_once("..")
-        .and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    let parsed = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
     parsed
         .filter(|range: &std::ops::Range<u64>| !range.is_empty())
         .ok_or_else(|| "seeds are written A..B, with A below B".into())
@@ -100,8 +98,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             }
             let verdict = world.run(None);
             if let Some(path) = trace {
-                std::fs::write(path, world.log().join("\n") + "\n")
-                    .map_err(|e| format!("{}: {e}", path.display()))?;
+                std::fs::write(path, world.log().join("\n") + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
             }
             Ok(report(cli.json, &world, &verdict))
         }
@@ -118,25 +115,15 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             print!("{}", profile::plan(*profile, *seed));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Sweep {
-            profile,
-            seeds,
-            jobs,
-        } => Ok(swimring_sim::sweep::run(
-            *profile,
-            seeds.clone(),
-            *jobs,
-            cli.json,
-        )),
+        Command::Sweep { profile, seeds, jobs } => {
+            Ok(swimring_sim::sweep::run(*profile, seeds.clone(), *jobs, cli.json))
+        }
     }
 }
 
 fn read(path: &PathBuf) -> Result<Plan, String> {
-    let text = if path.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin())
-    } else {
-        std::fs::read_to_string(path)
-    };
+    let text =
+        if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
     Plan::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -173,13 +160,7 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
             println!("the core does not agree: {why}");
         }
         for v in &world.findings.violations {
-            println!(
-                "{} at {} ms, {}: {}",
-                v.oracle,
-                v.at_ms,
-                v.nodes.join(" "),
-                v.message
-            );
+            println!("{} at {} ms, {}: {}", v.oracle, v.at_ms, v.nodes.join(" "), v.message);
         }
     }
     match verdict {

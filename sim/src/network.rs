@@ -37,14 +37,7 @@ pub struct End {
 
 impl End {
     fn new(process: Process, now: Instant) -> Self {
-        Self {
-            process,
-            open: true,
-            heard: now,
-            sent: 0,
-            delivered: 0,
-            early: BTreeMap::new(),
-        }
+        Self { process, open: true, heard: now, sent: 0, delivered: 0, early: BTreeMap::new() }
     }
 }
 
@@ -68,10 +61,7 @@ pub struct Conn {
 
 impl Conn {
     pub(crate) fn new(class: Class, dialler: Process, acceptor: Process, now: Instant) -> Self {
-        Self {
-            class,
-            ends: [End::new(dialler, now), End::new(acceptor, now)],
-        }
+        Self { class, ends: [End::new(dialler, now), End::new(acceptor, now)] }
     }
 
     /// The end of `process`.
@@ -105,9 +95,7 @@ impl Layer {
                 group(from) != group(to)
             }
             Self::Oneway(a, b) => a.contains(&from) && b.contains(&to),
-            Self::Bridge(a, b) => {
-                a.contains(&from) && b.contains(&to) || b.contains(&from) && a.contains(&to)
-            }
+            Self::Bridge(a, b) => a.contains(&from) && b.contains(&to) || b.contains(&from) && a.contains(&to),
             Self::Loss(..) | Self::Dup(_) | Self::Reorder(_) => false,
         }
     }
@@ -171,9 +159,7 @@ impl Network {
     pub fn hosts(&self, side: &Side) -> BTreeSet<usize> {
         match side {
             Side::Node(node) => BTreeSet::from([node - 1]),
-            Side::Zone(zone) => (0..self.zones.len())
-                .filter(|host| self.zones[*host] == *zone)
-                .collect(),
+            Side::Zone(zone) => (0..self.zones.len()).filter(|host| self.zones[*host] == *zone).collect(),
         }
     }
 
@@ -196,10 +182,7 @@ impl Network {
     }
 
     fn active(&self) -> impl Iterator<Item = &Layer> {
-        self.layers
-            .iter()
-            .filter(|placed| placed.until.is_none())
-            .map(|placed| &placed.layer)
+        self.layers.iter().filter(|placed| placed.until.is_none()).map(|placed| &placed.layer)
     }
 
     /// Whether packets from one host can reach the other at all now.
@@ -209,30 +192,16 @@ impl Network {
 
     /// Since when two hosts reach each other both ways; `None` while they do not.
     pub fn reachable_since(&self, a: usize, b: usize) -> Option<Instant> {
-        let blocking = self
-            .layers
-            .iter()
-            .filter(|placed| placed.layer.blocks(a, b) || placed.layer.blocks(b, a));
+        let blocking = self.layers.iter().filter(|placed| placed.layer.blocks(a, b) || placed.layer.blocks(b, a));
         blocking
             .map(|placed| placed.until)
-            .try_fold(Instant::ORIGIN, |latest, until| {
-                until.map(|until| latest.max(until))
-            })
+            .try_fold(Instant::ORIGIN, |latest, until| until.map(|until| latest.max(until)))
     }
 
     /// The highest loss anywhere now, in millionths.
     pub fn worst_loss(&self) -> u32 {
-        let layers = self.active().map(|layer| {
-            if let Layer::Loss(rate, _) = layer {
-                *rate
-            } else {
-                0
-            }
-        });
-        layers
-            .chain(self.rules.iter().map(|rule| rule.loss))
-            .max()
-            .unwrap_or(0)
+        let layers = self.active().map(|layer| if let Layer::Loss(rate, _) = layer { *rate } else { 0 });
+        layers.chain(self.rules.iter().map(|rule| rule.loss)).max().unwrap_or(0)
     }
 
     fn rule(&self, from: usize, to: usize) -> Option<&LinkRule> {
@@ -250,35 +219,14 @@ impl Network {
     /// What becomes of a packet that leaves now.
     pub fn fate(&mut self, from: usize, to: usize) -> Fate {
         if !self.passes(from, to) {
-            return Fate {
-                arrivals: Vec::new(),
-                dropped: Some("cut"),
-            };
+            return Fate { arrivals: Vec::new(), dropped: Some("cut") };
         }
         let default = Latency::Uniform(Duration::from_micros(200), Duration::from_millis(1));
-        let rule = self.rule(from, to).map(|rule| {
-            (
-                rule.latency,
-                rule.loss,
-                rule.dup,
-                rule.corrupt,
-                rule.reorder,
-            )
-        });
-        let (latency, mut loss, mut dup, corrupt, mut reorder) =
-            rule.unwrap_or((default, 0, 0, 0, Duration::ZERO));
-        for layer in self
-            .layers
-            .iter()
-            .filter(|placed| placed.until.is_none())
-            .map(|placed| &placed.layer)
-        {
+        let rule = self.rule(from, to).map(|rule| (rule.latency, rule.loss, rule.dup, rule.corrupt, rule.reorder));
+        let (latency, mut loss, mut dup, corrupt, mut reorder) = rule.unwrap_or((default, 0, 0, 0, Duration::ZERO));
+        for layer in self.layers.iter().filter(|placed| placed.until.is_none()).map(|placed| &placed.layer) {
             match layer {
-                Layer::Loss(rate, hosts)
-                    if hosts
-                        .as_ref()
-                        .is_none_or(|h| h.contains(&from) || h.contains(&to)) =>
-                {
+                Layer::Loss(rate, hosts) if hosts.as_ref().is_none_or(|h| h.contains(&from) || h.contains(&to)) => {
                     loss = loss.max(*rate);
                 }
                 Layer::Dup(rate) => dup = dup.max(*rate),
@@ -292,22 +240,10 @@ impl Network {
         let mut arrive = || draw(rng, latency) + rng.span(Duration::ZERO, reorder);
         let (first, second) = (arrive(), arrive());
         match (lost, damaged, doubled) {
-            (true, ..) => Fate {
-                arrivals: Vec::new(),
-                dropped: Some("lost"),
-            },
-            (_, true, _) => Fate {
-                arrivals: Vec::new(),
-                dropped: Some("corrupted"),
-            },
-            (.., true) => Fate {
-                arrivals: vec![first, second],
-                dropped: None,
-            },
-            _ => Fate {
-                arrivals: vec![first],
-                dropped: None,
-            },
+            (true, ..) => Fate { arrivals: Vec::new(), dropped: Some("lost") },
+            (_, true, _) => Fate { arrivals: Vec::new(), dropped: Some("corrupted") },
+            (.., true) => Fate { arrivals: vec![first, second], dropped: None },
+            _ => Fate { arrivals: vec![first], dropped: None },
         }
     }
 
@@ -324,10 +260,7 @@ impl Network {
         let Some(held) = self.conns.get_mut(&conn) else {
             return;
         };
-        held.ends
-            .iter_mut()
-            .filter(|end| end.process == process)
-            .for_each(|end| end.open = false);
+        held.ends.iter_mut().filter(|end| end.process == process).for_each(|end| end.open = false);
         if held.ends.iter().all(|end| !end.open) {
             self.conns.remove(&conn);
         }
@@ -335,12 +268,8 @@ impl Network {
 
     /// A process is gone: its ends are.
     pub fn close_process(&mut self, process: Process) {
-        let ids: Vec<u64> = self
-            .conns
-            .iter()
-            .filter(|(_, conn)| conn.end_of(process).is_some())
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: Vec<u64> =
+            self.conns.iter().filter(|(_, conn)| conn.end_of(process).is_some()).map(|(id, _)| *id).collect();
         ids.into_iter().for_each(|id| self.close_end(id, process));
     }
 }
@@ -373,9 +302,7 @@ mod tests {
     fn an_exponential_latency_has_its_mean() {
         let mut rng = Rng::new(1);
         let mean = Duration::from_millis(10);
-        let total: Duration = (0..10_000)
-            .map(|_| draw(&mut rng, Latency::Exp(mean)))
-            .sum();
+        let total: Duration = (0..10_000).map(|_| draw(&mut rng, Latency::Exp(mean))).sum();
         let seen = total.as_micros() / 10_000;
         assert!((9_000..11_500).contains(&seen), "{seen}");
     }

@@ -97,34 +97,13 @@ pub trait Oracle: Send {
     fn on_start(&mut self, _facts: &Facts<'_>, _host: usize, _out: &mut Findings) {}
 
     /// A process reported an event.
-    fn on_event(
-        &mut self,
-        _facts: &Facts<'_>,
-        _host: usize,
-        _event: &ControlEvent,
-        _out: &mut Findings,
-    ) {
-    }
+    fn on_event(&mut self, _facts: &Facts<'_>, _host: usize, _event: &ControlEvent, _out: &mut Findings) {}
 
     /// A process is about to be given a message.
-    fn before_message(
-        &mut self,
-        _facts: &Facts<'_>,
-        _host: usize,
-        _bytes: &[u8],
-        _out: &mut Findings,
-    ) {
-    }
+    fn before_message(&mut self, _facts: &Facts<'_>, _host: usize, _bytes: &[u8], _out: &mut Findings) {}
 
     /// A process has handled a message.
-    fn after_message(
-        &mut self,
-        _facts: &Facts<'_>,
-        _host: usize,
-        _bytes: &[u8],
-        _out: &mut Findings,
-    ) {
-    }
+    fn after_message(&mut self, _facts: &Facts<'_>, _host: usize, _bytes: &[u8], _out: &mut Findings) {}
 }
 
 /// Every oracle of membership.

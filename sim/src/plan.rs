@@ -223,10 +223,7 @@ pub struct Expect {
 
 impl Default for Expect {
     fn default() -> Self {
-        Self {
-            converged: Duration::from_secs(30),
-            served: true,
-        }
+        Self { converged: Duration::from_secs(30), served: true }
     }
 }
 
@@ -241,11 +238,7 @@ impl Plan {
 
     /// When the run ends: after the last thing that happens, with time for what is owed.
     pub fn end(&self) -> Duration {
-        let last = self
-            .steps
-            .iter()
-            .map(|step| step.at + step.lasts + restart_after(&step.action))
-            .max();
+        let last = self.steps.iter().map(|step| step.at + step.lasts + restart_after(&step.action)).max();
         let chaos = last.unwrap_or_default().max(Duration::from_secs(5));
         self.quiet.map_or(chaos, |quiet| quiet.at) + self.expect.converged + Duration::from_secs(5)
     }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use swimring_membership::{Preset, Rng};
 
 use crate::plan::{
-    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side,
-    Step, WorldSpec,
+    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side, Step, WorldSpec,
 };
 
 /// A family of plans.
@@ -52,13 +51,7 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
     let mut rng = Rng::new(seed).fork(0x706c_616e);
     let nodes = log_uniform(&mut rng, 3, 64) as usize;
     let zones = 1 + rng.index(3);
-    let world = WorldSpec {
-        nodes,
-        zones,
-        seeds: 1 + rng.index(3.min(nodes)),
-        preset: Preset::Lan,
-        arcs: 10,
-    };
+    let world = WorldSpec { nodes, zones, seeds: 1 + rng.index(3.min(nodes)), preset: Preset::Lan, arcs: 10 };
     let link = draw_link(&mut rng);
     let load = draw_load(&mut rng, profile);
     let mut steps = Vec::new();
@@ -67,11 +60,7 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
     let mut turn = 0;
     while at < CHAOS {
         // The first pass uses every class once, so that none is drawn in vain.
-        let class = if turn < classes.len() {
-            classes[turn]
-        } else {
-            classes[rng.index(classes.len())]
-        };
+        let class = if turn < classes.len() { classes[turn] } else { classes[rng.index(classes.len())] };
         turn += 1;
         let (action, lasts) = fault(&mut rng, class, nodes, zones);
         let lasts = lasts.min(CHAOS.saturating_sub(at) + Duration::from_secs(10));
@@ -84,39 +73,17 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         load: Some(load),
         steps,
         quiet: Some(Quiet { at: END, core: 70 }),
-        expect: Expect {
-            converged: Duration::from_secs(60),
-            served: true,
-        },
+        expect: Expect { converged: Duration::from_secs(60), served: true },
     }
 }
 
 fn draw_link(rng: &mut Rng) -> LinkRule {
     LinkRule {
-        latency: Latency::Uniform(
-            Duration::from_micros(100),
-            Duration::from_micros(200 + rng.below(3_000)),
-        ),
-        loss: if rng.chance(500_000) {
-            rng.below(5_000) as u32
-        } else {
-            0
-        },
-        dup: if rng.chance(300_000) {
-            rng.below(20_000) as u32
-        } else {
-            0
-        },
-        corrupt: if rng.chance(300_000) {
-            rng.below(1_000) as u32
-        } else {
-            0
-        },
-        reorder: Duration::from_micros(if rng.chance(300_000) {
-            rng.below(2_000)
-        } else {
-            0
-        }),
+        latency: Latency::Uniform(Duration::from_micros(100), Duration::from_micros(200 + rng.below(3_000))),
+        loss: if rng.chance(500_000) { rng.below(5_000) as u32 } else { 0 },
+        dup: if rng.chance(300_000) { rng.below(20_000) as u32 } else { 0 },
+        corrupt: if rng.chance(300_000) { rng.below(1_000) as u32 } else { 0 },
+        reorder: Duration::from_micros(if rng.chance(300_000) { rng.below(2_000) } else { 0 }),
         pairs: Pairs::All,
     }
 }
@@ -128,11 +95,7 @@ fn draw_load(rng: &mut Rng, profile: Profile) -> Load {
     };
     Load {
         rate,
-        keys: if rng.chance(500_000) {
-            Keys::Zipf(1_100, 10_000)
-        } else {
-            Keys::Uniform(1_000)
-        },
+        keys: if rng.chance(500_000) { Keys::Zipf(1_100, 10_000) } else { Keys::Uniform(1_000) },
         deadline: Duration::from_millis(200 + rng.below(2_000)),
         idempotent: rng.below(1_000_000) as u32,
         handler: Latency::Exp(Duration::from_micros(500 + rng.below(10_000))),
@@ -169,11 +132,7 @@ fn node(rng: &mut Rng, nodes: usize) -> Side {
 
 fn some(rng: &mut Rng, nodes: usize) -> Select {
     let most = (nodes / 3).max(1);
-    if rng.chance(500_000) {
-        Select::Side(node(rng, nodes))
-    } else {
-        Select::Random(1 + rng.index(most))
-    }
+    if rng.chance(500_000) { Select::Side(node(rng, nodes)) } else { Select::Random(1 + rng.index(most)) }
 }
 
 fn side(rng: &mut Rng, nodes: usize, zones: usize) -> Side {
@@ -199,44 +158,23 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
         }
         Class::Oneway if nodes > 3 && rng.chance(300_000) => {
             let through = 1 + rng.index(nodes);
-            (
-                Action::Bridge(side(rng, nodes, zones), through, side(rng, nodes, zones)),
-                secs(rng, 5, 60),
-            )
+            (Action::Bridge(side(rng, nodes, zones), through, side(rng, nodes, zones)), secs(rng, 5, 60))
         }
-        Class::Oneway => (
-            Action::Oneway(side(rng, nodes, zones), side(rng, nodes, zones)),
-            secs(rng, 1, 60),
-        ),
+        Class::Oneway => (Action::Oneway(side(rng, nodes, zones), side(rng, nodes, zones)), secs(rng, 1, 60)),
         Class::Loss => {
             let who = rng.chance(500_000).then(|| some(rng, nodes));
-            (
-                Action::Loss(10_000 + rng.below(400_000) as u32, who),
-                secs(rng, 2, 60),
-            )
+            (Action::Loss(10_000 + rng.below(400_000) as u32, who), secs(rng, 2, 60))
         }
-        Class::Disorder if rng.chance(500_000) => (
-            Action::Dup(rng.below(500_000) as u32 + 10_000),
-            secs(rng, 5, 60),
-        ),
-        Class::Disorder => (
-            Action::Reorder(Duration::from_millis(1 + rng.below(200))),
-            secs(rng, 5, 60),
-        ),
+        Class::Disorder if rng.chance(500_000) => (Action::Dup(rng.below(500_000) as u32 + 10_000), secs(rng, 5, 60)),
+        Class::Disorder => (Action::Reorder(Duration::from_millis(1 + rng.below(200))), secs(rng, 5, 60)),
         Class::Crashes => {
             let memory = [Memory::Kept, Memory::Kept, Memory::Lost, Memory::Stale][rng.index(4)];
             let restart = rng.chance(850_000).then(|| (secs(rng, 1, 60), memory));
             (Action::Crash(some(rng, nodes), restart), forever)
         }
         Class::Pauses => (Action::Pause(some(rng, nodes)), secs(rng, 1, 40)),
-        Class::Slowness => (
-            Action::Slow(some(rng, nodes), log_uniform(rng, 10, 2_000)),
-            secs(rng, 5, 60),
-        ),
-        Class::Drift => (
-            Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500),
-            forever,
-        ),
+        Class::Slowness => (Action::Slow(some(rng, nodes), log_uniform(rng, 10, 2_000)), secs(rng, 5, 60)),
+        Class::Drift => (Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500), forever),
         Class::Churn if rng.chance(400_000) => (Action::Leave(Select::Random(1)), forever),
         Class::Churn => (Action::Join(1 + rng.index(4), secs(rng, 1, 10)), forever),
     }
@@ -260,11 +198,7 @@ mod tests {
     fn a_drawn_plan_reads_back_from_its_text() {
         for seed in 0..200 {
             let plan = plan(Profile::Pr, seed);
-            assert_eq!(
-                Plan::parse(&plan.to_string()).as_ref(),
-                Ok(&plan),
-                "seed {seed}"
-            );
+            assert_eq!(Plan::parse(&plan.to_string()).as_ref(), Ok(&plan), "seed {seed}");
         }
     }
 
@@ -272,8 +206,7 @@ mod tests {
     fn a_plan_has_at_least_three_kinds_of_fault() {
         for seed in 0..200 {
             let steps = plan(Profile::Pr, seed).steps;
-            let kinds: std::collections::BTreeSet<_> =
-                steps.iter().map(|step| step.action.kind()).collect();
+            let kinds: std::collections::BTreeSet<_> = steps.iter().map(|step| step.action.kind()).collect();
             assert!(kinds.len() >= 3, "seed {seed}: {kinds:?}");
         }
     }

@@ -58,10 +58,7 @@ pub fn run(profile: Profile, seeds: Range<u64>, jobs: usize, json: bool) -> Exit
     let next = AtomicU64::new(seeds.start);
     let (send, receive) = mpsc::sync_channel(jobs.max(1));
     let name = format!("{profile:?}").to_lowercase();
-    let mut summary = Summary {
-        profile: name.clone(),
-        ..Summary::default()
-    };
+    let mut summary = Summary { profile: name.clone(), ..Summary::default() };
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             let (next, end, send) = (&next, seeds.end, send.clone());
@@ -96,23 +93,15 @@ fn one(profile: Profile, seed: u64) -> Outcome {
         let verdict = world.run(None);
         (world, verdict)
     }));
-    let (world, verdict) = run.map_or((None, None), |(world, verdict)| {
-        (Some(world), Some(verdict))
-    });
-    Outcome {
-        seed,
-        world,
-        verdict,
-    }
+    let (world, verdict) = run.map_or((None, None), |(world, verdict)| (Some(world), Some(verdict)));
+    Outcome { seed, world, verdict }
 }
 
 impl Summary {
     fn add(&mut self, profile: &str, outcome: Outcome, json: bool) {
         self.plans += 1;
-        let replay = format!(
-            "swimring-sim plan --profile {profile} --seed {0} | swimring-sim run - --seed {0}",
-            outcome.seed
-        );
+        let replay =
+            format!("swimring-sim plan --profile {profile} --seed {0} | swimring-sim run - --seed {0}", outcome.seed);
         let mut fail = |oracle: &str, message: String| {
             if !json {
                 println!("seed {}: {oracle}: {message}\n  {replay}", outcome.seed);
@@ -134,22 +123,11 @@ impl Summary {
         match outcome.verdict {
             Some(Verdict::Violation) => {
                 let first = &world.findings.violations[0];
-                fail(
-                    first.oracle,
-                    format!(
-                        "at {} ms, {}: {}",
-                        first.at_ms,
-                        first.nodes.join(" "),
-                        first.message
-                    ),
-                );
+                fail(first.oracle, format!("at {} ms, {}: {}", first.at_ms, first.nodes.join(" "), first.message));
                 self.violations += 1;
             }
             Some(Verdict::NotConverged) => {
-                let why = world
-                    .core()
-                    .and_then(|core| world.disagreement(core))
-                    .unwrap_or_default();
+                let why = world.core().and_then(|core| world.disagreement(core)).unwrap_or_default();
                 fail("L4", why);
                 self.nonconverged += 1;
             }
@@ -167,44 +145,25 @@ impl Summary {
             *self.outcomes.entry(kind).or_insert(0) += count;
         }
         self.node_seconds += world.node_seconds;
-        let converged = world
-            .converged_after
-            .map_or(0, |after| after.as_millis() as u64);
+        let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
         self.converged_ms_max = self.converged_ms_max.max(converged);
     }
 
     fn print(&self, json: bool) {
         if json {
-            println!(
-                "{}",
-                serde_json::to_string(self).expect("a summary has only text keys")
-            );
+            println!("{}", serde_json::to_string(self).expect("a summary has only text keys"));
             return;
         }
         println!(
             "{} plans: {} violations, {} not converged, {} crashes; {:.0} node-seconds in {:.1} s",
-            self.plans,
-            self.violations,
-            self.nonconverged,
-            self.crashes,
-            self.node_seconds,
-            self.wall_s
+            self.plans, self.violations, self.nonconverged, self.crashes, self.node_seconds, self.wall_s
         );
         let list = |counts: &BTreeMap<&str, u64>| {
-            counts
-                .iter()
-                .map(|(k, v)| format!("{k} {v}"))
-                .collect::<Vec<_>>()
-                .join(", ")
+            counts.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
         };
         println!("faults: {}", list(&self.faults));
         println!("checks: {}", list(&self.oracles));
-        println!(
-            "calls: {} ({}), at most {} hops",
-            self.calls,
-            list(&self.outcomes),
-            self.hops_max
-        );
+        println!("calls: {} ({}), at most {} hops", self.calls, list(&self.outcomes), self.hops_max);
         println!("slowest agreement: {} ms", self.converged_ms_max);
     }
 }

@@ -12,10 +12,7 @@ pub struct Trace {
 
 impl Default for Trace {
     fn default() -> Self {
-        Self {
-            hasher: blake3::Hasher::new_derive_key("swimring 1 simulation trace"),
-            events: 0,
-        }
+        Self { hasher: blake3::Hasher::new_derive_key("swimring 1 simulation trace"), events: 0 }
     }
 }
 

@@ -3,14 +3,8 @@ use crate::outcome::Unsent;
 
 const DEADLINE: Instant = Instant::from_millis(1_000);
 const NOW: Instant = Instant::from_millis(10);
-const A: Instance = Instance {
-    node: NodeId::from_u128(1),
-    life: 10,
-};
-const B: Instance = Instance {
-    node: NodeId::from_u128(2),
-    life: 20,
-};
+const A: Instance = Instance { node: NodeId::from_u128(1), life: 10 };
+const B: Instance = Instance { node: NodeId::from_u128(2), life: 20 };
 
 struct Story {
     call: Call<&'static str>,
@@ -18,14 +12,8 @@ struct Story {
 }
 
 fn story(idempotent: bool) -> Story {
-    let spec = CallSpec {
-        deadline: DEADLINE,
-        idempotent,
-    };
-    Story {
-        call: Call::new(spec, CallConfig::default(), Rng::new(1)),
-        budget: Budget::default(),
-    }
+    let spec = CallSpec { deadline: DEADLINE, idempotent };
+    Story { call: Call::new(spec, CallConfig::default(), Rng::new(1)), budget: Budget::default() }
 }
 
 impl Story {
@@ -38,11 +26,7 @@ impl Story {
 
     fn sent(&mut self, to: Instance, hop: u8) -> u32 {
         match self.call.step() {
-            Step::Send {
-                attempt,
-                to: seen,
-                hop: taken,
-            } if (seen, taken) == (to, hop) => attempt,
+            Step::Send { attempt, to: seen, hop: taken } if (seen, taken) == (to, hop) => attempt,
             other => panic!("expected an attempt to {to:?}, got {other:?}"),
         }
     }
@@ -73,18 +57,12 @@ fn nobody_to_ask_is_an_error_at_once() {
     let mut story = story(true);
     story.call.step();
     story.call.resolved(Resolution::Nobody);
-    assert_eq!(
-        story.outcome(),
-        Outcome::NotExecuted(NotExecuted::untried(Why::NoOwner))
-    );
+    assert_eq!(story.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::NoOwner)));
 }
 
 #[test]
 fn an_answer_of_the_handler_ends_the_call_whether_it_failed_or_not() {
-    for (result, expected) in [
-        (Ok("fine"), Outcome::Ok("fine")),
-        (Err("bad"), Outcome::Executed("bad")),
-    ] {
+    for (result, expected) in [(Ok("fine"), Outcome::Ok("fine")), (Err("bad"), Outcome::Executed("bad"))] {
         let mut story = story(false);
         let attempt = story.send_to(A);
         story.call.handed_over(attempt);
@@ -118,12 +96,7 @@ fn what_was_never_handed_over_is_tried_again_however_often_it_may_run() {
     for idempotent in [false, true] {
         let mut story = story(idempotent);
         let attempt = story.send_to(A);
-        story.call.unsent(
-            NOW,
-            attempt,
-            NeverSent::testify(Unsent::Unreachable),
-            &mut story.budget,
-        );
+        story.call.unsent(NOW, attempt, NeverSent::testify(Unsent::Unreachable), &mut story.budget);
         assert!(story.is_pausing());
     }
 }
@@ -133,29 +106,13 @@ fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
     let mut story = story(false);
     let attempt = story.send_to(A);
     story.call.handed_over(attempt);
-    story.call.refused(
-        NOW,
-        attempt,
-        A,
-        Refusal::NotOwner,
-        Some(B.node),
-        &mut story.budget,
-    );
+    story.call.refused(NOW, attempt, A, Refusal::NotOwner, Some(B.node), &mut story.budget);
     assert_eq!(story.call.step(), Step::Find(B.node));
-    story
-        .call
-        .named(NOW, Resolution::There(B), &mut story.budget);
+    story.call.named(NOW, Resolution::There(B), &mut story.budget);
     let second = story.sent(B, 2);
     story.call.handed_over(second);
     // Two hops are the most: now it waits for the views to agree.
-    story.call.refused(
-        NOW,
-        second,
-        B,
-        Refusal::NotOwner,
-        Some(A.node),
-        &mut story.budget,
-    );
+    story.call.refused(NOW, second, B, Refusal::NotOwner, Some(A.node), &mut story.budget);
     assert!(story.is_pausing());
     assert_eq!(story.call.hops, 2);
 }
@@ -167,9 +124,7 @@ fn only_the_process_it_was_sent_to_can_close_an_attempt() {
         let mut story = story(false);
         let attempt = story.send_to(A);
         story.call.handed_over(attempt);
-        story
-            .call
-            .refused(NOW, attempt, from, why, None, &mut story.budget);
+        story.call.refused(NOW, attempt, from, why, None, &mut story.budget);
         assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Replaced));
     }
 }
@@ -180,9 +135,7 @@ fn a_refusal_by_the_addressee_makes_another_try_safe() {
         let mut story = story(false);
         let attempt = story.send_to(A);
         story.call.handed_over(attempt);
-        story
-            .call
-            .refused(NOW, attempt, A, why, None, &mut story.budget);
+        story.call.refused(NOW, attempt, A, why, None, &mut story.budget);
         assert!(story.is_pausing(), "{why:?}");
     }
 }
@@ -192,9 +145,7 @@ fn a_refusal_that_will_not_pass_ends_the_call() {
     let mut story = story(true);
     let attempt = story.send_to(A);
     story.call.handed_over(attempt);
-    story
-        .call
-        .refused(NOW, attempt, A, Refusal::NoService, None, &mut story.budget);
+    story.call.refused(NOW, attempt, A, Refusal::NoService, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }
 
@@ -207,9 +158,7 @@ fn an_open_attempt_of_an_earlier_try_keeps_the_outcome_unknown() {
     story.call.timeout(NOW + Duration::from_millis(200));
     let second = story.send_to(B);
     story.call.handed_over(second);
-    story
-        .call
-        .refused(NOW, second, B, Refusal::NoService, None, &mut story.budget);
+    story.call.refused(NOW, second, B, Refusal::NoService, None, &mut story.budget);
     assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
 }
 
@@ -219,10 +168,7 @@ fn the_deadline_ends_a_call_as_far_as_it_got() {
     let mut early = story(false);
     early.call.step();
     early.call.timeout(DEADLINE);
-    assert_eq!(
-        early.outcome(),
-        Outcome::NotExecuted(NotExecuted::untried(Why::Deadline))
-    );
+    assert_eq!(early.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
     // After it was handed over.
     let mut late = story(false);
     let attempt = late.send_to(A);
@@ -237,16 +183,8 @@ fn what_is_queued_at_the_deadline_is_taken_back_and_that_decides() {
     let attempt = back.send_to(A);
     back.call.timeout(DEADLINE);
     assert_eq!(back.call.step(), Step::Withdraw { attempt });
-    back.call.unsent(
-        DEADLINE,
-        attempt,
-        NeverSent::testify(Unsent::Withdrawn),
-        &mut back.budget,
-    );
-    assert_eq!(
-        back.outcome(),
-        Outcome::NotExecuted(NotExecuted::untried(Why::Deadline))
-    );
+    back.call.unsent(DEADLINE, attempt, NeverSent::testify(Unsent::Withdrawn), &mut back.budget);
+    assert_eq!(back.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
     let mut gone = story(false);
     let attempt = gone.send_to(A);
     gone.call.timeout(DEADLINE);
@@ -261,14 +199,7 @@ fn repeats_end_with_the_budget() {
     while story.budget.spend() {}
     let attempt = story.send_to(A);
     story.call.handed_over(attempt);
-    story.call.refused(
-        NOW,
-        attempt,
-        A,
-        Refusal::Overloaded,
-        None,
-        &mut story.budget,
-    );
+    story.call.refused(NOW, attempt, A, Refusal::Overloaded, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }
 
@@ -276,12 +207,7 @@ fn repeats_end_with_the_budget() {
 fn reports_of_earlier_attempts_are_passed_over() {
     let mut story = story(true);
     let attempt = story.send_to(A);
-    story.call.unsent(
-        NOW,
-        attempt,
-        NeverSent::testify(Unsent::Unreachable),
-        &mut story.budget,
-    );
+    story.call.unsent(NOW, attempt, NeverSent::testify(Unsent::Unreachable), &mut story.budget);
     story.call.answered(attempt, Ok("late"));
     assert!(story.is_pausing());
 }

@@ -24,10 +24,7 @@ pub(super) enum Request {
 }
 
 pub(super) fn run(at: &At, request: Request) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
             eprintln!("swimring: {problem}");
@@ -49,22 +46,10 @@ async fn ask(at: &At, request: &Request) -> anyhow::Result<Answer> {
         Request::Members => (Method::GET, "/members".to_owned(), Bytes::new()),
         Request::Ring => (Method::GET, "/ring".to_owned(), Bytes::new()),
         Request::Health => (Method::GET, "/health".to_owned(), Bytes::new()),
-        Request::Lookup(key) => (
-            Method::GET,
-            format!("/lookup?key={}", encoded(key)),
-            Bytes::new(),
-        ),
-        Request::Put(key, value) => (
-            Method::PUT,
-            format!("/kv/{}", encoded(key)),
-            value_of(value)?,
-        ),
+        Request::Lookup(key) => (Method::GET, format!("/lookup?key={}", encoded(key)), Bytes::new()),
+        Request::Put(key, value) => (Method::PUT, format!("/kv/{}", encoded(key)), value_of(value)?),
         Request::Get(key) => (Method::GET, format!("/kv/{}", encoded(key)), Bytes::new()),
-        Request::Del(key) => (
-            Method::DELETE,
-            format!("/kv/{}", encoded(key)),
-            Bytes::new(),
-        ),
+        Request::Del(key) => (Method::DELETE, format!("/kv/{}", encoded(key)), Bytes::new()),
         Request::Leave { wait } => (Method::POST, format!("/leave?wait={wait}"), Bytes::new()),
     };
     client::ask(&at.admin, at.admin_token.as_deref(), method, &path, body).await
@@ -95,13 +80,9 @@ fn show(at: &At, request: &Request, answer: &Answer) -> ExitCode {
         _ => {}
     }
     let shown = match request {
-        Request::Members => {
-            serde_json::from_slice(&answer.body).map(|members| show_members(&members))
-        }
+        Request::Members => serde_json::from_slice(&answer.body).map(|members| show_members(&members)),
         Request::Ring => serde_json::from_slice(&answer.body).map(|ring| show_ring(&ring)),
-        Request::Lookup(_) => {
-            serde_json::from_slice(&answer.body).map(|lookup| show_lookup(&lookup))
-        }
+        Request::Lookup(_) => serde_json::from_slice(&answer.body).map(|lookup| show_lookup(&lookup)),
         Request::Health => serde_json::from_slice(&answer.body).map(|health| show_health(&health)),
         _ => Ok(()),
     };
@@ -117,45 +98,24 @@ fn show(at: &At, request: &Request, answer: &Answer) -> ExitCode {
 /// The exit code says what the answer says.
 fn verdict(request: &Request, answer: &Answer) -> ExitCode {
     let wrong = match request {
-        Request::Health => {
-            serde_json::from_slice::<Health>(&answer.body).is_ok_and(|health| !health.ready)
-        }
-        Request::Lookup(_) => serde_json::from_slice::<Lookup>(&answer.body)
-            .is_ok_and(|lookup| lookup.owner.is_none()),
+        Request::Health => serde_json::from_slice::<Health>(&answer.body).is_ok_and(|health| !health.ready),
+        Request::Lookup(_) => serde_json::from_slice::<Lookup>(&answer.body).is_ok_and(|lookup| lookup.owner.is_none()),
         _ => false,
     };
-    if wrong {
-        ExitCode::from(WRONG)
-    } else {
-        ExitCode::SUCCESS
-    }
+    if wrong { ExitCode::from(WRONG) } else { ExitCode::SUCCESS }
 }
 
 fn failed(answer: &Answer) -> ExitCode {
-    eprint!(
-        "swimring: {}: {}",
-        answer.status,
-        String::from_utf8_lossy(&answer.body)
-    );
-    let usage = matches!(
-        answer.status,
-        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE
-    );
+    eprint!("swimring: {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    let usage = matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE);
     ExitCode::from(if usage { USAGE } else { REFUSED })
 }
 
 fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
-    let header = |name| {
-        answer
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-    };
+    let header = |name| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match answer.status {
         StatusCode::OK | StatusCode::NO_CONTENT if at.json => {
-            let value = matches!(request, Request::Get(_))
-                .then(|| String::from_utf8_lossy(&answer.body).into_owned());
+            let value = matches!(request, Request::Get(_)).then(|| String::from_utf8_lossy(&answer.body).into_owned());
             let line = serde_json::json!({
                 "owner": header("x-swimring-owner"),
                 "hops": header("x-swimring-hops").parse::<u8>().unwrap_or_default(),
@@ -166,14 +126,8 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
             ExitCode::SUCCESS
         }
         StatusCode::OK => {
-            let written = std::io::stdout()
-                .write_all(&answer.body)
-                .and_then(|()| std::io::stdout().flush());
-            if written.is_ok() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(OWN_FAULT)
-            }
+            let written = std::io::stdout().write_all(&answer.body).and_then(|()| std::io::stdout().flush());
+            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(OWN_FAULT) }
         }
         StatusCode::NO_CONTENT => ExitCode::SUCCESS,
         StatusCode::NOT_FOUND => {
@@ -185,14 +139,8 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
 }
 
 fn show_members(members: &Members) {
-    println!(
-        "cluster {} as {} sees it, view {}",
-        members.cluster, members.own, members.view
-    );
-    println!(
-        "{:<20} {:<8} {:<9} {:>8} {:>7} {:<22} {:<8}",
-        "NAME", "STATE", "PHASE", "INC", "SHARE", "GOSSIP", "ZONE"
-    );
+    println!("cluster {} as {} sees it, view {}", members.cluster, members.own, members.view);
+    println!("{:<20} {:<8} {:<9} {:>8} {:>7} {:<22} {:<8}", "NAME", "STATE", "PHASE", "INC", "SHARE", "GOSSIP", "ZONE");
     for m in &members.members {
         println!(
             "{:<20} {:<8} {:<9} {:>8} {:>6.2}% {:<22} {:<8}",
@@ -208,24 +156,15 @@ fn show_members(members: &Members) {
 }
 
 fn show_ring(ring: &RingLines) {
-    println!(
-        "{} arcs, digest {}, largest share {:.3} of the mean",
-        ring.arcs, ring.digest, ring.max_over_mean
-    );
+    println!("{} arcs, digest {}, largest share {:.3} of the mean", ring.arcs, ring.digest, ring.max_over_mean);
     for (owner, arcs) in &ring.owners {
-        println!(
-            "{owner:<20} {arcs:>9} arcs {:>6.2}%",
-            f64::from(*arcs) / f64::from(ring.arcs) * 100.0
-        );
+        println!("{owner:<20} {arcs:>9} arcs {:>6.2}%", f64::from(*arcs) / f64::from(ring.arcs) * 100.0);
     }
 }
 
 fn show_lookup(lookup: &Lookup) {
     let owner = lookup.owner.as_deref().unwrap_or("nobody");
-    println!(
-        "{:?} is on arc {} (hash {}), owned by {owner}",
-        lookup.key, lookup.arc, lookup.hash
-    );
+    println!("{:?} is on arc {} (hash {}), owned by {owner}", lookup.key, lookup.arc, lookup.hash);
     if !lookup.replicas.is_empty() {
         println!("then {}", lookup.replicas.join(", "));
     }
@@ -233,14 +172,7 @@ fn show_lookup(lookup: &Lookup) {
 
 fn show_health(health: &Health) {
     println!("{}", if health.ready { "ready" } else { "not ready" });
-    health
-        .missing
-        .iter()
-        .for_each(|missing| println!("missing: {missing}"));
-    let counts: Vec<String> = health
-        .members
-        .iter()
-        .map(|(state, count)| format!("{count} {state}"))
-        .collect();
+    health.missing.iter().for_each(|missing| println!("missing: {missing}"));
+    let counts: Vec<String> = health.members.iter().map(|(state, count)| format!("{count} {state}")).collect();
     println!("members: {}", counts.join(", "));
 }

@@ -27,22 +27,15 @@ pub(crate) async fn ask(
         AdminAddress::Socket(_) => "localhost".to_owned(),
         AdminAddress::Tcp(address) => address.to_string(),
     };
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", host);
+    let mut request = Request::builder().method(method).uri(path).header("host", host);
     if let Some(token) = token {
         let token = std::fs::read_to_string(token)?;
         request = request.header("authorization", format!("Bearer {}", token.trim()));
     }
     let request = request.body(Full::new(body))?;
     match address {
-        AdminAddress::Socket(path) => {
-            send(tokio::net::UnixStream::connect(path).await?, request).await
-        }
-        AdminAddress::Tcp(address) => {
-            send(tokio::net::TcpStream::connect(address).await?, request).await
-        }
+        AdminAddress::Socket(path) => send(tokio::net::UnixStream::connect(path).await?, request).await,
+        AdminAddress::Tcp(address) => send(tokio::net::TcpStream::connect(address).await?, request).await,
     }
 }
 
@@ -50,14 +43,9 @@ async fn send(
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> anyhow::Result<Answer> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let (parts, body) = response.into_parts();
-    Ok(Answer {
-        status: parts.status,
-        headers: parts.headers,
-        body: body.collect().await?.to_bytes(),
-    })
+    Ok(Answer { status: parts.status, headers: parts.headers, body: body.collect().await?.to_bytes() })
 }

@@ -161,13 +161,7 @@ fn certs_command(command: &Certs) -> ExitCode {
                 out.display()
             );
         }),
-        Certs::Issue {
-            ca,
-            name,
-            out,
-            hosts,
-            days,
-        } => certs::issue(ca, name, hosts, *days, out).map(|()| {
+        Certs::Issue { ca, name, out, hosts, days } => certs::issue(ca, name, hosts, *days, out).map(|()| {
             eprintln!("made the identity of node {name} in {}", out.display());
         }),
         Certs::Show { file } => certs::describe(file).map(|text| println!("{text}")),

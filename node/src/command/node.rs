@@ -110,10 +110,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
             eprintln!("swimring: {problem}");
@@ -125,9 +122,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
 
 fn start_code(problem: &StartError) -> ExitCode {
     match problem {
-        StartError::Profile(_) | StartError::Unspecified(_) | StartError::OtherNode { .. } => {
-            ExitCode::from(USAGE)
-        }
+        StartError::Profile(_) | StartError::Unspecified(_) | StartError::OtherNode { .. } => ExitCode::from(USAGE),
         _ => ExitCode::from(REFUSED),
     }
 }
@@ -174,10 +169,7 @@ async fn serve(args: NodeArgs) -> ExitCode {
 }
 
 async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), StartError> {
-    let state = args
-        .state
-        .clone()
-        .unwrap_or_else(|| args.identity.join("state"));
+    let state = args.state.clone().unwrap_or_else(|| args.identity.join("state"));
     let preset = match args.preset {
         PresetArg::Lan => Preset::Lan,
         PresetArg::Wan => Preset::Wan,
@@ -188,10 +180,7 @@ async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), Sta
         .listen(args.listen)
         .weight(args.weight)
         .preset(preset)
-        .service(
-            kv::SERVICE,
-            handler(move |request| store.clone().serve(request)),
-        );
+        .service(kv::SERVICE, handler(move |request| store.clone().serve(request)));
     if let Some(name) = &args.name {
         builder = builder.name(name.clone());
     }
@@ -230,10 +219,7 @@ async fn announce(
         let router = http::router(node.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
-    let wanted = args
-        .admin
-        .clone()
-        .unwrap_or_else(|| default_admin(node, state));
+    let wanted = args.admin.clone().unwrap_or_else(|| default_admin(node, state));
     let admin = Admin::new(node.clone(), args.expect, leave.clone(), left.clone());
     let admin = admin
         .listen(&wanted, &state.join("admin.token"))
@@ -265,16 +251,12 @@ async fn announce(
 
 fn default_admin(node: &Swimring, state: &std::path::Path) -> AdminAddress {
     let file = format!("swimring-{}-{}.sock", node.cluster(), node.name());
-    let directory =
-        std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| state.to_path_buf(), PathBuf::from);
+    let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| state.to_path_buf(), PathBuf::from);
     AdminAddress::Socket(directory.join(file))
 }
 
 async fn terminated() {
-    let (Ok(mut term), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return std::future::pending().await;
     };
     tokio::select! {

@@ -9,14 +9,12 @@ use std::time::Duration;
 
 use swimring_membership::codec::Malformed;
 use swimring_membership::{
-    Config, Delivery, Destination, Event, Instant, InvalidProfile, Membership, NodeId, Peer, Rng,
-    Start, State, Timers, Transmit,
+    Config, Delivery, Destination, Event, Instant, InvalidProfile, Membership, NodeId, Peer, Rng, Start, State, Timers,
+    Transmit,
 };
 
 use super::hello::{Class, Hello, Refusal};
-use super::peers::{
-    Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target,
-};
+use super::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 
 /// Most messages that wait for one dial; the newest are refused, for old news is told again.
 const WAITING_MAX: usize = 16;
@@ -127,12 +125,7 @@ impl Control {
     ///
     /// # Errors
     /// If it is none; the connection is closed, for its bytes cannot be trusted any more.
-    pub fn handle_message(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        bytes: &[u8],
-    ) -> Result<(), Malformed> {
+    pub fn handle_message(&mut self, now: Instant, conn: ConnId, bytes: &[u8]) -> Result<(), Malformed> {
         let Some(peer) = self.peers.peer(conn) else {
             return Ok(());
         };
@@ -186,25 +179,14 @@ impl Control {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [
-            self.membership.poll_timeout(),
-            self.peers.poll_timeout(),
-            self.wanted.next(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.membership.poll_timeout(), self.peers.poll_timeout(), self.wanted.next()].into_iter().flatten().min()
     }
 
     /// Appends the next message to `out` and says where it goes.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<Sending> {
         if let Some((conn, delivery, bytes)) = self.ready.pop_front() {
             out.extend_from_slice(&bytes);
-            return Some(Sending {
-                conn,
-                delivery,
-                transmit: None,
-            });
+            return Some(Sending { conn, delivery, transmit: None });
         }
         loop {
             let start = out.len();
@@ -212,11 +194,7 @@ impl Control {
             let target = target_of(transmit.to);
             match self.peers.route(now, target) {
                 Route::Connected(conn) => {
-                    return Some(Sending {
-                        conn,
-                        delivery: transmit.delivery,
-                        transmit: Some(transmit),
-                    });
+                    return Some(Sending { conn, delivery: transmit.delivery, transmit: Some(transmit) });
                 }
                 Route::Dialling => {
                     let waiting = self.waiting.entry(target).or_default();
@@ -259,10 +237,7 @@ impl Control {
     /// What follows between the two machines from what one of them did.
     fn settle(&mut self, now: Instant) {
         while let Some(event) = self.membership.poll_event() {
-            if let Event::Changed {
-                id, before, state, ..
-            } = event
-            {
+            if let Event::Changed { id, before, state, .. } = event {
                 let was_present = before.is_some_and(|(state, _)| state.is_present());
                 self.on_changed(now, id, was_present, state);
             }
@@ -275,22 +250,14 @@ impl Control {
     }
 
     fn on_changed(&mut self, now: Instant, id: NodeId, was_present: bool, state: State) {
-        let Some(peer) = self
-            .membership
-            .member(id)
-            .map(|member| member.record.peer())
-        else {
+        let Some(peer) = self.membership.member(id).map(|member| member.record.peer()) else {
             return;
         };
         if peer.id == self.me.id {
             return;
         }
         if state.is_present() && self.peers.connection(peer).is_none() {
-            let courtesy = if self.me.id < peer.id {
-                Duration::ZERO
-            } else {
-                self.rng.jitter(COURTESY)
-            };
+            let courtesy = if self.me.id < peer.id { Duration::ZERO } else { self.rng.jitter(COURTESY) };
             self.wanted.set_earlier(peer, now + courtesy);
         } else if was_present && !state.is_present() {
             self.wanted.cancel(peer);
@@ -300,18 +267,11 @@ impl Control {
 
     /// Probes never dial: a present member is connected before its turn comes, and stays so.
     fn keep_warm(&mut self, now: Instant, peer: Peer) {
-        let current = self
-            .membership
-            .roster()
-            .present(peer.id)
-            .is_some_and(|member| member.record.peer() == peer);
+        let current = self.membership.roster().present(peer.id).is_some_and(|member| member.record.peer() == peer);
         if !current {
             return;
         }
-        if !matches!(
-            self.peers.route(now, Target::Peer(peer, peer.address)),
-            Route::Connected(_)
-        ) {
+        if !matches!(self.peers.route(now, Target::Peer(peer, peer.address)), Route::Connected(_)) {
             let again = self.rng.jitter(COURTESY * 2);
             self.wanted.set(peer, now + again);
         }
@@ -319,11 +279,7 @@ impl Control {
 
     fn on_peers_event(&mut self, now: Instant, event: &PeersEvent) {
         match event {
-            PeersEvent::Up {
-                peer,
-                conn,
-                dialled,
-            } => {
+            PeersEvent::Up { peer, conn, dialled } => {
                 self.wanted.cancel(*peer);
                 let own = Target::Peer(*peer, peer.address);
                 for target in [Some(own), *dialled].into_iter().flatten() {

@@ -39,19 +39,7 @@ pub struct Hello {
 }
 
 /// Why a hello was refused.
-#[derive(
-    Copy,
-    Clone,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Debug,
-    Hash,
-    Serialize,
-    Deserialize,
-    thiserror::Error,
-)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The other end has another `cluster.key`, or other cluster constants.
     #[error("the other end has another cluster.key or other cluster constants")]

@@ -79,16 +79,11 @@ impl Timebase {
     fn measured(sent: Instant, clock: Instant, now: Instant) -> Self {
         let half = now.since(sent) / 2;
         let middle = sent + half;
-        Self {
-            offset: clock.as_nanos() as i64 - middle.as_nanos() as i64,
-            error: half,
-            at: now,
-        }
+        Self { offset: clock.as_nanos() as i64 - middle.as_nanos() as i64, error: half, at: now }
     }
 
     fn error(&self, now: Instant) -> Duration {
-        self.error
-            + Duration::from_nanos(now.since(self.at).as_nanos() as u64 / 1_000_000 * DRIFT_PPM)
+        self.error + Duration::from_nanos(now.since(self.at).as_nanos() as u64 / 1_000_000 * DRIFT_PPM)
     }
 }
 
@@ -127,13 +122,7 @@ impl<T> Link<T> {
 
     /// A connection stands. Its hello was sent at `asked`, answered with the other's `clock`, and heard `now`;
     /// the accepting end has only the `clock`, and measures at once.
-    pub fn connected(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        asked: Option<Instant>,
-        clock: Instant,
-    ) {
+    pub fn connected(&mut self, now: Instant, conn: ConnId, asked: Option<Instant>, clock: Instant) {
         self.conns.push(conn);
         match asked {
             Some(asked) => self.improve(now, Timebase::measured(asked, clock, now)),
@@ -142,22 +131,14 @@ impl<T> Link<T> {
     }
 
     fn improve(&mut self, now: Instant, new: Timebase) {
-        if self
-            .timebase
-            .is_none_or(|held| new.error <= held.error(now))
-        {
+        if self.timebase.is_none_or(|held| new.error <= held.error(now)) {
             self.timebase = Some(new);
         }
     }
 
     /// Asks what the other's clock shows.
     pub fn ask_clock(&mut self, now: Instant) {
-        self.send(
-            &Frame::Clock {
-                sent: now.as_nanos(),
-            },
-            &[],
-        );
+        self.send(&Frame::Clock { sent: now.as_nanos() }, &[]);
     }
 
     /// Whether there is a connection.
@@ -236,10 +217,7 @@ impl<T> Link<T> {
             let Some(queued) = self.queue.pop_front() else {
                 return;
             };
-            let floor = self
-                .pending
-                .first_key_value()
-                .map_or(queued.seq, |(first, _)| *first);
+            let floor = self.pending.first_key_value().map_or(queued.seq, |(first, _)| *first);
             let header = CallHeader {
                 seq: queued.seq,
                 floor,
@@ -261,40 +239,23 @@ impl<T> Link<T> {
     ///
     /// # Errors
     /// If it is none; the other's fault.
-    pub fn handle_frame<'a>(
-        &mut self,
-        now: Instant,
-        bytes: &'a [u8],
-    ) -> Result<Arrival<'a, T>, Malformed> {
+    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T>, Malformed> {
         let Some((frame, body)) = Frame::decode(bytes)? else {
             return Ok(Arrival::Nothing);
         };
         let mut end = |seq| self.pending.remove(&seq).map(|(_, token)| token);
         Ok(match frame {
             Frame::Call(header) => Arrival::Call(header, body),
-            Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| {
-                Arrival::Ran(token, Ok(body), fence)
-            }),
-            Frame::Executed { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| {
-                Arrival::Ran(token, Err(body), fence)
-            }),
-            Frame::Refused {
-                seq,
-                why,
-                owner,
-                record,
-            } => end(seq).map_or(Arrival::Nothing, |token| {
-                Arrival::Refused(token, why, owner, record)
-            }),
+            Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Ok(body), fence)),
+            Frame::Executed { seq, fence } => {
+                end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Err(body), fence))
+            }
+            Frame::Refused { seq, why, owner, record } => {
+                end(seq).map_or(Arrival::Nothing, |token| Arrival::Refused(token, why, owner, record))
+            }
             Frame::Cancel { seq } => Arrival::Cancel(seq),
             Frame::Clock { sent } => {
-                self.send(
-                    &Frame::ClockIs {
-                        sent,
-                        clock: now.as_nanos(),
-                    },
-                    &[],
-                );
+                self.send(&Frame::ClockIs { sent, clock: now.as_nanos() }, &[]);
                 Arrival::Nothing
             }
             Frame::ClockIs { sent, clock } => {
@@ -312,32 +273,16 @@ impl<T> Link<T> {
     /// goes back.
     pub fn closed(&mut self, conn: ConnId, why: Unsent) -> CutOff<T> {
         self.conns.retain(|held| *held != conn);
-        let lost: Vec<u64> = self
-            .pending
-            .iter()
-            .filter(|(_, (on, _))| *on == conn)
-            .map(|(seq, _)| *seq)
-            .collect();
-        let lost = lost
-            .into_iter()
-            .filter_map(|seq| self.pending.remove(&seq))
-            .map(|(_, token)| token)
-            .collect();
-        let unsent = if self.conns.is_empty() {
-            self.give_back(why)
-        } else {
-            Vec::new()
-        };
+        let lost: Vec<u64> = self.pending.iter().filter(|(_, (on, _))| *on == conn).map(|(seq, _)| *seq).collect();
+        let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|(_, token)| token).collect();
+        let unsent = if self.conns.is_empty() { self.give_back(why) } else { Vec::new() };
         CutOff { lost, unsent }
     }
 
     /// There will be no connection: what waits goes back.
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
         self.control.clear();
-        self.queue
-            .drain(..)
-            .map(|queued| (queued.token, NeverSent::testify(why)))
-            .collect()
+        self.queue.drain(..).map(|queued| (queued.token, NeverSent::testify(why))).collect()
     }
 }
 
@@ -345,10 +290,7 @@ impl<T> Link<T> {
 mod tests {
     use super::*;
 
-    const TO: Instance = Instance {
-        node: NodeId::from_u128(1),
-        life: 7,
-    };
+    const TO: Instance = Instance { node: NodeId::from_u128(1), life: 7 };
     const NOW: Instant = Instant::from_millis(100);
 
     fn outbound(deadline: Instant) -> Outbound {
@@ -365,12 +307,7 @@ mod tests {
     fn link() -> Link<&'static str> {
         let mut link = Link::new(TO, 2);
         // Asked at 90, heard at 100, and its clock showed 1,000: at 95 here.
-        link.connected(
-            NOW,
-            ConnId(1),
-            Some(Instant::from_millis(90)),
-            Instant::from_millis(1_000),
-        );
+        link.connected(NOW, ConnId(1), Some(Instant::from_millis(90)), Instant::from_millis(1_000));
         link
     }
 
@@ -389,11 +326,8 @@ mod tests {
     #[test]
     fn a_deadline_is_told_in_the_others_time() {
         let mut link = link();
-        link.enqueue(outbound(NOW + Duration::from_millis(50)), "a")
-            .unwrap();
-        let Some(Frame::Call(header)) = take(&mut link).pop() else {
-            panic!("a call waits")
-        };
+        link.enqueue(outbound(NOW + Duration::from_millis(50)), "a").unwrap();
+        let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
         assert_eq!(header.deadline, Instant::from_millis(1_055).as_nanos());
         assert_eq!(header.error_us, 5_000);
     }
@@ -416,13 +350,7 @@ mod tests {
         link.enqueue(outbound(NOW), "queued").unwrap();
         let cut = link.closed(ConnId(1), Unsent::Unreachable);
         assert_eq!(cut.lost, ["handed over"]);
-        assert_eq!(
-            cut.unsent
-                .iter()
-                .map(|(token, _)| *token)
-                .collect::<Vec<_>>(),
-            ["queued"]
-        );
+        assert_eq!(cut.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
     }
 
     #[test]
@@ -432,22 +360,14 @@ mod tests {
         take(&mut link);
         let mut answer = Vec::new();
         Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-        assert!(matches!(
-            link.handle_frame(NOW, &answer),
-            Ok(Arrival::Ran("a", Ok(b"yes"), 3))
-        ));
-        assert!(matches!(
-            link.handle_frame(NOW, &answer),
-            Ok(Arrival::Nothing)
-        ));
+        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
+        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Nothing)));
     }
 
     #[test]
     fn too_many_under_way_are_refused_with_proof() {
         let mut link = link();
-        assert!(
-            link.enqueue(outbound(NOW), "a").is_ok() && link.enqueue(outbound(NOW), "b").is_ok()
-        );
+        assert!(link.enqueue(outbound(NOW), "a").is_ok() && link.enqueue(outbound(NOW), "b").is_ok());
         assert!(matches!(link.enqueue(outbound(NOW), "c"), Err(("c", _))));
     }
 
@@ -457,9 +377,7 @@ mod tests {
         let first = link.enqueue(outbound(NOW), "a").unwrap();
         take(&mut link);
         link.enqueue(outbound(NOW), "b").unwrap();
-        let Some(Frame::Call(header)) = take(&mut link).pop() else {
-            panic!("a call waits")
-        };
+        let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
         assert_eq!((header.seq, header.floor), (first + 1, first));
     }
 }

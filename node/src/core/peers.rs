@@ -229,10 +229,7 @@ impl Peers {
     fn connection_to(&self, target: Target) -> Option<ConnId> {
         match target {
             Target::Peer(peer, _) => self.connection(peer),
-            Target::Seed(address) => self
-                .seeds
-                .get(&address)
-                .and_then(|peer| self.connection(*peer)),
+            Target::Seed(address) => self.seeds.get(&address).and_then(|peer| self.connection(*peer)),
         }
     }
 
@@ -252,21 +249,13 @@ impl Peers {
         };
         self.dials.insert(dial, Dial { target });
         self.dialling.insert(target, dial);
-        self.timers
-            .set(Timer::Dial(dial), now + self.config.dial_timeout);
-        self.commands.push_back(Command::Dial {
-            dial,
-            address,
-            expect,
-        });
+        self.timers.set(Timer::Dial(dial), now + self.config.dial_timeout);
+        self.commands.push_back(Command::Dial { dial, address, expect });
     }
 
     /// The connection to use for `peer`.
     pub fn connection(&self, peer: Peer) -> Option<ConnId> {
-        self.by_peer
-            .get(&peer)
-            .and_then(|conns| conns.first())
-            .copied()
+        self.by_peer.get(&peer).and_then(|conns| conns.first()).copied()
     }
 
     /// The other end of a connection.
@@ -298,12 +287,7 @@ impl Peers {
     ///
     /// # Errors
     /// Why the connection is refused; whose fault it is stands with each [`Refusal`].
-    pub fn judge(
-        &self,
-        hello: &Hello,
-        certified: NodeId,
-        fingerprint: &[u8; 16],
-    ) -> Result<(), Refusal> {
+    pub fn judge(&self, hello: &Hello, certified: NodeId, fingerprint: &[u8; 16]) -> Result<(), Refusal> {
         if hello.class != self.class {
             return Err(Refusal::Class);
         }
@@ -319,20 +303,13 @@ impl Peers {
         if self.closing {
             return Err(Refusal::Leaving);
         }
-        if self.conns.len() >= self.config.connections_max {
-            Err(Refusal::Full)
-        } else {
-            Ok(())
-        }
+        if self.conns.len() >= self.config.connections_max { Err(Refusal::Full) } else { Ok(()) }
     }
 
     /// A dial succeeded: the hello was answered, and the answer was judged.
     pub fn handle_dialled(&mut self, now: Instant, dial: DialId, conn: ConnId, hello: &Hello) {
         let Some(Dial { target }) = self.end_dial(dial) else {
-            self.commands.push_back(Command::Close {
-                conn,
-                why: Goodbye::Duplicate,
-            });
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
             return;
         };
         self.failures.remove(&target);
@@ -357,10 +334,7 @@ impl Peers {
 
     /// A dial reached this process itself.
     pub fn handle_oneself(&mut self, dial: DialId) {
-        if let Some(Dial {
-            target: Target::Seed(address),
-        }) = self.end_dial(dial)
-        {
+        if let Some(Dial { target: Target::Seed(address) }) = self.end_dial(dial) {
             self.oneself.insert(address);
             self.events.push_back(PeersEvent::Oneself { address });
         }
@@ -380,12 +354,7 @@ impl Peers {
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
         let peer = hello.peer;
-        let conn = Conn {
-            peer,
-            life: hello.life,
-            dialled_here: dialled.is_some(),
-            retired: false,
-        };
+        let conn = Conn { peer, life: hello.life, dialled_here: dialled.is_some(), retired: false };
         let held = self.by_peer.entry(peer).or_default();
         let first = held.is_empty();
         held.push(id);
@@ -393,11 +362,7 @@ impl Peers {
         self.retire_losers(now, peer, hello.life);
         let stands = self.connection(peer).is_some_and(|kept| kept == id);
         if first || stands {
-            self.events.push_back(PeersEvent::Up {
-                peer,
-                conn: id,
-                dialled,
-            });
+            self.events.push_back(PeersEvent::Up { peer, conn: id, dialled });
         }
     }
 
@@ -406,27 +371,15 @@ impl Peers {
     fn retire_losers(&mut self, now: Instant, peer: Peer, life: u64) {
         let mine_wins = self.me.id < peer.id;
         let ids = self.by_peer[&peer].clone();
-        let (live, dead): (Vec<ConnId>, Vec<ConnId>) =
-            ids.into_iter().partition(|id| self.conns[id].life == life);
+        let (live, dead): (Vec<ConnId>, Vec<ConnId>) = ids.into_iter().partition(|id| self.conns[id].life == life);
         for conn in dead {
             self.drop_conn(conn);
-            self.commands.push_back(Command::Close {
-                conn,
-                why: Goodbye::Gone,
-            });
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
         }
         // The newest of the winning direction is kept; with none, the newest.
-        let kept = live
-            .iter()
-            .rev()
-            .find(|id| self.conns[id].dialled_here == mine_wins)
-            .or(live.last())
-            .copied();
+        let kept = live.iter().rev().find(|id| self.conns[id].dialled_here == mine_wins).or(live.last()).copied();
         let Some(kept) = kept else { return };
-        let held = self
-            .by_peer
-            .get_mut(&peer)
-            .expect("the connection was just added");
+        let held = self.by_peer.get_mut(&peer).expect("the connection was just added");
         held.retain(|id| *id != kept);
         held.insert(0, kept);
         for id in held.iter().skip(1) {
@@ -434,8 +387,7 @@ impl Peers {
             // The end that dialled a loser closes it, so that the two do not close different ones.
             if conn.dialled_here && !conn.retired {
                 conn.retired = true;
-                self.timers
-                    .set(Timer::Linger(*id), now + self.config.linger);
+                self.timers.set(Timer::Linger(*id), now + self.config.linger);
             }
         }
     }
@@ -465,12 +417,7 @@ impl Peers {
             self.commands.push_back(Command::Close { conn, why });
             self.handle_closed(conn);
         }
-        let stale: Vec<Target> = self
-            .failures
-            .keys()
-            .filter(|target| is_to(**target, peer))
-            .copied()
-            .collect();
+        let stale: Vec<Target> = self.failures.keys().filter(|target| is_to(**target, peer)).copied().collect();
         for target in stale {
             self.failures.remove(&target);
             self.timers.cancel(Timer::Retry(target));
@@ -481,24 +428,17 @@ impl Peers {
     pub fn close(&mut self) {
         self.closing = true;
         for (conn, _) in core::mem::take(&mut self.conns) {
-            self.commands.push_back(Command::Close {
-                conn,
-                why: Goodbye::Leaving,
-            });
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Leaving });
         }
         for dial in core::mem::take(&mut self.dials).into_keys() {
             self.commands.push_back(Command::Abort { dial });
         }
-        (self.by_peer, self.dialling, self.timers) =
-            (BTreeMap::new(), BTreeMap::new(), Timers::default());
+        (self.by_peer, self.dialling, self.timers) = (BTreeMap::new(), BTreeMap::new(), Timers::default());
     }
 
     /// Closes a connection whose other end broke the protocol.
     pub fn expel(&mut self, conn: ConnId) {
-        self.commands.push_back(Command::Close {
-            conn,
-            why: Goodbye::Malformed,
-        });
+        self.commands.push_back(Command::Close { conn, why: Goodbye::Malformed });
         self.handle_closed(conn);
     }
 
@@ -512,10 +452,7 @@ impl Peers {
                 }
                 Timer::Retry(_) => {}
                 Timer::Linger(conn) => {
-                    self.commands.push_back(Command::Close {
-                        conn,
-                        why: Goodbye::Duplicate,
-                    });
+                    self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
                     self.handle_closed(conn);
                 }
             }

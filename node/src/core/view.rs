@@ -15,10 +15,7 @@ pub struct Rings(Mutex<BTreeMap<u128, Weak<Ring>>>);
 impl Rings {
     fn ring(&self, placement: Placement, members: &[RingMember]) -> Arc<Ring> {
         let digest = Ring::digest_of(placement, members.iter().cloned());
-        let mut held = self
-            .0
-            .lock()
-            .expect("nothing panics while it holds the lock");
+        let mut held = self.0.lock().expect("nothing panics while it holds the lock");
         if let Some(ring) = held.get(&digest).and_then(Weak::upgrade) {
             return ring;
         }
@@ -50,11 +47,7 @@ impl View {
             digest: membership.roster().digest(),
             me: membership.record().instance(),
             confirmed: membership.is_confirmed(),
-            members: membership
-                .roster()
-                .iter()
-                .map(|(_, member)| member.clone())
-                .collect(),
+            members: membership.roster().iter().map(|(_, member)| member.clone()).collect(),
             placement,
             rings: Arc::clone(rings),
             ring: OnceLock::new(),
@@ -88,10 +81,7 @@ impl View {
 
     /// The member `id`.
     pub fn member(&self, id: NodeId) -> Option<&Member> {
-        let index = self
-            .members
-            .binary_search_by_key(&id, |member| member.record.id())
-            .ok()?;
+        let index = self.members.binary_search_by_key(&id, |member| member.record.id()).ok()?;
         Some(&self.members[index])
     }
 
@@ -136,13 +126,10 @@ impl View {
         if owner == self.me.node {
             return Ownership::Mine;
         }
-        let ready = self
-            .member(self.me.node)
-            .is_some_and(|own| own.record.phase() == Phase::Ready && own.state.is_present());
+        let ready =
+            self.member(self.me.node).is_some_and(|own| own.record.phase() == Phase::Ready && own.state.is_present());
         let deciding = if ready { owner } else { self.me.node };
-        let record = self
-            .member(deciding)
-            .map(|member| member.record.bytes().to_vec());
+        let record = self.member(deciding).map(|member| member.record.bytes().to_vec());
         Ownership::Theirs(owner, Blob(record.unwrap_or_default()))
     }
 }

@@ -35,9 +35,7 @@ impl std::str::FromStr for AdminAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse::<std::net::SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(address) => Err(format!(
-                "{address} is not on loopback: the admin endpoint is for this machine only"
-            )),
+            Ok(address) => Err(format!("{address} is not on loopback: the admin endpoint is for this machine only")),
             Err(_) => Ok(Self::Socket(text.into())),
         }
     }
@@ -152,18 +150,8 @@ pub struct RingLines {
 
 impl Admin {
     /// Serves `node`, which should see `expect` members.
-    pub fn new(
-        node: Swimring,
-        expect: usize,
-        leave: CancellationToken,
-        left: CancellationToken,
-    ) -> Self {
-        Self {
-            node,
-            expect,
-            leave,
-            left,
-        }
+    pub fn new(node: Swimring, expect: usize, leave: CancellationToken, left: CancellationToken) -> Self {
+        Self { node, expect, leave, left }
     }
 
     fn router(self) -> Router {
@@ -182,11 +170,7 @@ impl Admin {
     ///
     /// # Errors
     /// If the address cannot be listened on.
-    pub async fn listen(
-        self,
-        address: &AdminAddress,
-        token_file: &Path,
-    ) -> std::io::Result<AdminAddress> {
+    pub async fn listen(self, address: &AdminAddress, token_file: &Path) -> std::io::Result<AdminAddress> {
         match address {
             AdminAddress::Socket(path) => {
                 let listener = unix_listener(path).await?;
@@ -200,13 +184,7 @@ impl Admin {
                 let token = write_token(token_file)?;
                 let guard = move |request: Request, next: Next| {
                     let token = token.clone();
-                    async move {
-                        if is_allowed(&request, &token) {
-                            next.run(request).await
-                        } else {
-                            denied()
-                        }
-                    }
+                    async move { if is_allowed(&request, &token) { next.run(request).await } else { denied() } }
                 };
                 let router = self.router().layer(middleware::from_fn(guard));
                 tokio::spawn(async move { axum::serve(listener, router).await });
@@ -220,10 +198,7 @@ impl Admin {
 async fn unix_listener(path: &Path) -> std::io::Result<tokio::net::UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     if tokio::net::UnixStream::connect(path).await.is_ok() {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::AddrInUse,
-            "another process administers here",
-        ));
+        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another process administers here"));
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -240,44 +215,24 @@ fn write_token(path: &Path) -> std::io::Result<String> {
     let mut bytes = [0; 32];
     random(&mut bytes);
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(token.as_bytes())?;
     Ok(token)
 }
 
 /// The token must be right, and the browser that a page drives must not be talking to another name.
 fn is_allowed(request: &Request, token: &str) -> bool {
-    let bearer = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let given = bearer
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .unwrap_or_default();
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let local = host
-        .parse::<std::net::SocketAddr>()
-        .is_ok_and(|host| host.ip().is_loopback())
-        || host.starts_with("localhost");
+    let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let local =
+        host.parse::<std::net::SocketAddr>().is_ok_and(|host| host.ip().is_loopback()) || host.starts_with("localhost");
     // blake3 compares in constant time.
     local && blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes())
 }
 
 fn denied() -> Response {
-    (
-        StatusCode::UNAUTHORIZED,
-        "the admin token is missing or wrong, or the host is not this machine\n",
-    )
-        .into_response()
+    (StatusCode::UNAUTHORIZED, "the admin token is missing or wrong, or the host is not this machine\n").into_response()
 }
 
 fn state_name(state: MemberState) -> &'static str {
@@ -318,18 +273,10 @@ fn line(member: &Member, arcs: u32, all: u32) -> MemberLine {
 async fn members(State(admin): State<Admin>) -> Json<Members> {
     let view = admin.node.view();
     let ring = view.ring();
-    let counts: BTreeMap<_, _> = ring
-        .members()
-        .iter()
-        .map(|member| member.id)
-        .zip(ring.owned_counts())
-        .collect();
+    let counts: BTreeMap<_, _> = ring.members().iter().map(|member| member.id).zip(ring.owned_counts()).collect();
     let arcs = |member: &Member| counts.get(&member.record.id()).copied().unwrap_or(0);
-    let mut members: Vec<MemberLine> = view
-        .members()
-        .iter()
-        .map(|member| line(member, arcs(member), ring.arcs()))
-        .collect();
+    let mut members: Vec<MemberLine> =
+        view.members().iter().map(|member| line(member, arcs(member), ring.arcs())).collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     Json(Members {
         cluster: admin.node.cluster().to_string(),
@@ -342,31 +289,13 @@ async fn members(State(admin): State<Admin>) -> Json<Members> {
 async fn ring(State(admin): State<Admin>) -> Json<RingLines> {
     let view = admin.node.view();
     let ring = view.ring();
-    let name = |id| {
-        view.member(id)
-            .map(|member| member.record.profile().name.to_string())
-            .unwrap_or_default()
-    };
-    let owners: BTreeMap<String, u32> = ring
-        .members()
-        .iter()
-        .map(|member| name(member.id))
-        .zip(ring.owned_counts())
-        .collect();
-    let weights: u32 = ring
-        .members()
-        .iter()
-        .map(|member| u32::from(member.weight))
-        .sum();
-    let over = ring
-        .members()
-        .iter()
-        .zip(ring.owned_counts())
-        .map(|(member, arcs)| {
-            f64::from(arcs) * f64::from(weights)
-                / f64::from(ring.arcs())
-                / f64::from(member.weight.max(1))
-        });
+    let name = |id| view.member(id).map(|member| member.record.profile().name.to_string()).unwrap_or_default();
+    let owners: BTreeMap<String, u32> =
+        ring.members().iter().map(|member| name(member.id)).zip(ring.owned_counts()).collect();
+    let weights: u32 = ring.members().iter().map(|member| u32::from(member.weight)).sum();
+    let over = ring.members().iter().zip(ring.owned_counts()).map(|(member, arcs)| {
+        f64::from(arcs) * f64::from(weights) / f64::from(ring.arcs()) / f64::from(member.weight.max(1))
+    });
     Json(RingLines {
         arcs: ring.arcs(),
         digest: format!("{:032x}", ring.digest()),
@@ -383,17 +312,8 @@ struct Key {
 async fn lookup(State(admin): State<Admin>, Query(Key { key }): Query<Key>) -> Json<Lookup> {
     let view = admin.node.view();
     let hash = admin.node.hash(key.as_bytes());
-    let name = |id| {
-        view.member(id)
-            .map(|member| member.record.profile().name.to_string())
-            .unwrap_or_default()
-    };
-    let mut order: Vec<String> = view
-        .ring()
-        .owners(hash, 3)
-        .into_iter()
-        .map(|owner| name(owner.id))
-        .collect();
+    let name = |id| view.member(id).map(|member| member.record.profile().name.to_string()).unwrap_or_default();
+    let mut order: Vec<String> = view.ring().owners(hash, 3).into_iter().map(|owner| name(owner.id)).collect();
     let owner = (!order.is_empty()).then(|| order.remove(0));
     Json(Lookup {
         key,
@@ -407,9 +327,7 @@ async fn lookup(State(admin): State<Admin>, Query(Key { key }): Query<Key>) -> J
 
 async fn health(State(admin): State<Admin>) -> Json<Health> {
     let view = admin.node.view();
-    let mut members: BTreeMap<String, usize> = ["alive", "suspect", "down", "left"]
-        .map(|name| (name.into(), 0))
-        .into();
+    let mut members: BTreeMap<String, usize> = ["alive", "suspect", "down", "left"].map(|name| (name.into(), 0)).into();
     for member in view.members() {
         *members.entry(state_name(member.state).into()).or_insert(0) += 1;
     }
@@ -419,17 +337,9 @@ async fn health(State(admin): State<Admin>) -> Json<Health> {
     }
     let present = members["alive"] + members["suspect"];
     if present < admin.expect {
-        missing.push(format!(
-            "{present} of {} expected members are seen",
-            admin.expect
-        ));
+        missing.push(format!("{present} of {} expected members are seen", admin.expect));
     }
-    Json(Health {
-        ready: missing.is_empty(),
-        missing,
-        members,
-        views: view.version(),
-    })
+    Json(Health { ready: missing.is_empty(), missing, members, views: view.version() })
 }
 
 #[derive(Deserialize)]

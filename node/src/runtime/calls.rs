@@ -16,8 +16,8 @@ use dashmap::DashMap;
 use quinn::{Connection, RecvStream, SendStream};
 use swimring_forwarder::wire::{CallHeader, Frame, Refusal};
 use swimring_forwarder::{
-    Admission, Budget, Call, CallConfig, CallSpec, Incoming, NeverSent, NotExecuted, Outcome,
-    Ownership, Permit, Step, Unsent, Verdict, Why,
+    Admission, Budget, Call, CallConfig, CallSpec, Incoming, NeverSent, NotExecuted, Outcome, Ownership, Permit, Step,
+    Unsent, Verdict, Why,
 };
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
@@ -34,6 +34,12 @@ use crate::core::hello::{Answer, Class, Hello, Refusal as HelloRefusal};
 use crate::core::link::{Arrival, Link, Outbound};
 use crate::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
 use crate::core::view::View;
+
+use self::streams::{accept, keep_time, read, refuse, reply, write};
+use self::under_way::UnderWay;
+
+mod streams;
+mod under_way;
 
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
@@ -66,9 +72,7 @@ struct PeerLink {
 
 impl PeerLink {
     fn lock(&self) -> MutexGuard<'_, Link<Token>> {
-        self.link
-            .lock()
-            .expect("nothing panics while it holds the lock")
+        self.link.lock().expect("nothing panics while it holds the lock")
     }
 }
 
@@ -212,42 +216,28 @@ impl Calls {
     }
 
     fn lock_admission(&self) -> MutexGuard<'_, Admission> {
-        self.admission
-            .lock()
-            .expect("nothing panics while it holds the lock")
+        self.admission.lock().expect("nothing panics while it holds the lock")
     }
 
     fn lock_budget(&self) -> MutexGuard<'_, Budget> {
-        self.budget
-            .lock()
-            .expect("nothing panics while it holds the lock")
+        self.budget.lock().expect("nothing panics while it holds the lock")
     }
 
     fn lock_peers(&self) -> MutexGuard<'_, Peers> {
-        self.peers
-            .lock()
-            .expect("nothing panics while it holds the lock")
+        self.peers.lock().expect("nothing panics while it holds the lock")
     }
 
     /// Makes one call: exactly one outcome, by the deadline.
     pub(crate) async fn call(self: &Arc<Self>, wish: Wish) -> Answered {
         if let Some(problem) = self.problem_with(&wish) {
             let outcome = Outcome::NotExecuted(NotExecuted::untried(problem));
-            return Answered {
-                outcome,
-                owner: None,
-                hops: 0,
-                fence: 0,
-            };
+            return Answered { outcome, owner: None, hops: 0, fence: 0 };
         }
         self.lock_budget().earn();
         self.open.fetch_add(1, Ordering::Relaxed);
         let deadline = self.clock.now() + wish.timeout;
         let number = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let spec = CallSpec {
-            deadline,
-            idempotent: wish.idempotent,
-        };
+        let spec = CallSpec { deadline, idempotent: wish.idempotent };
         let under_way = UnderWay {
             call: Call::new(spec, CallConfig::default(), self.rng.fork(number)),
             hash: self.hash(&wish.key),
@@ -298,10 +288,7 @@ impl Calls {
         let link = self.link(to);
         let (queued, connected) = {
             let mut held = link.lock();
-            (
-                held.enqueue(outbound, report).map_err(|(_, proof)| proof),
-                held.is_connected(),
-            )
+            (held.enqueue(outbound, report).map_err(|(_, proof)| proof), held.is_connected())
         };
         let seq = queued?;
         link.work.notify_one();
@@ -313,21 +300,14 @@ impl Calls {
 
     fn connect(self: &Arc<Self>, to: Instance) {
         let view = self.view();
-        let address = view
-            .member(to.node)
-            .map(|member| (member.record.peer(), member.record.profile().calls));
+        let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
         let Some((peer, calls)) = address else {
             return self.give_back(to, Unsent::Unreachable);
         };
-        let route = self
-            .lock_peers()
-            .route(self.clock.now(), Target::Peer(peer, calls));
+        let route = self.lock_peers().route(self.clock.now(), Target::Peer(peer, calls));
         match route {
             Route::Dialling => {
-                let mut waiting = self
-                    .waiting
-                    .lock()
-                    .expect("nothing panics while it holds the lock");
+                let mut waiting = self.waiting.lock().expect("nothing panics while it holds the lock");
                 let waiting = waiting.entry(peer).or_default();
                 if !waiting.contains(&to) {
                     waiting.push(to);
@@ -354,26 +334,16 @@ impl Calls {
             let command = self.lock_peers().poll_command();
             let Some(command) = command else { break };
             match command {
-                Command::Dial {
-                    dial,
-                    address,
-                    expect,
-                } => {
+                Command::Dial { dial, address, expect } => {
                     let calls = Arc::clone(self);
-                    let task = self
-                        .tracker
-                        .spawn(async move { calls.dial(dial, address, expect).await });
+                    let task = self.tracker.spawn(async move { calls.dial(dial, address, expect).await });
                     self.dials
                         .lock()
                         .expect("nothing panics while it holds the lock")
                         .insert(dial, task.abort_handle());
                 }
                 Command::Abort { dial } => {
-                    let task = self
-                        .dials
-                        .lock()
-                        .expect("nothing panics while it holds the lock")
-                        .remove(&dial);
+                    let task = self.dials.lock().expect("nothing panics while it holds the lock").remove(&dial);
                     if let Some(task) = task {
                         task.abort();
                     }
@@ -388,21 +358,10 @@ impl Calls {
         loop {
             let event = self.lock_peers().poll_event();
             let Some(event) = event else { break };
-            if let PeersEvent::Failed {
-                target: Target::Peer(peer, _),
-                why,
-            } = event
-            {
+            if let PeersEvent::Failed { target: Target::Peer(peer, _), why } = event {
                 tracing::debug!(address = %peer.address, why, "cannot connect for calls");
-                let waiting = self
-                    .waiting
-                    .lock()
-                    .expect("nothing panics while it holds the lock")
-                    .remove(&peer);
-                waiting
-                    .unwrap_or_default()
-                    .into_iter()
-                    .for_each(|to| self.give_back(to, Unsent::Unreachable));
+                let waiting = self.waiting.lock().expect("nothing panics while it holds the lock").remove(&peer);
+                waiting.unwrap_or_default().into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
             }
         }
         self.timers.notify_one();
@@ -410,92 +369,45 @@ impl Calls {
 
     fn hello(&self) -> Hello {
         let clock = self.clock.now().as_nanos();
-        Hello {
-            class: Class::Calls,
-            peer: self.peer,
-            life: self.me.life,
-            fingerprint: self.fingerprint,
-            clock,
-        }
+        Hello { class: Class::Calls, peer: self.peer, life: self.me.life, fingerprint: self.fingerprint, clock }
     }
 
     async fn dial(self: Arc<Self>, dial: DialId, address: SocketAddr, expect: Option<NodeId>) {
         let result = self.port.dial(address, expect, self.hello()).await;
         let now = self.clock.now();
-        self.dials
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .remove(&dial);
+        self.dials.lock().expect("nothing panics while it holds the lock").remove(&dial);
         match result {
             Ok(established) => {
-                let certified =
-                    super::tls::certified(&established.connection).ok_or(HelloRefusal::Identity);
-                let judged = certified.and_then(|node| {
-                    self.lock_peers()
-                        .judge(&established.hello, node, &self.fingerprint)
-                });
+                let certified = super::tls::certified(&established.connection).ok_or(HelloRefusal::Identity);
+                let judged =
+                    certified.and_then(|node| self.lock_peers().judge(&established.hello, node, &self.fingerprint));
                 match judged {
                     Ok(()) => {
-                        self.lock_peers().handle_dialled(
-                            now,
-                            dial,
-                            established.id,
-                            &established.hello,
-                        );
+                        self.lock_peers().handle_dialled(now, dial, established.id, &established.hello);
                         self.adopt(established);
                     }
-                    Err(refusal) => {
-                        self.lock_peers()
-                            .handle_dial_failed(now, dial, refusal.to_string())
-                    }
+                    Err(refusal) => self.lock_peers().handle_dial_failed(now, dial, refusal.to_string()),
                 }
             }
-            Err(problem) => self
-                .lock_peers()
-                .handle_dial_failed(now, dial, problem.explain()),
+            Err(problem) => self.lock_peers().handle_dial_failed(now, dial, problem.explain()),
         }
         self.settle();
     }
 
     /// A connection stands: its link writes and reads on it.
     fn adopt(self: &Arc<Self>, established: Established) {
-        let Established {
-            id,
-            connection,
-            send,
-            recv,
-            hello,
-            asked,
-        } = established;
-        let instance = Instance {
-            node: hello.peer.id,
-            life: hello.life,
-        };
+        let Established { id, connection, send, recv, hello, asked } = established;
+        let instance = Instance { node: hello.peer.id, life: hello.life };
         let link = self.link(instance);
         self.conns.insert(id, (connection.clone(), instance));
-        link.lock()
-            .connected(self.clock.now(), id, asked, hello.clock());
+        link.lock().connected(self.clock.now(), id, asked, hello.clock());
         link.work.notify_one();
-        let others = self
-            .waiting
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .remove(&hello.peer);
-        others
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|other| *other != instance)
-            .for_each(|other| {
-                self.give_back(other, Unsent::Replaced);
-            });
+        let others = self.waiting.lock().expect("nothing panics while it holds the lock").remove(&hello.peer);
+        others.unwrap_or_default().into_iter().filter(|other| *other != instance).for_each(|other| {
+            self.give_back(other, Unsent::Replaced);
+        });
         let closing = CancellationToken::new();
-        self.spawn(write(
-            Arc::clone(self),
-            Arc::clone(&link),
-            id,
-            send,
-            closing.clone(),
-        ));
+        self.spawn(write(Arc::clone(self), Arc::clone(&link), id, send, closing.clone()));
         let calls = Arc::clone(self);
         self.tracker.spawn(async move {
             tokio::select! {
@@ -528,13 +440,7 @@ impl Calls {
     }
 
     /// Another process wants something run.
-    async fn on_incoming(
-        self: Arc<Self>,
-        from: Instance,
-        link: Arc<PeerLink>,
-        header: CallHeader,
-        body: Bytes,
-    ) {
+    async fn on_incoming(self: Arc<Self>, from: Instance, link: Arc<PeerLink>, header: CallHeader, body: Bytes) {
         let seq = header.seq;
         let hash = self.hash(&header.key.0);
         if let Some(record) = &header.record
@@ -543,17 +449,10 @@ impl Calls {
             self.merge(from.node, record).await;
         }
         let view = self.view();
-        let incoming = Incoming {
-            caller: from,
-            header: &header,
-            body_bytes: body.len(),
-        };
+        let incoming = Incoming { caller: from, header: &header, body_bytes: body.len() };
         let service = self.services.find(&header.service);
         let verdict =
-            self.lock_admission()
-                .admit(self.clock.now(), incoming, view.is_confirmed(), || {
-                    view.ownership(hash)
-                });
+            self.lock_admission().admit(self.clock.now(), incoming, view.is_confirmed(), || view.ownership(hash));
         match (verdict, service) {
             (Verdict::Run(permit), Some(service)) => {
                 let request = Request {
@@ -575,24 +474,11 @@ impl Calls {
         }
     }
 
-    async fn run(
-        &self,
-        permit: Permit,
-        link: Arc<PeerLink>,
-        service: service::BoxedService,
-        request: Request,
-    ) {
+    async fn run(&self, permit: Permit, link: Arc<PeerLink>, service: service::BoxedService, request: Request) {
         let (seq, fence) = (permit.seq(), request.fence);
         let cancelled = CancellationToken::new();
-        link.running
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .insert(seq, cancelled.clone());
-        let guard = Running {
-            calls: self,
-            link: &link,
-            permit: Some(permit),
-        };
+        link.running.lock().expect("nothing panics while it holds the lock").insert(seq, cancelled.clone());
+        let guard = Running { calls: self, link: &link, permit: Some(permit) };
         // A handler that panics has run, and failed.
         let handler = tokio::spawn(service::run(service, request));
         let abort = handler.abort_handle();
@@ -645,341 +531,8 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            self.link
-                .running
-                .lock()
-                .expect("nothing panics while it holds the lock")
-                .remove(&permit.seq());
+            self.link.running.lock().expect("nothing panics while it holds the lock").remove(&permit.seq());
             self.calls.lock_admission().complete(permit);
         }
     }
-}
-
-/// One call of this node, from the wish to the outcome.
-struct UnderWay {
-    call: Call<Bytes>,
-    wish: Wish,
-    hash: KeyHash,
-    key: Arc<[u8]>,
-    body: Arc<[u8]>,
-    report: Option<(u32, oneshot::Receiver<Report>)>,
-    sent: Option<(Arc<PeerLink>, u64)>,
-    record: Option<Blob>,
-    owner: Option<NodeId>,
-    fence: u64,
-}
-
-impl UnderWay {
-    async fn drive(mut self, calls: &Arc<Calls>) -> Answered {
-        loop {
-            let step = match self.call.step() {
-                Step::Resolve => self.call.resolved(calls.view().resolve(self.hash)),
-                Step::Find(node) => {
-                    let found = calls.view().instance(node);
-                    self.call
-                        .named(calls.clock.now(), found, &mut calls.lock_budget())
-                }
-                step => Some(step),
-            };
-            match step {
-                None | Some(Step::Resolve | Step::Find(_)) => {}
-                Some(Step::Run) => self.run_here(calls).await,
-                Some(Step::Send { attempt, to, hop }) => self.send(calls, attempt, to, hop),
-                Some(Step::Withdraw { attempt }) => self.withdraw(calls, attempt),
-                Some(Step::Wait(until)) => self.wait(calls, until).await,
-                Some(Step::Done(outcome)) => {
-                    let hops = if self.owner == Some(calls.me.node) {
-                        0
-                    } else {
-                        self.call.hops
-                    };
-                    return Answered {
-                        outcome,
-                        owner: self.owner,
-                        hops,
-                        fence: self.fence,
-                    };
-                }
-            }
-        }
-    }
-
-    /// This node owns the key: the handler runs at once, in place.
-    async fn run_here(&mut self, calls: &Arc<Calls>) {
-        self.owner = Some(calls.me.node);
-        let now = calls.clock.now();
-        if !calls.view().is_confirmed() {
-            return self
-                .call
-                .not_run(now, Refusal::Unconfirmed, &mut calls.lock_budget());
-        }
-        let Some(service) = calls.services.find(&self.wish.service) else {
-            return self
-                .call
-                .not_run(now, Refusal::NoService, &mut calls.lock_budget());
-        };
-        self.fence = calls.fence.load(Ordering::Acquire);
-        let request = Request {
-            key: self.wish.key.clone(),
-            hash: self.hash,
-            body: self.wish.body.clone(),
-            caller: calls.me,
-            deadline: self.call.deadline(),
-            fence: self.fence,
-        };
-        let deadline = self.call.deadline();
-        tokio::select! {
-            result = service::run(service, request) => self.call.ran(result),
-            () = calls.clock.wait_until(deadline) => self.call.timeout(calls.clock.now().max(deadline)),
-        }
-    }
-
-    fn send(&mut self, calls: &Arc<Calls>, attempt: u32, to: Instance, hop: u8) {
-        self.owner = Some(to.node);
-        let outbound = Outbound {
-            service: Arc::clone(&self.wish.service),
-            key: Arc::clone(&self.key),
-            body: Arc::clone(&self.body),
-            deadline: self.call.deadline(),
-            hop,
-            record: self.record.take().filter(|_| hop > 1),
-        };
-        match calls.enqueue(to, outbound) {
-            Ok((seq, report)) => {
-                self.sent = Some((calls.link(to), seq));
-                self.report = Some((attempt, report));
-            }
-            Err(proof) => {
-                self.call
-                    .unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget())
-            }
-        }
-    }
-
-    fn withdraw(&mut self, calls: &Calls, attempt: u32) {
-        let proof = self
-            .sent
-            .as_ref()
-            .and_then(|(link, seq)| link.lock().withdraw(*seq));
-        match proof {
-            Some(proof) => {
-                self.call
-                    .unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget())
-            }
-            None => {
-                self.call.not_withdrawn(attempt);
-                self.abandon();
-            }
-        }
-    }
-
-    /// Nobody waits for the answer any more.
-    fn abandon(&mut self) {
-        if let Some((link, seq)) = self.sent.take() {
-            link.lock().abandon(seq);
-            link.work.notify_one();
-        }
-    }
-
-    async fn wait(&mut self, calls: &Arc<Calls>, until: Instant) {
-        let Some((attempt, mut report)) = self.report.take() else {
-            calls.clock.wait_until(until).await;
-            return self.call.timeout(calls.clock.now().max(until));
-        };
-        tokio::select! {
-            biased;
-            said = &mut report => self.on_report(calls, attempt, said.unwrap_or(Report::Lost)).await,
-            () = calls.clock.wait_until(until) => {
-                self.report = Some((attempt, report));
-                self.call.timeout(calls.clock.now().max(until));
-            }
-        }
-    }
-
-    async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
-        if let Report::Refused(from, _, _, Some(record)) = &report {
-            calls.merge(from.node, record).await;
-        }
-        let now = calls.clock.now();
-        let mut budget = calls.lock_budget();
-        match report {
-            Report::Unsent(proof) => self.call.unsent(now, attempt, proof, &mut budget),
-            Report::Lost => {
-                self.call.handed_over(attempt);
-                self.call.lost(now, attempt, &mut budget);
-            }
-            Report::Ran(result, fence) => {
-                self.fence = fence;
-                self.call.answered(attempt, result);
-            }
-            Report::Refused(from, why, owner, record) => {
-                self.record = record;
-                self.call.handed_over(attempt);
-                self.call
-                    .refused(now, attempt, from, why, owner, &mut budget);
-            }
-        }
-    }
-}
-
-fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
-    link.lock().send(frame, body);
-    link.work.notify_one();
-}
-
-fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
-    let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
-    reply(
-        link,
-        &Frame::Refused {
-            seq,
-            why,
-            owner,
-            record,
-        },
-        &[],
-    );
-}
-
-/// Greets whoever dials.
-async fn accept(calls: Arc<Calls>) {
-    while let Some(incoming) = calls.port.accept().await {
-        let calls_here = Arc::clone(&calls);
-        calls.spawn(async move {
-            let address = incoming.remote_address();
-            let (mut established, node) = match Port::greet(incoming).await {
-                Ok(greeted) => greeted,
-                Err(problem) => {
-                    return tracing::warn!(%address, %problem, "refused a handshake for calls");
-                }
-            };
-            let judged =
-                calls_here
-                    .lock_peers()
-                    .judge(&established.hello, node, &calls_here.fingerprint);
-            if let Err(refusal) = judged {
-                tracing::warn!(%address, %refusal, "refused a connection for calls");
-                return established.answer(&Answer::Refused(refusal)).await;
-            }
-            established
-                .answer(&Answer::Welcome(calls_here.hello()))
-                .await;
-            calls_here.lock_peers().handle_accepted(
-                calls_here.clock.now(),
-                established.id,
-                &established.hello,
-            );
-            calls_here.adopt(established);
-            calls_here.settle();
-        });
-    }
-}
-
-/// Tells the connections what is due.
-async fn keep_time(calls: Arc<Calls>) {
-    loop {
-        let next = calls.lock_peers().poll_timeout();
-        tokio::select! {
-            () = calls.clock.wait_for(next) => {
-                calls.lock_peers().handle_timeout(calls.clock.now());
-                calls.settle();
-            }
-            () = calls.timers.notified() => {}
-        }
-    }
-}
-
-/// Writes what waits for a link, in batches.
-async fn write(
-    calls: Arc<Calls>,
-    link: Arc<PeerLink>,
-    conn: ConnId,
-    mut send: SendStream,
-    closing: CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        batch.clear();
-        link.lock()
-            .take(calls.clock.now(), conn, BATCH, &mut batch, |_| {});
-        if batch.is_empty() {
-            tokio::select! {
-                () = link.work.notified() => continue,
-                () = closing.cancelled() => return,
-            }
-        }
-        if send.write_all(&batch).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Reads frames until the stream ends or holds what is no frame.
-async fn read(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instance, mut recv: RecvStream) {
-    let mut buffer: Vec<u8> = Vec::with_capacity(READ);
-    loop {
-        match recv.read_chunk(READ, true).await {
-            Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
-            Ok(None) | Err(_) => return,
-        }
-        let mut taken = 0;
-        loop {
-            let length = match Frame::length(&buffer[taken..], calls.body_bytes_max) {
-                Ok(Some(length)) if buffer.len() - taken >= length => length,
-                Ok(_) => break,
-                Err(problem) => {
-                    return tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
-                }
-            };
-            let frame = &buffer[taken..taken + length];
-            if let Err(problem) = on_frame(calls, link, from, frame) {
-                return tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
-            }
-            taken += length;
-        }
-        buffer.drain(..taken);
-    }
-}
-
-fn on_frame(
-    calls: &Arc<Calls>,
-    link: &Arc<PeerLink>,
-    from: Instance,
-    frame: &[u8],
-) -> Result<(), swimring_membership::codec::Malformed> {
-    let (arrival, work) = {
-        let mut held = link.lock();
-        let arrival = held.handle_frame(calls.clock.now(), frame)?;
-        (arrival, held.has_work())
-    };
-    if work {
-        link.work.notify_one();
-    }
-    match arrival {
-        Arrival::Call(header, body) => {
-            let body = Bytes::copy_from_slice(body);
-            calls.spawn(Arc::clone(calls).on_incoming(from, Arc::clone(link), header, body));
-        }
-        Arrival::Ran(token, result, fence) => {
-            let result = result
-                .map(Bytes::copy_from_slice)
-                .map_err(Bytes::copy_from_slice);
-            let _ = token.send(Report::Ran(result, fence));
-        }
-        Arrival::Refused(token, why, owner, record) => {
-            let _ = token.send(Report::Refused(from, why, owner, record));
-        }
-        Arrival::Cancel(seq) => {
-            if let Some(running) = link
-                .running
-                .lock()
-                .expect("nothing panics while it holds the lock")
-                .remove(&seq)
-            {
-                running.cancel();
-            }
-        }
-        Arrival::Nothing => {}
-    }
-    Ok(())
 }

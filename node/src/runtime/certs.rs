@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -46,10 +46,7 @@ pub fn make_authority(cluster: &Name, directory: &Path) -> Result<(), CertsError
     // Two authorities must not share a subject, or a stranger's certificate reads as a broken one of ours.
     let mut tag = [0; 4];
     random(&mut tag);
-    params.distinguished_name = distinguished(&format!(
-        "swimring {cluster} authority {:08x}",
-        u32::from_le_bytes(tag)
-    ));
+    params.distinguished_name = distinguished(&format!("swimring {cluster} authority {:08x}", u32::from_le_bytes(tag)));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.subject_alt_names = vec![SanType::URI(format!("swimring://{cluster}/").try_into()?)];
@@ -58,34 +55,16 @@ pub fn make_authority(cluster: &Name, directory: &Path) -> Result<(), CertsError
     let mut secret = [0; 32];
     random(&mut secret);
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_new(
-        &directory.join("ca.key"),
-        key.serialize_pem().as_bytes(),
-        true,
-    )?;
-    write_new(
-        &directory.join("ca.pem"),
-        certificate.pem().as_bytes(),
-        false,
-    )?;
-    write_new(
-        &directory.join("cluster.key"),
-        format!("{hex}\n").as_bytes(),
-        true,
-    )
+    write_new(&directory.join("ca.key"), key.serialize_pem().as_bytes(), true)?;
+    write_new(&directory.join("ca.pem"), certificate.pem().as_bytes(), false)?;
+    write_new(&directory.join("cluster.key"), format!("{hex}\n").as_bytes(), true)
 }
 
 /// Makes an identity directory for the node `name`, signed by the authority in `authority`.
 ///
 /// # Errors
 /// If the authority's files are not there, or the directory holds an identity already.
-pub fn issue(
-    authority: &Path,
-    name: &Name,
-    hosts: &[String],
-    days: i64,
-    directory: &Path,
-) -> Result<(), CertsError> {
+pub fn issue(authority: &Path, name: &Name, hosts: &[String], days: i64, directory: &Path) -> Result<(), CertsError> {
     let read = |path: &Path| fs::read_to_string(path).map_err(|e| CertsError::File(path.into(), e));
     let ca_pem = read(&authority.join("ca.pem"))?;
     let cluster = cluster_of(&ca_pem)?;
@@ -95,34 +74,17 @@ pub fn issue(
     let mut names = vec![format!("{name}.{cluster}")];
     names.extend(hosts.iter().cloned());
     let mut params = CertificateParams::new(names)?;
-    params.subject_alt_names.push(SanType::URI(
-        format!("swimring://{cluster}/{name}").try_into()?,
-    ));
+    params.subject_alt_names.push(SanType::URI(format!("swimring://{cluster}/{name}").try_into()?));
     params.distinguished_name = distinguished(name.as_str());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     validity(&mut params, days);
     let certificate = params.signed_by(&key, &issuer)?;
     fs::create_dir_all(directory).map_err(|e| CertsError::File(directory.into(), e))?;
-    write_new(
-        &directory.join("node.key"),
-        key.serialize_pem().as_bytes(),
-        true,
-    )?;
-    write_new(
-        &directory.join("node.pem"),
-        certificate.pem().as_bytes(),
-        false,
-    )?;
+    write_new(&directory.join("node.key"), key.serialize_pem().as_bytes(), true)?;
+    write_new(&directory.join("node.pem"), certificate.pem().as_bytes(), false)?;
     write_new(&directory.join("ca.pem"), ca_pem.as_bytes(), false)?;
-    write_new(
-        &directory.join("cluster.key"),
-        read(&authority.join("cluster.key"))?.as_bytes(),
-        true,
-    )
+    write_new(&directory.join("cluster.key"), read(&authority.join("cluster.key"))?.as_bytes(), true)
 }
 
 fn cluster_of(ca_pem: &str) -> Result<Name, CertsError> {
@@ -130,13 +92,9 @@ fn cluster_of(ca_pem: &str) -> Result<Name, CertsError> {
         .map_err(|problem| CertsError::Authority(format!("ca.pem: {problem}")))?;
     let parsed = webpki::EndEntityCert::try_from(&certificate)
         .map_err(|problem| CertsError::Authority(format!("ca.pem: {problem}")))?;
-    let uri = parsed
-        .valid_uri_names()
-        .find_map(|uri| uri.strip_prefix("swimring://").map(str::to_owned));
+    let uri = parsed.valid_uri_names().find_map(|uri| uri.strip_prefix("swimring://").map(str::to_owned));
     let name = uri.and_then(|uri| Name::new(uri.trim_end_matches('/')).ok());
-    name.ok_or_else(|| {
-        CertsError::Authority("ca.pem is not an authority made by `swimring certs ca`".into())
-    })
+    name.ok_or_else(|| CertsError::Authority("ca.pem is not an authority made by `swimring certs ca`".into()))
 }
 
 fn distinguished(name: &str) -> DistinguishedName {
@@ -168,9 +126,7 @@ fn write_new(path: &Path, bytes: &[u8], secret: bool) -> Result<(), CertsError> 
         std::io::ErrorKind::AlreadyExists => CertsError::Exists(path.into()),
         _ => CertsError::File(path.into(), error),
     })?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| CertsError::File(path.into(), e))
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| CertsError::File(path.into(), e))
 }
 
 /// What a certificate says, for a person.
@@ -183,9 +139,7 @@ pub fn describe(path: &Path) -> Result<String, CertsError> {
         .map_err(|problem| CertsError::Authority(format!("{}: {problem}", path.display())))?;
     let fingerprint = blake3::hash(&certificate).to_hex();
     match names(&certificate) {
-        Ok((cluster, node)) => Ok(format!(
-            "node {node} of cluster {cluster}\nfingerprint {fingerprint}"
-        )),
+        Ok((cluster, node)) => Ok(format!("node {node} of cluster {cluster}\nfingerprint {fingerprint}")),
         Err(_) => Ok(format!(
             "authority of cluster {}\nfingerprint {fingerprint}",
             cluster_of(&String::from_utf8_lossy(&bytes))?

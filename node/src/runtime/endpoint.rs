@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::{
-    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, RecvStream, Runtime, SendStream,
-    TransportErrorCode, VarInt,
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, RecvStream, Runtime, SendStream, TransportErrorCode, VarInt,
 };
 use swimring_membership::{Instant, NodeId};
 
@@ -81,12 +80,8 @@ impl DialError {
     /// In words that say whose certificate was not accepted, where that is the reason.
     pub(crate) fn explain(&self) -> String {
         let closed = match self {
-            Self::Connection(quinn::ConnectionError::ConnectionClosed(close)) => {
-                Some(close.error_code)
-            }
-            Self::Connection(quinn::ConnectionError::TransportError(error))
-                if error.reason.is_empty() =>
-            {
+            Self::Connection(quinn::ConnectionError::ConnectionClosed(close)) => Some(close.error_code),
+            Self::Connection(quinn::ConnectionError::TransportError(error)) if error.reason.is_empty() => {
                 Some(error.code)
             }
             _ => None,
@@ -117,29 +112,13 @@ pub(crate) struct Port {
 
 impl Port {
     /// Listens. Must be called within the runtime that `io` names.
-    pub(crate) fn open(
-        class: Class,
-        io: Io,
-        tls: Tls,
-        clock: Clock,
-        secret: &[u8; 32],
-    ) -> io::Result<Self> {
+    pub(crate) fn open(class: Class, io: Io, tls: Tls, clock: Clock, secret: &[u8; 32]) -> io::Result<Self> {
         let socket = (io.socket)(io.runtime.as_ref())?;
         // A restarted process can tell the peers of its earlier life that their connections are gone.
         let reset = blake3::derive_key("swimring 1 stateless reset", secret);
         let config = EndpointConfig::new(Arc::new(ResetKey(reset)));
-        let endpoint = Endpoint::new_with_abstract_socket(
-            config,
-            Some(tls.server(class)),
-            socket,
-            io.runtime,
-        )?;
-        Ok(Self {
-            class,
-            endpoint,
-            tls,
-            clock,
-        })
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(tls.server(class)), socket, io.runtime)?;
+        Ok(Self { class, endpoint, tls, clock })
     }
 
     /// Where it listens.
@@ -155,43 +134,21 @@ impl Port {
         hello: Hello,
     ) -> Result<Established, DialError> {
         let config = self.tls.client(self.class, expect);
-        let connection = self
-            .endpoint
-            .connect_with(config, address, "node.swimring")?
-            .await?;
+        let connection = self.endpoint.connect_with(config, address, "node.swimring")?.await?;
         let (mut send, mut recv) = connection.open_bi().await?;
         let asked = self.clock.now();
         let mut bytes = Vec::new();
-        Hello {
-            clock: asked.as_nanos(),
-            ..hello
-        }
-        .encode(&mut bytes);
-        let lost = |_| {
-            DialError::Connection(
-                connection
-                    .close_reason()
-                    .unwrap_or(quinn::ConnectionError::TimedOut),
-            )
-        };
+        Hello { clock: asked.as_nanos(), ..hello }.encode(&mut bytes);
+        let lost = |_| DialError::Connection(connection.close_reason().unwrap_or(quinn::ConnectionError::TimedOut));
         send.write_all(&bytes).await.map_err(lost)?;
         let answer = read_block(&mut recv).await;
         let Some(answer) = answer else {
-            return Err(connection
-                .close_reason()
-                .map_or(DialError::Malformed, DialError::Connection));
+            return Err(connection.close_reason().map_or(DialError::Malformed, DialError::Connection));
         };
         match Answer::decode(&answer) {
             Ok(Answer::Welcome(hello)) => {
                 let id = next_conn();
-                Ok(Established {
-                    id,
-                    connection,
-                    send,
-                    recv,
-                    hello,
-                    asked: Some(asked),
-                })
+                Ok(Established { id, connection, send, recv, hello, asked: Some(asked) })
             }
             Ok(Answer::Refused(refusal)) => Err(DialError::Refused(refusal)),
             Err(_) => Err(DialError::Malformed),
@@ -204,30 +161,20 @@ impl Port {
     }
 
     /// Shakes hands with whoever dialled, and hears who it is. The answer is the caller's to give.
-    pub(crate) async fn greet(
-        incoming: quinn::Incoming,
-    ) -> Result<(Established, NodeId), DialError> {
+    pub(crate) async fn greet(incoming: quinn::Incoming) -> Result<(Established, NodeId), DialError> {
         let connection = incoming.await?;
         let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await;
         let (send, mut recv) = match stream {
             Ok(stream) => stream?,
             Err(_) => return Err(silent(&connection)),
         };
-        let Ok(Some(block)) = tokio::time::timeout(HELLO_TIMEOUT, read_block(&mut recv)).await
-        else {
+        let Ok(Some(block)) = tokio::time::timeout(HELLO_TIMEOUT, read_block(&mut recv)).await else {
             return Err(silent(&connection));
         };
         let hello = match Hello::decode(&block) {
             Ok(hello) => hello,
             Err(refusal) => {
-                let mut stranger = Established {
-                    id: ConnId(0),
-                    connection,
-                    send,
-                    recv,
-                    hello: NOBODY,
-                    asked: None,
-                };
+                let mut stranger = Established { id: ConnId(0), connection, send, recv, hello: NOBODY, asked: None };
                 stranger.answer(&Answer::Refused(refusal)).await;
                 return Err(DialError::Refused(refusal));
             }
@@ -235,23 +182,12 @@ impl Port {
         let Some(node) = certified(&connection) else {
             return Err(silent(&connection));
         };
-        Ok((
-            Established {
-                id: next_conn(),
-                connection,
-                send,
-                recv,
-                hello,
-                asked: None,
-            },
-            node,
-        ))
+        Ok((Established { id: next_conn(), connection, send, recv, hello, asked: None }, node))
     }
 
     /// Ends everything.
     pub(crate) async fn close(&self) {
-        self.endpoint
-            .close(close_code(Goodbye::Leaving), b"leaving");
+        self.endpoint.close(close_code(Goodbye::Leaving), b"leaving");
         let _ = tokio::time::timeout(super::clock::CLOSE_GRACE, self.endpoint.wait_idle()).await;
     }
 }
@@ -261,10 +197,7 @@ const NOBODY: Hello = Hello {
     class: Class::Gossip,
     peer: swimring_membership::Peer {
         id: NodeId::MIN,
-        address: SocketAddr::V4(std::net::SocketAddrV4::new(
-            std::net::Ipv4Addr::UNSPECIFIED,
-            0,
-        )),
+        address: SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0)),
     },
     life: 0,
     fingerprint: [0; 16],
@@ -299,8 +232,7 @@ impl Established {
         if matches!(answer, Answer::Refused(_)) && written.is_ok() {
             let _ = self.send.finish();
             let _ = tokio::time::timeout(HELLO_TIMEOUT, self.send.stopped()).await;
-            self.connection
-                .close(close_code(Goodbye::Malformed), b"refused");
+            self.connection.close(close_code(Goodbye::Malformed), b"refused");
         }
     }
 }
@@ -323,10 +255,7 @@ struct ResetKey([u8; 32]);
 
 impl quinn::crypto::HmacKey for ResetKey {
     fn sign(&self, data: &[u8], out: &mut [u8]) {
-        blake3::Hasher::new_keyed(&self.0)
-            .update(data)
-            .finalize_xof()
-            .fill(out);
+        blake3::Hasher::new_keyed(&self.0).update(data).finalize_xof().fill(out);
     }
 
     fn signature_len(&self) -> usize {
@@ -336,9 +265,7 @@ impl quinn::crypto::HmacKey for ResetKey {
     fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), quinn::crypto::CryptoError> {
         let mut expected = [0; 32];
         self.sign(data, &mut expected);
-        if blake3::Hash::from(expected)
-            == <[u8; 32]>::try_from(signature).map_err(|_| quinn::crypto::CryptoError)?
-        {
+        if blake3::Hash::from(expected) == <[u8; 32]>::try_from(signature).map_err(|_| quinn::crypto::CryptoError)? {
             Ok(())
         } else {
             Err(quinn::crypto::CryptoError)

@@ -60,10 +60,7 @@ pub(crate) enum Ask {
     Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
     Seeds(Vec<SocketAddr>),
     Phase(Phase),
-    Profile(
-        Box<dyn FnOnce(&mut Profile) + Send>,
-        oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>,
-    ),
+    Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
     /// A fence above every one heard of.
     Fence(oneshot::Sender<u64>),
     /// Say goodbye; answered when it is on its way.
@@ -109,11 +106,7 @@ pub(crate) struct GossipStart {
 /// Starts the thread.
 pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let rings = Arc::new(Rings::default());
-    let view = Arc::new(ArcSwap::from_pointee(View::of(
-        start.control.membership(),
-        start.placement,
-        &rings,
-    )));
+    let view = Arc::new(ArcSwap::from_pointee(View::of(start.control.membership(), start.placement, &rings)));
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (publish, changed) = watch::channel(0);
     let (events, _) = broadcast::channel(EVENTS);
@@ -126,18 +119,10 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         refusals: Arc::clone(&refusals),
         address: start.address,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let port = {
         let _within = runtime.enter();
-        Port::open(
-            Class::Gossip,
-            start.io,
-            start.tls,
-            start.clock,
-            &start.secret,
-        )?
+        Port::open(Class::Gossip, start.io, start.tls, start.clock, &start.secret)?
     };
     let driver = Driver {
         control: start.control,
@@ -157,9 +142,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         refusals,
         warned: HashMap::new(),
     };
-    std::thread::Builder::new()
-        .name("swimring-gossip".into())
-        .spawn(move || runtime.block_on(driver.run(inputs)))?;
+    std::thread::Builder::new().name("swimring-gossip".into()).spawn(move || runtime.block_on(driver.run(inputs)))?;
     Ok(gossip)
 }
 
@@ -185,11 +168,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
-        let accepting = tokio::spawn(accept(
-            self.port.clone(),
-            self.inbox.clone(),
-            Arc::clone(&self.refusals),
-        ));
+        let accepting = tokio::spawn(accept(self.port.clone(), self.inbox.clone(), Arc::clone(&self.refusals)));
         let mut store = tokio::time::interval(STORE_EVERY);
         self.settle();
         loop {
@@ -267,12 +246,7 @@ impl Driver {
         let now = self.clock.now();
         match ask {
             Ask::Merge(from, record, done) => {
-                if self
-                    .control
-                    .membership_mut()
-                    .merge_record(now, from, &record)
-                    .is_err()
-                {
+                if self.control.membership_mut().merge_record(now, from, &record).is_err() {
                     self.refusals.malformed.fetch_add(1, Ordering::Relaxed);
                 }
                 self.settle();
@@ -320,9 +294,7 @@ impl Driver {
         let now = self.clock.now();
         self.dials.remove(&dial);
         let certified = super::tls::certified(&established.connection);
-        let judged = certified
-            .ok_or(Refusal::Identity)
-            .and_then(|node| self.control.judge(&established.hello, node));
+        let judged = certified.ok_or(Refusal::Identity).and_then(|node| self.control.judge(&established.hello, node));
         match judged {
             Ok(()) => {
                 let (hello, id) = (established.hello, established.id);
@@ -330,9 +302,7 @@ impl Driver {
                 self.control.handle_dialled(now, dial, id, &hello);
             }
             Err(Refusal::Oneself) => self.control.handle_oneself(now, dial),
-            Err(refusal) => self
-                .control
-                .handle_dial_failed(now, dial, refusal.to_string()),
+            Err(refusal) => self.control.handle_dial_failed(now, dial, refusal.to_string()),
         }
     }
 
@@ -363,24 +333,16 @@ impl Driver {
         let version = (membership.roster().version(), membership.is_confirmed());
         if self.published != Some(version) {
             self.published = Some(version);
-            self.view
-                .store(Arc::new(View::of(membership, self.placement, &self.rings)));
+            self.view.store(Arc::new(View::of(membership, self.placement, &self.rings)));
             self.publish.send_replace(version.0);
         }
     }
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Dial {
-                dial,
-                address,
-                expect,
-            } => {
-                let (port, inbox, hello) = (
-                    self.port.clone(),
-                    self.inbox.clone(),
-                    self.control.hello(self.clock.now()),
-                );
+            Command::Dial { dial, address, expect } => {
+                let (port, inbox, hello) =
+                    (self.port.clone(), self.inbox.clone(), self.control.hello(self.clock.now()));
                 let task = tokio::spawn(dial_task(port, inbox, dial, address, expect, hello));
                 self.dials.insert(dial, task.abort_handle());
             }
@@ -404,14 +366,9 @@ impl Driver {
         let Some(sending) = self.control.poll_transmit(self.clock.now(), &mut bytes) else {
             return false;
         };
-        let connection = self
-            .conns
-            .get(&sending.conn)
-            .map(|(connection, _)| connection);
+        let connection = self.conns.get(&sending.conn).map(|(connection, _)| connection);
         let sent = match (connection, sending.delivery) {
-            (Some(connection), Delivery::Datagram) => {
-                connection.send_datagram(bytes.into()).is_ok()
-            }
+            (Some(connection), Delivery::Datagram) => connection.send_datagram(bytes.into()).is_ok(),
             (Some(connection), Delivery::Stream) if self.streams < STREAMS_MAX => {
                 self.streams += 1;
                 tokio::spawn(send_stream(connection.clone(), bytes, self.inbox.clone()));
@@ -456,11 +413,7 @@ impl Driver {
                 }
             }
             Event::JoinRetrying { attempts, wait } => {
-                tracing::warn!(
-                    attempts,
-                    wait_ms = wait.as_millis() as u64,
-                    "no seed has answered; trying again"
-                );
+                tracing::warn!(attempts, wait_ms = wait.as_millis() as u64, "no seed has answered; trying again");
             }
             Event::Stalled { stall } => {
                 tracing::warn!(
@@ -509,9 +462,7 @@ async fn accept(port: Port, inbox: mpsc::Sender<Input>, refusals: Arc<Refusals>)
             let address = incoming.remote_address();
             match Port::greet(incoming).await {
                 Ok((established, node)) => {
-                    let _ = inbox
-                        .send(Input::Greeted(Box::new(established), node))
-                        .await;
+                    let _ = inbox.send(Input::Greeted(Box::new(established), node)).await;
                 }
                 Err(problem) => {
                     refusals.incoming.fetch_add(1, Ordering::Relaxed);

@@ -21,10 +21,7 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1_024 * 1_024 - 1_024;
 pub fn router(node: Swimring) -> Router {
     Router::new()
         .route("/kv/{*key}", any(serve))
-        .route(
-            "/kv/",
-            any(|| async { (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n") }),
-        )
+        .route("/kv/", any(|| async { (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n") }))
         .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
         .with_state(node)
 }
@@ -78,45 +75,34 @@ fn ttl_of(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
 fn respond(command: &Command, answered: &Answered) -> Response {
     match &answered.outcome {
         Outcome::Ok(body) => {
-            let found = body
-                .first()
-                .is_some_and(|first| first & !MISROUTED != ABSENT);
+            let found = body.first().is_some_and(|first| first & !MISROUTED != ABSENT);
             match (command, found) {
                 (_, false) => StatusCode::NOT_FOUND.into_response(),
                 (Command::Get, true) => (StatusCode::OK, body.slice(1..)).into_response(),
                 (_, true) => StatusCode::NO_CONTENT.into_response(),
             }
         }
-        Outcome::Executed(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            [error.as_ref(), b"\n"].concat(),
-        )
-            .into_response(),
+        Outcome::Executed(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, [error.as_ref(), b"\n"].concat()).into_response()
+        }
         Outcome::NotExecuted(problem) => {
             let text = format!("{problem}\n");
             match problem.why() {
-                Why::Invalid(_) | Why::Refused(Refusal::Invalid) => {
-                    (StatusCode::BAD_REQUEST, text).into_response()
-                }
+                Why::Invalid(_) | Why::Refused(Refusal::Invalid) => (StatusCode::BAD_REQUEST, text).into_response(),
                 Why::Overloaded | Why::Unsent(Unsent::Full) | Why::Refused(Refusal::Overloaded) => {
                     (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], text).into_response()
                 }
                 _ => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
             }
         }
-        Outcome::Unknown(problem) => {
-            (StatusCode::GATEWAY_TIMEOUT, format!("{problem}\n")).into_response()
-        }
+        Outcome::Unknown(problem) => (StatusCode::GATEWAY_TIMEOUT, format!("{problem}\n")).into_response(),
     }
 }
 
 /// Who answered, how far away it was, and under which fence.
 fn mark(node: &Swimring, answered: &Answered, headers: &mut HeaderMap) {
-    let owner = answered.owner.and_then(|id| {
-        node.view()
-            .member(id)
-            .map(|member| member.record.profile().name.to_string())
-    });
+    let owner =
+        answered.owner.and_then(|id| node.view().member(id).map(|member| member.record.profile().name.to_string()));
     let mut set = |name, value: String| {
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(name, value);

@@ -69,17 +69,9 @@ impl Identity {
         let (cluster, name) = names(&chain[0]).map_err(|problem| content(&chain_path, problem))?;
         let key_path = directory.join("node.key");
         let key = secret_file(&key_path)?;
-        let key = PrivateKeyDer::from_pem_slice(&key)
-            .map_err(|problem| content(&key_path, problem.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|problem| content(&key_path, problem.to_string()))?;
         let secret = read_secret(&directory.join("cluster.key"))?;
-        Ok(Self {
-            cluster,
-            name,
-            chain,
-            key,
-            authorities,
-            secret,
-        })
+        Ok(Self { cluster, name, chain, key, authorities, secret })
     }
 
     /// The node's id.
@@ -101,17 +93,11 @@ impl Identity {
 }
 
 fn content(path: &Path, problem: impl Into<String>) -> IdentityError {
-    IdentityError::Content {
-        path: path.into(),
-        problem: problem.into(),
-    }
+    IdentityError::Content { path: path.into(), problem: problem.into() }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    std::fs::read(path).map_err(|source| IdentityError::Read {
-        path: path.into(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| IdentityError::Read { path: path.into(), source })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -128,16 +114,10 @@ fn secret_file(path: &Path) -> Result<Vec<u8>, IdentityError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let metadata = std::fs::metadata(path).map_err(|source| IdentityError::Read {
-            path: path.into(),
-            source,
-        })?;
+        let metadata = std::fs::metadata(path).map_err(|source| IdentityError::Read { path: path.into(), source })?;
         let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(IdentityError::Exposed {
-                path: path.into(),
-                mode,
-            });
+            return Err(IdentityError::Exposed { path: path.into(), mode });
         }
     }
     read(path)
@@ -148,10 +128,7 @@ pub(crate) fn read_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
     let bytes = secret_file(path)?;
     let text = String::from_utf8_lossy(&bytes);
     let hex = text.trim();
-    let byte = |at: usize| {
-        hex.get(2 * at..2 * at + 2)
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-    };
+    let byte = |at: usize| hex.get(2 * at..2 * at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     let secret: Option<Vec<u8>> = (0..32).map(byte).collect();
     match secret.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok()) {
         Some(secret) if hex.len() == 64 => Ok(secret),
@@ -161,17 +138,13 @@ pub(crate) fn read_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
 
 /// The cluster and the node that a certificate names in its URI `swimring://CLUSTER/NODE`.
 pub(crate) fn names(certificate: &CertificateDer<'_>) -> Result<(Name, Name), String> {
-    let parsed = webpki::EndEntityCert::try_from(certificate)
-        .map_err(|problem| format!("is no certificate: {problem}"))?;
-    let mut uris = parsed
-        .valid_uri_names()
-        .filter_map(|uri| uri.strip_prefix("swimring://"));
+    let parsed =
+        webpki::EndEntityCert::try_from(certificate).map_err(|problem| format!("is no certificate: {problem}"))?;
+    let mut uris = parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix("swimring://"));
     let (Some(uri), None) = (uris.next(), uris.next()) else {
         return Err("does not name one node as swimring://CLUSTER/NODE".into());
     };
-    let (cluster, node) = uri
-        .split_once('/')
-        .ok_or("does not name one node as swimring://CLUSTER/NODE")?;
+    let (cluster, node) = uri.split_once('/').ok_or("does not name one node as swimring://CLUSTER/NODE")?;
     let name = |text| Name::new(text).map_err(|problem| problem.to_string());
     Ok((name(cluster)?, name(node)?))
 }

@@ -85,10 +85,7 @@ impl Store {
         let Some((command, value)) = Command::decode(&request.body) else {
             return Err(ServiceError(Bytes::from_static(b"the body is no command")));
         };
-        let misrouted = self
-            .node
-            .get()
-            .is_some_and(|node| node.owner(&request.key) != Ok(node.view().me().node));
+        let misrouted = self.node.get().is_some_and(|node| node.owner(&request.key) != Ok(node.view().me().node));
         let mark = if misrouted { MISROUTED } else { 0 };
         let mut entries = self.lock();
         entries.expire(&request.key);
@@ -102,20 +99,14 @@ impl Store {
                 None => Bytes::copy_from_slice(&[ABSENT | mark]),
             }),
             Command::Delete => {
-                let found = if entries.remove(&request.key) {
-                    FOUND
-                } else {
-                    ABSENT
-                };
+                let found = if entries.remove(&request.key) { FOUND } else { ABSENT };
                 Ok(Bytes::copy_from_slice(&[found | mark]))
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries
-            .lock()
-            .expect("nothing panics while it holds the lock")
+        self.entries.lock().expect("nothing panics while it holds the lock")
     }
 
     /// How many entries there are.
@@ -137,12 +128,8 @@ impl Store {
             let me = view.me().node;
             let ring = Arc::clone(view.ring());
             let mut entries = self.lock();
-            let lost: Vec<Bytes> = entries
-                .by_key
-                .keys()
-                .filter(|key| ring.owner(node.hash(key)) != Ok(me))
-                .cloned()
-                .collect();
+            let lost: Vec<Bytes> =
+                entries.by_key.keys().filter(|key| ring.owner(node.hash(key)) != Ok(me)).cloned().collect();
             for key in lost {
                 entries.remove(&key);
             }
@@ -160,17 +147,13 @@ impl Entries {
 
     fn put(&mut self, key: Bytes, value: Bytes, ttl_s: Option<u64>) -> Result<(), ServiceError> {
         let added = key.len() + value.len();
-        let replaced = self
-            .by_key
-            .get(&key)
-            .map_or(0, |entry| key.len() + entry.value.len());
+        let replaced = self.by_key.get(&key).map_or(0, |entry| key.len() + entry.value.len());
         let full = replaced == 0 && self.by_key.len() >= ENTRIES_MAX;
         if full || self.bytes - replaced + added > BYTES_MAX {
             return Err(ServiceError(Bytes::from_static(b"the store is full")));
         }
         self.bytes = self.bytes - replaced + added;
-        let expires =
-            ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        let expires = ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         self.by_key.insert(key, Entry { value, expires });
         Ok(())
     }

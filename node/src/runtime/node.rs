@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use swimring_forwarder::{Admission, Limits};
 use swimring_membership::{
-    Config, Event, InvalidProfile, Member, Name, NodeId, Phase, Preset, Profile, Rng, Settings,
-    Start, State as MemberState,
+    Config, Event, InvalidProfile, Member, Name, NodeId, Phase, Preset, Profile, Rng, Settings, Start,
+    State as MemberState,
 };
 use swimring_ring::{KeyHash, KeyHasher, Placement};
 use tokio::sync::{broadcast, oneshot};
@@ -190,8 +190,7 @@ impl Builder {
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        self.services
-            .insert(name.into(), BoxedService::new(service));
+        self.services.insert(name.into(), BoxedService::new(service));
         self
     }
 
@@ -202,19 +201,13 @@ impl Builder {
     pub async fn start(mut self) -> Result<Swimring, StartError> {
         let identity = Identity::load(&self.identity)?;
         if let Some(wanted) = self.name.take().filter(|name| *name != identity.name) {
-            return Err(StartError::OtherNode {
-                certified: identity.name,
-                wanted,
-            });
+            return Err(StartError::OtherNode { certified: identity.name, wanted });
         }
         let tls = Tls::new(&identity)?;
         let (gossip_socket, calls_socket) = self.bind()?;
         let gossip_address = self.advertised(gossip_socket.local_addr()?)?;
         let calls_address = self.advertised(calls_socket.local_addr()?)?;
-        let directory = self
-            .state
-            .clone()
-            .unwrap_or_else(|| self.identity.join("state"));
+        let directory = self.state.clone().unwrap_or_else(|| self.identity.join("state"));
         let state = open_state(&directory, identity.id())?;
         self.tags.sort();
         let profile = Profile {
@@ -241,26 +234,12 @@ impl Builder {
         let gossip_address = profile.gossip;
         let clock = Clock;
         let fingerprint = identity.fingerprint(self.placement.arcs_log2);
-        let start = Start {
-            cluster: identity.cluster.clone(),
-            profile,
-            boot: state.boot(),
-            life: seed(),
-            seed: seed(),
-        };
+        let start =
+            Start { cluster: identity.cluster.clone(), profile, boot: state.boot(), life: seed(), seed: seed() };
         let config = Config::new(Settings::preset(self.preset)).expect("presets are valid");
-        let mut control = Control::new(
-            clock.now(),
-            config,
-            PeersConfig::default(),
-            start,
-            fingerprint,
-        )?;
+        let mut control = Control::new(clock.now(), config, PeersConfig::default(), start, fingerprint)?;
         control.membership_mut().remember_contacts(state.contacts());
-        let (me, peer) = (
-            control.membership().record().instance(),
-            control.membership().record().peer(),
-        );
+        let (me, peer) = (control.membership().record().instance(), control.membership().record().peer());
         let gossip = gossip::start(GossipStart {
             control,
             state,
@@ -272,13 +251,7 @@ impl Builder {
             address: gossip_address,
         })?;
         let rng = Rng::new(seed());
-        let port = Port::open(
-            Class::Calls,
-            Io::system(calls_socket),
-            tls,
-            clock,
-            &identity.secret,
-        )?;
+        let port = Port::open(Class::Calls, Io::system(calls_socket), tls, clock, &identity.secret)?;
         let calls = Calls::start(CallsStart {
             me,
             peer,
@@ -289,22 +262,11 @@ impl Builder {
             control: gossip.inbox.clone(),
             services: Services::new(self.services),
             port,
-            peers: Peers::new(
-                Class::Calls,
-                peer,
-                me.life,
-                PeersConfig::default(),
-                rng.fork(1),
-            ),
+            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::default(), rng.fork(1)),
             admission: Admission::new(me, self.limits),
             rng: rng.fork(2),
         });
-        let node = Swimring {
-            cluster: identity.cluster,
-            name: identity.name,
-            gossip,
-            calls,
-        };
+        let node = Swimring { cluster: identity.cluster, name: identity.name, gossip, calls };
         tokio::spawn(follow(node.clone()));
         tokio::spawn(discover(node.clone(), self.seeds));
         Ok(node)
@@ -312,11 +274,8 @@ impl Builder {
 
     fn bind(&self) -> Result<(UdpSocket, UdpSocket), StartError> {
         let bind = |address: SocketAddr| {
-            let socket = UdpSocket::bind(address)
-                .map_err(|source| StartError::Listen { address, source })?;
-            socket
-                .set_nonblocking(true)
-                .map_err(|source| StartError::Listen { address, source })?;
+            let socket = UdpSocket::bind(address).map_err(|source| StartError::Listen { address, source })?;
+            socket.set_nonblocking(true).map_err(|source| StartError::Listen { address, source })?;
             Ok::<_, StartError>(socket)
         };
         if let Some(calls) = self.listen_calls {
@@ -332,19 +291,13 @@ impl Builder {
 
     fn advertised(&self, local: SocketAddr) -> Result<SocketAddr, StartError> {
         let address = SocketAddr::new(self.advertise.unwrap_or(local.ip()), local.port());
-        if address.ip().is_unspecified() {
-            Err(StartError::Unspecified(address))
-        } else {
-            Ok(address)
-        }
+        if address.ip().is_unspecified() { Err(StartError::Unspecified(address)) } else { Ok(address) }
     }
 }
 
 fn open_state(directory: &Path, id: NodeId) -> Result<State, StartError> {
-    let (state, found) = State::open(directory, id).map_err(|source| StartError::State {
-        path: directory.into(),
-        source,
-    })?;
+    let (state, found) =
+        State::open(directory, id).map_err(|source| StartError::State { path: directory.into(), source })?;
     if let Found::Unusable(why) = found {
         tracing::warn!(path = %directory.display(), why, "the state could not be used and was set aside; the cluster tells how far this name had come");
     }
@@ -486,15 +439,9 @@ impl Swimring {
 
     /// How many connections were refused, and dials failed, for gossip.
     pub fn refusals(&self) -> (u64, u64, u64) {
-        let load = |counter: &std::sync::atomic::AtomicU64| {
-            counter.load(std::sync::atomic::Ordering::Relaxed)
-        };
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
         let refusals = &self.gossip.refusals;
-        (
-            load(&refusals.incoming),
-            load(&refusals.dials),
-            load(&refusals.malformed),
-        )
+        (load(&refusals.incoming), load(&refusals.dials), load(&refusals.malformed))
     }
 
     /// States new tags, or a new zone or weight.

@@ -48,15 +48,10 @@ impl State {
         let (mut stored, found) = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Stored>(&bytes) {
                 Ok(stored) if stored.id == id.to_string() => (stored, Found::Kept),
-                Ok(_) => (
-                    Stored::default(),
-                    Found::Unusable("it belongs to another node".into()),
-                ),
+                Ok(_) => (Stored::default(), Found::Unusable("it belongs to another node".into())),
                 Err(problem) => (Stored::default(), Found::Unusable(problem.to_string())),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (Stored::default(), Found::New)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Stored::default(), Found::New),
             Err(error) => return Err(error),
         };
         if matches!(found, Found::Unusable(_)) {
@@ -78,10 +73,7 @@ impl State {
     pub(crate) fn contacts(&self) -> Vec<Peer> {
         let peer = |(id, address): &(String, SocketAddr)| {
             let id = u128::from_str_radix(id, 16).ok().map(NodeId::from_u128)?;
-            Some(Peer {
-                id,
-                address: *address,
-            })
+            Some(Peer { id, address: *address })
         };
         self.stored.contacts.iter().filter_map(peer).collect()
     }
@@ -93,14 +85,8 @@ impl State {
     }
 
     /// Whom this life knows.
-    pub(crate) fn store_contacts(
-        &mut self,
-        contacts: impl Iterator<Item = Peer>,
-    ) -> io::Result<()> {
-        let contacts: Vec<_> = contacts
-            .take(CONTACTS_MAX)
-            .map(|peer| (peer.id.to_string(), peer.address))
-            .collect();
+    pub(crate) fn store_contacts(&mut self, contacts: impl Iterator<Item = Peer>) -> io::Result<()> {
+        let contacts: Vec<_> = contacts.take(CONTACTS_MAX).map(|peer| (peer.id.to_string(), peer.address)).collect();
         if contacts == self.stored.contacts {
             return Ok(());
         }
@@ -126,10 +112,7 @@ mod tests {
     fn directory(name: &str) -> PathBuf {
         let mut tag = [0; 8];
         super::super::certs::random(&mut tag);
-        std::env::temp_dir().join(format!(
-            "swimring-state-{name}-{:016x}",
-            u64::from_le_bytes(tag)
-        ))
+        std::env::temp_dir().join(format!("swimring-state-{name}-{:016x}", u64::from_le_bytes(tag)))
     }
 
     const ID: NodeId = NodeId::from_u128(7);
@@ -137,18 +120,12 @@ mod tests {
     #[test]
     fn every_life_has_a_higher_boot_and_knows_the_contacts_of_the_last() {
         let directory = directory("kept");
-        let peer = Peer {
-            id: NodeId::from_u128(9),
-            address: SocketAddr::from(([127, 0, 0, 1], 7_946)),
-        };
+        let peer = Peer { id: NodeId::from_u128(9), address: SocketAddr::from(([127, 0, 0, 1], 7_946)) };
         let (mut state, found) = State::open(&directory, ID).unwrap();
         assert_eq!((state.boot(), found), (1, Found::New));
         state.store_contacts([peer].into_iter()).unwrap();
         let (state, found) = State::open(&directory, ID).unwrap();
-        assert_eq!(
-            (state.boot(), found, state.contacts()),
-            (2, Found::Kept, vec![peer])
-        );
+        assert_eq!((state.boot(), found, state.contacts()), (2, Found::Kept, vec![peer]));
         fs::remove_dir_all(directory).unwrap();
     }
 

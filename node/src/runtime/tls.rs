@@ -14,10 +14,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use swimring_membership::{Name, NodeId};
 
 use super::identity::{Identity, names};
@@ -46,14 +43,10 @@ impl Tls {
             roots.add(authority.clone())?;
         }
         let roots = Arc::new(roots);
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-                .build()
-                .map_err(|problem| Error::General(problem.to_string()))?;
-        let verifier = Arc::new(MemberVerifier {
-            chain,
-            cluster: identity.cluster.clone(),
-        });
+        let chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .build()
+            .map_err(|problem| Error::General(problem.to_string()))?;
+        let verifier = Arc::new(MemberVerifier { chain, cluster: identity.cluster.clone() });
         let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -74,29 +67,19 @@ impl Tls {
             .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
         client.resumption = Resumption::disabled();
         client.enable_early_data = false;
-        Ok(Self {
-            provider,
-            roots,
-            cluster: identity.cluster.clone(),
-            client,
-            server: Arc::new(server),
-        })
+        Ok(Self { provider, roots, cluster: identity.cluster.clone(), client, server: Arc::new(server) })
     }
 
     /// For those who dial this node.
     pub(crate) fn server(&self, class: Class) -> quinn::ServerConfig {
         let mut tls = self.server.as_ref().clone();
         tls.alpn_protocols = vec![alpn(class).to_vec()];
-        let tls = QuicServerConfig::try_from(tls)
-            .expect("TLS 1.3 with the initial cipher suite, which ring has");
+        let tls = QuicServerConfig::try_from(tls).expect("TLS 1.3 with the initial cipher suite, which ring has");
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(Arc::new(transport(class)));
         // A cluster's peers have ids: a changed address is a new connection.
         config.migration(false);
-        config
-            .max_incoming(1_024)
-            .incoming_buffer_size(64 << 10)
-            .incoming_buffer_size_total(8 << 20);
+        config.max_incoming(1_024).incoming_buffer_size(64 << 10).incoming_buffer_size_total(8 << 20);
         config
     }
 
@@ -111,8 +94,7 @@ impl Tls {
             expect,
         };
         tls.dangerous().set_certificate_verifier(Arc::new(verifier));
-        let tls = QuicClientConfig::try_from(tls)
-            .expect("TLS 1.3 with the initial cipher suite, which ring has");
+        let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3 with the initial cipher suite, which ring has");
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::new(transport(class)));
         config
@@ -135,37 +117,19 @@ fn transport(class: Class) -> TransportConfig {
     match class {
         Class::Gossip => {
             let idle = Duration::from_secs(600);
-            config.max_idle_timeout(Some(
-                IdleTimeout::try_from(idle).expect("ten minutes are within range"),
-            ));
-            config
-                .max_concurrent_bidi_streams(streams(2))
-                .max_concurrent_uni_streams(streams(16));
-            config
-                .stream_receive_window(streams(256 << 10))
-                .receive_window(streams(2 << 20))
-                .send_window(2 << 20);
-            config
-                .datagram_receive_buffer_size(Some(256 << 10))
-                .datagram_send_buffer_size(256 << 10);
+            config.max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("ten minutes are within range")));
+            config.max_concurrent_bidi_streams(streams(2)).max_concurrent_uni_streams(streams(16));
+            config.stream_receive_window(streams(256 << 10)).receive_window(streams(2 << 20)).send_window(2 << 20);
+            config.datagram_receive_buffer_size(Some(256 << 10)).datagram_send_buffer_size(256 << 10);
         }
         Class::Calls => {
             let idle = Duration::from_secs(120);
-            config.max_idle_timeout(Some(
-                IdleTimeout::try_from(idle).expect("two minutes are within range"),
-            ));
-            config
-                .max_concurrent_bidi_streams(streams(8))
-                .max_concurrent_uni_streams(streams(16));
-            config
-                .stream_receive_window(streams(4 << 20))
-                .receive_window(streams(16 << 20))
-                .send_window(8 << 20);
+            config.max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("two minutes are within range")));
+            config.max_concurrent_bidi_streams(streams(8)).max_concurrent_uni_streams(streams(16));
+            config.stream_receive_window(streams(4 << 20)).receive_window(streams(16 << 20)).send_window(8 << 20);
             config.datagram_receive_buffer_size(None);
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
-            acknowledgements
-                .ack_eliciting_threshold(streams(10))
-                .max_ack_delay(Some(Duration::from_millis(5)));
+            acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));
             config.ack_frequency_config(Some(acknowledgements));
             config.send_fairness(false);
         }
@@ -175,29 +139,20 @@ fn transport(class: Class) -> TransportConfig {
 
 /// The node that the certificate of a connection's other end names.
 pub(crate) fn certified(connection: &quinn::Connection) -> Option<NodeId> {
-    let chain = connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let (cluster, name) = names(chain.first()?).ok()?;
     Some(NodeId::of(&cluster, &name))
 }
 
-fn check_names(
-    certificate: &CertificateDer<'_>,
-    cluster: &Name,
-    expect: Option<NodeId>,
-) -> Result<(), Error> {
+fn check_names(certificate: &CertificateDer<'_>, cluster: &Name, expect: Option<NodeId>) -> Result<(), Error> {
     let (named, node) = names(certificate).map_err(Error::General)?;
     if named != *cluster {
-        return Err(Error::General(format!(
-            "the certificate is for cluster {named}, not {cluster}"
-        )));
+        return Err(Error::General(format!("the certificate is for cluster {named}, not {cluster}")));
     }
     match expect {
-        Some(expect) if NodeId::of(&named, &node) != expect => Err(Error::General(format!(
-            "the certificate is for node {node}, which was not dialled"
-        ))),
+        Some(expect) if NodeId::of(&named, &node) != expect => {
+            Err(Error::General(format!("the certificate is for node {node}, which was not dialled")))
+        }
         _ => Ok(()),
     }
 }
@@ -222,13 +177,7 @@ impl ServerCertVerifier for SeedVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        )?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
         check_names(end_entity, &self.cluster, self.expect)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -248,18 +197,11 @@ impl ServerCertVerifier for SeedVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -281,9 +223,7 @@ impl ClientCertVerifier for MemberVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         check_names(end_entity, &self.cluster, None)?;
         Ok(verified)
     }

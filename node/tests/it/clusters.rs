@@ -18,7 +18,8 @@ fn three_nodes_join_by_seed_and_read_each_others_keys_until_one_is_killed() {
     let owner = |node: &crate::harness::Node, key: &str| {
         node.ask(&format!("/lookup?key={key}")).and_then(|answer| answer["owner"].as_str().map(str::to_owned))
     };
-    let of_c: Vec<String> = (0..30).map(|n| format!("k{n}")).filter(|key| owner(&a, key).as_deref() == Some("c")).collect();
+    let of_c: Vec<String> =
+        (0..30).map(|n| format!("k{n}")).filter(|key| owner(&a, key).as_deref() == Some("c")).collect();
     assert!(!of_c.is_empty(), "thirty keys, and none at one of three nodes");
     c.process.kill().expect("it can be killed");
     for node in [&a, &b] {
@@ -57,7 +58,7 @@ fn a_node_restarted_under_its_old_name_is_believed_at_once() {
     let listen = b.gossip.clone();
     b.process.kill().expect("it can be killed");
     let _ = b.process.wait();
-    let again = site.start_with("b", "b", &[a.gossip.clone()], &["--listen", &listen]).expect("it listens");
+    let again = site.start_with("b", "b", std::slice::from_ref(&a.gossip), &["--listen", &listen]).expect("it listens");
     // Long before a suspicion could have ended.
     let seen = eventually("the second life of b", SOON, || a.incarnation("b").filter(|inc| inc.starts_with("2.")));
     assert!(seen.starts_with("2."));
@@ -74,7 +75,7 @@ fn a_node_whose_state_was_lost_learns_from_the_cluster_how_far_its_name_had_come
     b.process.kill().expect("it can be killed");
     let _ = b.process.wait();
     std::fs::remove_dir_all(site.path.join("b/state")).expect("the state can be removed");
-    let again = site.start_with("b", "b", &[a.gossip.clone()], &["--listen", &listen]).expect("it listens");
+    let again = site.start_with("b", "b", std::slice::from_ref(&a.gossip), &["--listen", &listen]).expect("it listens");
     agree(&[&a, &again], 2);
     let boot = a.incarnation("b").and_then(|inc| inc.split('.').next().and_then(|boot| boot.parse::<u32>().ok()));
     assert!(boot.is_some_and(|boot| boot >= 2), "{boot:?}");
@@ -91,7 +92,8 @@ fn a_restart_of_every_node_at_once_ends_in_one_view() {
     let places: Vec<String> = [&a, &b, &c].iter().map(|node| node.gossip.clone()).collect();
     drop((a, b, c));
     let start = |index: usize, name: &str| {
-        let seeds: Vec<String> = places.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, place)| place.clone()).collect();
+        let seeds: Vec<String> =
+            places.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, place)| place.clone()).collect();
         site.start_with(name, name, &seeds, &["--listen", &places[index]]).expect("it listens")
     };
     let (a, b, c) = (start(0, "a"), start(1, "b"), start(2, "c"));
@@ -105,12 +107,14 @@ fn a_second_process_under_a_living_name_is_refused_and_one_under_a_dead_name_is_
     let mut b = site.start("b", &[&a]);
     agree(&[&a, &b], 2);
     let state = site.at("twin-state");
-    let mut twin = site.start_with("b", "twin", &[a.gossip.clone()], &["--state", &state]).expect("it listens at first");
+    let mut twin = site
+        .start_with("b", "twin", std::slice::from_ref(&a.gossip), &["--state", &state])
+        .expect("it listens at first");
     assert_eq!(twin.ended(), Some(3));
     assert!(twin.log().contains("has this name"), "{}", twin.log());
     agree(&[&a, &b], 2);
     b.process.kill().expect("it can be killed");
-    let heir = site.start_with("b", "heir", &[a.gossip.clone()], &["--state", &state]).expect("it listens");
+    let heir = site.start_with("b", "heir", std::slice::from_ref(&a.gossip), &["--state", &state]).expect("it listens");
     agree(&[&a, &heir], 2);
 }
 
@@ -122,7 +126,9 @@ fn a_stopped_process_whose_name_was_taken_over_gives_up_its_keys_and_exits() {
     agree(&[&a, &b], 2);
     b.signal("-STOP");
     a.waits_for("b", "down");
-    let heir = site.start_with("b", "heir", &[a.gossip.clone()], &["--state", &site.at("heir-state")]).expect("it listens");
+    let heir = site
+        .start_with("b", "heir", std::slice::from_ref(&a.gossip), &["--state", &site.at("heir-state")])
+        .expect("it listens");
     agree(&[&a, &heir], 2);
     b.signal("-CONT");
     assert_eq!(b.ended(), Some(3));

@@ -88,7 +88,17 @@ impl Site {
     pub(crate) fn start_with(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Option<Node> {
         let mut command = swimring();
         command
-            .args(["node", "--http", "127.0.0.1:0", "--preset", "local", "--log-format", "json", "--identity", &self.at(identity)])
+            .args([
+                "node",
+                "--http",
+                "127.0.0.1:0",
+                "--preset",
+                "local",
+                "--log-format",
+                "json",
+                "--identity",
+                &self.at(identity),
+            ])
             .args(["--admin", &self.at(&format!("{socket}.sock"))]);
         if !more.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -97,9 +107,12 @@ impl Site {
             command.args(["--seed", seed]);
         });
         let log = std::fs::File::create(self.path.join(format!("{socket}.log"))).expect("a log can be made");
-        let mut process = command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
+        let mut process =
+            command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("the output is piped")).read_line(&mut line).expect("it can be read");
+        BufReader::new(process.stdout.take().expect("the output is piped"))
+            .read_line(&mut line)
+            .expect("it can be read");
         let Ok(said) = serde_json::from_str::<Value>(&line) else {
             let _ = process.wait();
             return None;
@@ -212,13 +225,17 @@ pub(crate) fn agree(nodes: &[&Node], count: usize) {
             let members = view["members"].as_array().map(Vec::as_slice).unwrap_or_default();
             members.iter().filter(|member| member["state"] == "alive" && member["phase"] == "ready").count()
         };
-        let same = views.len() == nodes.len() && views.iter().all(|view| view["view"] == views[0]["view"] && ready(view) == count);
+        let same = views.len() == nodes.len()
+            && views.iter().all(|view| view["view"] == views[0]["view"] && ready(view) == count);
         same.then_some(())
     });
 }
 
 fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).ok()?;
     // The other end may have refused the body before its end.
     let _ = stream.write_all(body);

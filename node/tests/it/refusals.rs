@@ -44,14 +44,16 @@ fn whoever_has_a_wrong_certificate_or_secret_does_not_get_in_and_hears_why() {
     site.authority("elsewhere-ca", "elsewhere");
     site.issue("elsewhere-ca", "foreign", "foreign", "2");
     site.issue("ca", "keyless", "keyless", "2");
-    std::fs::copy(site.path.join("other-ca/cluster.key"), site.path.join("keyless/cluster.key")).expect("it can be copied");
+    std::fs::copy(site.path.join("other-ca/cluster.key"), site.path.join("keyless/cluster.key"))
+        .expect("it can be copied");
     for (identity, reason) in [
         ("stranger", "UnknownIssuer"),
         ("late", "certificate"),
         ("foreign", "UnknownIssuer"),
         ("keyless", "cluster.key"),
     ] {
-        let node = site.start_with(identity, identity, &[a.gossip.clone()], &[]).expect("it listens, and tries");
+        let node =
+            site.start_with(identity, identity, std::slice::from_ref(&a.gossip), &[]).expect("it listens, and tries");
         node.says("cannot connect");
         assert!(node.log().contains(reason), "{identity}: {}", node.log());
         // It goes on trying; it is not in, and nobody lists it.

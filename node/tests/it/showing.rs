@@ -17,11 +17,15 @@ fn the_commands_answer_people_and_machines() {
         let output = run(&[arguments, &["--admin", &admin]].concat());
         (output.status.code(), text(&output.stdout))
     };
-    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&ask(&[arguments, &["--json"]].concat()).1).expect("JSON alone");
+    let json = |arguments: &[&str]| {
+        serde_json::from_str::<Value>(&ask(&[arguments, &["--json"]].concat()).1).expect("JSON alone")
+    };
     let members = json(&["members"]);
-    let names: Vec<_> = members["members"].as_array().expect("a list").iter().map(|member| member["name"].clone()).collect();
+    let names: Vec<_> =
+        members["members"].as_array().expect("a list").iter().map(|member| member["name"].clone()).collect();
     assert_eq!(names, ["a", "b"]);
-    let shares: f64 = members["members"].as_array().expect("a list").iter().filter_map(|member| member["share"].as_f64()).sum();
+    let shares: f64 =
+        members["members"].as_array().expect("a list").iter().filter_map(|member| member["share"].as_f64()).sum();
     assert!((shares - 1.0).abs() < 1e-9);
     assert!(ask(&["members"]).1.contains("alive"));
     assert_eq!(json(&["ring"])["arcs"], 1 << 20);
@@ -56,7 +60,8 @@ fn a_demo_that_is_killed_takes_its_children_with_it() {
         .spawn()
         .expect("it starts");
     let parent = demo.id();
-    let children = eventually("three children", SOON, || Some(children_of(parent)).filter(|children| children.len() == 3));
+    let children =
+        eventually("three children", SOON, || Some(children_of(parent)).filter(|children| children.len() == 3));
     demo.kill().expect("it can be killed");
     let _ = demo.wait();
     eventually("the children end", SOON, || children.iter().all(|child| !is_running(*child)).then_some(()));

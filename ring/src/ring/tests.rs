@@ -10,20 +10,11 @@ use crate::KeyHasher;
 const SMALL: Placement = Placement { arcs_log2: 12 };
 
 fn id(number: u64) -> NodeId {
-    NodeId::from_bytes(
-        *blake3::hash(&number.to_le_bytes())
-            .as_bytes()
-            .first_chunk()
-            .unwrap(),
-    )
+    NodeId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes().first_chunk().unwrap())
 }
 
 fn member(number: u64) -> RingMember {
-    RingMember {
-        id: id(number),
-        weight: 1,
-        zone: None,
-    }
+    RingMember { id: id(number), weight: 1, zone: None }
 }
 
 fn ring(numbers: impl IntoIterator<Item = u64>) -> Ring {
@@ -32,25 +23,14 @@ fn ring(numbers: impl IntoIterator<Item = u64>) -> Ring {
 
 #[test]
 fn rings_are_pinned_across_releases() {
-    let ring = Ring::build(
-        Placement { arcs_log2: 14 },
-        (0..5).map(|n| RingMember {
-            weight: 1 + n as u16,
-            ..member(n)
-        }),
-    );
+    let ring =
+        Ring::build(Placement { arcs_log2: 14 }, (0..5).map(|n| RingMember { weight: 1 + n as u16, ..member(n) }));
     let mut hasher = blake3::Hasher::new();
     ring.table.iter().for_each(|owner| {
         hasher.update(&owner.to_le_bytes());
     });
-    assert_eq!(
-        &hasher.finalize().to_hex()[..32],
-        "a21f25b750a37e689276fb91fe215b20"
-    );
-    assert_eq!(
-        format!("{:032x}", ring.digest()),
-        "624752ef429aa74802466f76d6e0a5d4"
-    );
+    assert_eq!(&hasher.finalize().to_hex()[..32], "a21f25b750a37e689276fb91fe215b20");
+    assert_eq!(format!("{:032x}", ring.digest()), "624752ef429aa74802466f76d6e0a5d4");
 }
 
 #[test]
@@ -58,13 +38,7 @@ fn an_empty_ring_says_so_and_a_single_node_owns_all() {
     let key = KeyHasher::new(&[0; 32]).hash(b"k");
     assert_eq!(ring([]).owner(key), Err(EmptyRing));
     assert!(ring([]).owners(key, 3).is_empty());
-    let weightless = Ring::build(
-        SMALL,
-        [RingMember {
-            weight: 0,
-            ..member(1)
-        }],
-    );
+    let weightless = Ring::build(SMALL, [RingMember { weight: 0, ..member(1) }]);
     assert_eq!(weightless.owner(key), Err(EmptyRing));
     assert_eq!(ring([1]).owner(key), Ok(id(1)));
     assert_eq!(ring([1]).owned_count(id(1)), 1 << 12);
@@ -122,33 +96,19 @@ proptest! {
 fn shares_are_even() {
     let ring = Ring::build(Placement { arcs_log2: 18 }, (0..10).map(member));
     let most = *ring.owned_counts().iter().max().unwrap();
-    assert!(
-        f64::from(most) * 10.0 / f64::from(1 << 18) < 1.012,
-        "{most}"
-    );
+    assert!(f64::from(most) * 10.0 / f64::from(1 << 18) < 1.012, "{most}");
 }
 
 #[test]
 fn shares_follow_weights() {
     let weights = [1, 2, 3, 7];
-    let members = weights.iter().enumerate().map(|(n, weight)| RingMember {
-        weight: *weight,
-        ..member(n as u64)
-    });
+    let members = weights.iter().enumerate().map(|(n, weight)| RingMember { weight: *weight, ..member(n as u64) });
     let ring = Ring::build(Placement { arcs_log2: 18 }, members);
-    let shares: BTreeMap<NodeId, u32> = ring
-        .members()
-        .iter()
-        .map(|m| m.id)
-        .zip(ring.owned_counts())
-        .collect();
+    let shares: BTreeMap<NodeId, u32> = ring.members().iter().map(|m| m.id).zip(ring.owned_counts()).collect();
     for (n, weight) in weights.iter().enumerate() {
         let ideal = f64::from(1 << 18) * f64::from(*weight) / 13.0;
         let seen = f64::from(shares[&id(n as u64)]);
-        assert!(
-            (seen / ideal - 1.0).abs() < 0.02,
-            "weight {weight}: {seen} of {ideal}"
-        );
+        assert!((seen / ideal - 1.0).abs() < 0.02, "weight {weight}: {seen} of {ideal}");
     }
 }
 
@@ -158,18 +118,12 @@ fn owned_arcs_are_those_whose_owner_it_is() {
     for n in 0..5 {
         let arcs: Vec<Arc> = ring.owned_arcs(id(n)).collect();
         assert_eq!(arcs.len() as u32, ring.owned_count(id(n)));
-        assert!(
-            arcs.iter()
-                .all(|arc| ring.owner_of_arc(*arc) == Some(id(n)))
-        );
+        assert!(arcs.iter().all(|arc| ring.owner_of_arc(*arc) == Some(id(n))));
     }
 }
 
 #[test]
 fn a_digest_is_known_without_building_the_ring() {
-    assert_eq!(
-        Ring::digest_of(SMALL, (0..9).map(member)),
-        ring((0..9).rev()).digest()
-    );
+    assert_eq!(Ring::digest_of(SMALL, (0..9).map(member)), ring((0..9).rev()).digest());
     assert_ne!(ring(0..9).digest(), ring(0..8).digest());
 }

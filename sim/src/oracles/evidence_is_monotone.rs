@@ -20,13 +20,8 @@ impl Oracle for Watch {
         let Ok(Some(message)) = Message::decode(bytes) else {
             return;
         };
-        for update in header(&message)
-            .map(|header| header.updates.as_slice())
-            .unwrap_or_default()
-        {
-            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) =
-                update
-            else {
+        for update in header(&message).map(|header| header.updates.as_slice()).unwrap_or_default() {
+            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = update else {
                 continue;
             };
             if let Some((state, held)) = membership.roster().belief(*id)

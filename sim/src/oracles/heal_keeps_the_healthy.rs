@@ -20,13 +20,7 @@ const LOSS_MAX: u32 = 20_000;
 pub(super) struct Watch;
 
 impl Oracle for Watch {
-    fn on_event(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        event: &ControlEvent,
-        out: &mut Findings,
-    ) {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
         let ControlEvent::Membership(Event::Changed {
             id,
             before: Some((before, _)),
@@ -42,27 +36,16 @@ impl Oracle for Watch {
         };
         let well = |index: usize| {
             let machine = &facts.hosts[index];
-            let quiet = machine
-                .troubled
-                .is_none_or(|since| facts.now.since(since) > WELL);
+            let quiet = machine.troubled.is_none_or(|since| facts.now.since(since) > WELL);
             quiet && !machine.paused && facts.now.since(machine.started) > WELL
         };
-        let reached = facts
-            .network
-            .reachable_since(host, subject.index)
-            .is_some_and(|since| facts.now.since(since) > REACHABLE);
+        let reached =
+            facts.network.reachable_since(host, subject.index).is_some_and(|since| facts.now.since(since) > REACHABLE);
         let alive = subject.control.as_ref().is_some_and(|control| {
-            control.membership().is_confirmed()
-                && control.membership().record().incarnation().boot == incarnation.boot
+            control.membership().is_confirmed() && control.membership().record().incarnation().boot == incarnation.boot
         });
-        let wrong = alive
-            && reached
-            && well(host)
-            && well(subject.index)
-            && facts.network.worst_loss() <= LOSS_MAX;
+        let wrong = alive && reached && well(host) && well(subject.index) && facts.network.worst_loss() <= LOSS_MAX;
         let index = subject.index;
-        out.check(facts, "L13", &[host, index], !wrong, || {
-            format!("{} is reachable and was removed", subject.name)
-        });
+        out.check(facts, "L13", &[host, index], !wrong, || format!("{} is reachable and was removed", subject.name));
     }
 }

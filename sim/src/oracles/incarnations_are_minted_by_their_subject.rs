@@ -18,10 +18,7 @@ impl Watch {
         let machine = &facts.hosts[host];
         if let Some(control) = &machine.control {
             let own = control.membership().record().incarnation();
-            let count = self
-                .minted
-                .entry((machine.id, own.boot))
-                .or_insert(own.count);
+            let count = self.minted.entry((machine.id, own.boot)).or_insert(own.count);
             *count = (*count).max(own.count);
         }
     }
@@ -32,36 +29,16 @@ impl Oracle for Watch {
         self.learn(facts, host);
     }
 
-    fn after_message(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        _bytes: &[u8],
-        _out: &mut Findings,
-    ) {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, _bytes: &[u8], _out: &mut Findings) {
         self.learn(facts, host);
     }
 
-    fn on_event(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        event: &ControlEvent,
-        out: &mut Findings,
-    ) {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
         self.learn(facts, host);
-        let ControlEvent::Membership(Event::Changed {
-            id, incarnation, ..
-        }) = event
-        else {
+        let ControlEvent::Membership(Event::Changed { id, incarnation, .. }) = event else {
             return;
         };
-        let minted = self
-            .minted
-            .get(&(*id, incarnation.boot))
-            .is_some_and(|count| incarnation.count <= *count);
-        out.check(facts, "M3", &[host], minted, || {
-            format!("believes {incarnation} of {id:?}, which never said so")
-        });
+        let minted = self.minted.get(&(*id, incarnation.boot)).is_some_and(|count| incarnation.count <= *count);
+        out.check(facts, "M3", &[host], minted, || format!("believes {incarnation} of {id:?}, which never said so"));
     }
 }

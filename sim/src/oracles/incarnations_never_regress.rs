@@ -18,13 +18,7 @@ pub(super) struct Watch {
 }
 
 impl Oracle for Watch {
-    fn on_event(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        event: &ControlEvent,
-        out: &mut Findings,
-    ) {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
         let ControlEvent::Membership(event) = event else {
             return;
         };
@@ -33,22 +27,14 @@ impl Oracle for Watch {
             return;
         };
         let own = control.membership().record().incarnation();
-        let (life, highest) = self
-            .highest
-            .entry(machine.id)
-            .or_insert((machine.life, own));
+        let (life, highest) = self.highest.entry(machine.id).or_insert((machine.life, own));
         if *life != machine.life {
-            self.before
-                .entry(machine.id)
-                .and_modify(|before| *before = (*before).max(*highest))
-                .or_insert(*highest);
+            self.before.entry(machine.id).and_modify(|before| *before = (*before).max(*highest)).or_insert(*highest);
             (*life, *highest) = (machine.life, own);
         }
         if matches!(event, Event::Changed { id, .. } if *id == machine.id) {
             let held = *highest;
-            out.check(facts, "M1", &[host], own >= held, || {
-                format!("went from {held} to {own}")
-            });
+            out.check(facts, "M1", &[host], own >= held, || format!("went from {held} to {own}"));
             *highest = own.max(held);
         }
         // With nobody in the cluster to ask, nobody can know better.
@@ -65,17 +51,10 @@ impl Oracle for Watch {
 
 /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do.
 fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
-    let settled =
-        |since: swimring_membership::Instant| facts.now.since(since) > Duration::from_secs(10);
+    let settled = |since: swimring_membership::Instant| facts.now.since(since) > Duration::from_secs(10);
     facts.seeds().filter(|seed| seed.index != host).any(|seed| {
-        let joined = seed
-            .control
-            .as_ref()
-            .is_some_and(|control| control.membership().is_joined());
-        let reached = facts
-            .network
-            .reachable_since(host, seed.index)
-            .is_some_and(settled);
+        let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
+        let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
         joined && reached && settled(seed.started) && !seed.paused && seed.slow == 1
     })
 }

@@ -11,20 +11,12 @@ pub(super) struct Watch;
 const ALWAYS_BELOW: usize = 64;
 
 impl Oracle for Watch {
-    fn on_event(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        event: &ControlEvent,
-        out: &mut Findings,
-    ) {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
         let ControlEvent::Membership(Event::Changed { id, .. }) = event else {
             return;
         };
         let known = facts.by_id(*id).is_some_and(|subject| subject.life > 0);
-        out.check(facts, "M7", &[host], known, || {
-            format!("{id:?} is in the view and never lived")
-        });
+        out.check(facts, "M7", &[host], known, || format!("{id:?} is in the view and never lived"));
         let Some(control) = &facts.hosts[host].control else {
             return;
         };

@@ -12,13 +12,8 @@ impl Oracle for Watch {
             return;
         };
         let membership = control.membership();
-        let own = membership
-            .member(membership.id())
-            .map(|member| (member.state, member.incarnation));
-        let fine = own == Some((State::Alive, membership.record().incarnation()))
-            || !membership.is_confirmed();
-        out.check(facts, "M10", &[host], fine, || {
-            format!("believes {own:?} of itself")
-        });
+        let own = membership.member(membership.id()).map(|member| (member.state, member.incarnation));
+        let fine = own == Some((State::Alive, membership.record().incarnation())) || !membership.is_confirmed();
+        out.check(facts, "M10", &[host], fine, || format!("believes {own:?} of itself"));
     }
 }

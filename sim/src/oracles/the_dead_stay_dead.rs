@@ -14,30 +14,14 @@ pub(super) struct Watch {
 }
 
 impl Oracle for Watch {
-    fn on_event(
-        &mut self,
-        facts: &Facts<'_>,
-        host: usize,
-        event: &ControlEvent,
-        out: &mut Findings,
-    ) {
-        let ControlEvent::Membership(Event::Changed {
-            id,
-            state,
-            incarnation,
-            ..
-        }) = event
-        else {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
+        let ControlEvent::Membership(Event::Changed { id, state, incarnation, .. }) = event else {
             return;
         };
         let key = (host, facts.hosts[host].life, *id);
         if state.is_present() {
             if let Some((was, buried)) = self.buried.get(&key) {
-                let higher = if *was == State::Left {
-                    incarnation.boot > buried.boot
-                } else {
-                    incarnation > buried
-                };
+                let higher = if *was == State::Left { incarnation.boot > buried.boot } else { incarnation > buried };
                 out.check(facts, "M4", &[host], higher, || {
                     format!("{id:?} was {was:?} at {buried}, and is {state:?} at {incarnation}")
                 });

@@ -5,8 +5,8 @@ use std::time::Duration;
 use swimring_membership::Preset;
 
 use super::{
-    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet,
-    Select, Side, Step, WorldSpec,
+    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select, Side, Step,
+    WorldSpec,
 };
 
 /// Most nodes of a world.
@@ -16,13 +16,7 @@ type Parsed<T> = Result<T, String>;
 
 pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
     let mut plan = Plan {
-        world: WorldSpec {
-            nodes: 3,
-            zones: 1,
-            seeds: 1,
-            preset: Preset::Lan,
-            arcs: 14,
-        },
+        world: WorldSpec { nodes: 3, zones: 1, seeds: 1, preset: Preset::Lan, arcs: 14 },
         links: Vec::new(),
         load: None,
         steps: Vec::new(),
@@ -32,15 +26,8 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
     let mut versioned = false;
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
-        for part in line
-            .split(';')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
-            let at = |problem| PlanError {
-                line: index + 1,
-                problem,
-            };
+        for part in line.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            let at = |problem| PlanError { line: index + 1, problem };
             if !versioned {
                 if part != "plan 1" {
                     return Err(at("a plan begins with `plan 1`".into()));
@@ -52,10 +39,7 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
         }
     }
     if !versioned {
-        return Err(PlanError {
-            line: 1,
-            problem: "a plan begins with `plan 1`".into(),
-        });
+        return Err(PlanError { line: 1, problem: "a plan begins with `plan 1`".into() });
     }
     plan.steps.sort_by_key(|step| step.at);
     Ok(plan)
@@ -96,11 +80,7 @@ fn words(text: &str) -> Parsed<Vec<String>> {
     for c in text.chars() {
         match c {
             '(' => depth += 1,
-            ')' => {
-                depth = depth
-                    .checked_sub(1)
-                    .ok_or("a parenthesis closes that was not opened")?
-            }
+            ')' => depth = depth.checked_sub(1).ok_or("a parenthesis closes that was not opened")?,
             _ => {}
         }
         if c.is_whitespace() && depth == 0 {
@@ -121,13 +101,11 @@ fn words(text: &str) -> Parsed<Vec<String>> {
 }
 
 fn pair(word: &str) -> Parsed<(&str, &str)> {
-    word.split_once('=')
-        .ok_or_else(|| format!("{word:?} is not NAME=VALUE"))
+    word.split_once('=').ok_or_else(|| format!("{word:?} is not NAME=VALUE"))
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Parsed<T> {
-    text.parse()
-        .map_err(|_| format!("{text:?} is not a number"))
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
 fn duration(text: &str) -> Parsed<Duration> {
@@ -144,14 +122,10 @@ fn duration(text: &str) -> Parsed<Duration> {
         _ => return Err(format!("{unit:?} is not a unit of time (us, ms, s, m, h)")),
     };
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
-    let mut total = number::<u64>(whole)?
-        .checked_mul(nanos)
-        .ok_or("the time is too long")?;
+    let mut total = number::<u64>(whole)?.checked_mul(nanos).ok_or("the time is too long")?;
     let mut scale = nanos;
     for digit in fraction.chars() {
-        let digit = digit
-            .to_digit(10)
-            .ok_or_else(|| format!("{text:?} is not a time"))?;
+        let digit = digit.to_digit(10).ok_or_else(|| format!("{text:?} is not a time"))?;
         scale /= 10;
         total += u64::from(digit) * scale;
     }
@@ -160,36 +134,22 @@ fn duration(text: &str) -> Parsed<Duration> {
 
 /// A percentage, as millionths.
 fn percent(text: &str) -> Parsed<u32> {
-    let value = text
-        .strip_suffix('%')
-        .ok_or_else(|| format!("{text:?} is not a percentage"))?;
+    let value = text.strip_suffix('%').ok_or_else(|| format!("{text:?} is not a percentage"))?;
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
-    let mut total = number::<u32>(whole)?
-        .checked_mul(10_000)
-        .ok_or("more than 100 %")?;
+    let mut total = number::<u32>(whole)?.checked_mul(10_000).ok_or("more than 100 %")?;
     let mut scale = 10_000;
     for digit in fraction.chars() {
-        let digit = digit
-            .to_digit(10)
-            .ok_or_else(|| format!("{text:?} is not a percentage"))?;
+        let digit = digit.to_digit(10).ok_or_else(|| format!("{text:?} is not a percentage"))?;
         scale /= 10;
         total += digit * scale;
     }
-    if total <= 1_000_000 {
-        Ok(total)
-    } else {
-        Err(format!("{text:?} is more than 100 %"))
-    }
+    if total <= 1_000_000 { Ok(total) } else { Err(format!("{text:?} is more than 100 %")) }
 }
 
 /// `name(a,b,...)`
 fn call(text: &str) -> Parsed<(&str, Vec<&str>)> {
-    let (name, rest) = text
-        .split_once('(')
-        .ok_or_else(|| format!("{text:?} is not NAME(...)"))?;
-    let inner = rest
-        .strip_suffix(')')
-        .ok_or_else(|| format!("{text:?} is not NAME(...)"))?;
+    let (name, rest) = text.split_once('(').ok_or_else(|| format!("{text:?} is not NAME(...)"))?;
+    let inner = rest.strip_suffix(')').ok_or_else(|| format!("{text:?} is not NAME(...)"))?;
     Ok((name, inner.split(',').map(str::trim).collect()))
 }
 
@@ -204,10 +164,7 @@ fn latency(text: &str) -> Parsed<Latency> {
 }
 
 fn node(text: &str) -> Parsed<usize> {
-    let number = text
-        .strip_prefix('n')
-        .and_then(|number| number.parse().ok())
-        .filter(|number| *number > 0);
+    let number = text.strip_prefix('n').and_then(|number| number.parse().ok()).filter(|number| *number > 0);
     number.ok_or_else(|| format!("{text:?} is not a node (n1, n2, ...)"))
 }
 
@@ -254,10 +211,7 @@ fn world<'a>(world: &mut WorldSpec, words: impl Iterator<Item = &'a str>) -> Par
     }
     let bad = world.nodes == 0 || world.nodes > NODES_MAX || !(1..=26).contains(&world.zones);
     if bad || world.seeds == 0 || world.seeds > world.nodes || !(8..=24).contains(&world.arcs) {
-        return Err(
-            "a world has 1 to 65,536 nodes, 1 to 26 zones, at least one seed and 2^8 to 2^24 arcs"
-                .into(),
-        );
+        return Err("a world has 1 to 65,536 nodes, 1 to 26 zones, at least one seed and 2^8 to 2^24 arcs".into());
     }
     Ok(())
 }
@@ -275,10 +229,7 @@ fn link<'a>(words: impl Iterator<Item = &'a str>) -> Parsed<LinkRule> {
     while let Some(word) = words.next() {
         match word {
             "between" => {
-                let (a, b) = (
-                    words.next().ok_or("between what?")?,
-                    words.next().ok_or("between what and what?")?,
-                );
+                let (a, b) = (words.next().ok_or("between what?")?, words.next().ok_or("between what and what?")?);
                 rule.pairs = Pairs::Between(side(a)?, side(b)?);
             }
             "|" => {}
@@ -335,13 +286,8 @@ fn keys(text: &str) -> Parsed<Keys> {
         ("zipf", [exponent, count]) => {
             let (whole, fraction) = exponent.split_once('.').unwrap_or((exponent, ""));
             let fraction = format!("{fraction:0<3}");
-            let fraction = fraction
-                .get(..3)
-                .ok_or("an exponent has at most three decimals")?;
-            Ok(Keys::Zipf(
-                number::<u32>(whole)? * 1_000 + number::<u32>(fraction)?,
-                number(count)?,
-            ))
+            let fraction = fraction.get(..3).ok_or("an exponent has at most three decimals")?;
+            Ok(Keys::Zipf(number::<u32>(whole)? * 1_000 + number::<u32>(fraction)?, number(count)?))
         }
         _ => Err(format!("{text:?} is not uniform(N) or zipf(S,N)")),
     }
@@ -357,10 +303,7 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
         words = rest.to_vec();
     }
     let action = action(kind, &words)?;
-    let endless = matches!(
-        action,
-        Action::Crash(..) | Action::Leave(_) | Action::Join(..) | Action::Drift(..)
-    );
+    let endless = matches!(action, Action::Crash(..) | Action::Leave(_) | Action::Join(..) | Action::Drift(..));
     if endless != lasts.is_zero() {
         return Err(if endless {
             format!("{kind} has no duration")
@@ -376,9 +319,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("cut", ["half"]) => Action::Cut(Cut::Half),
         ("cut", ["isolate", who]) => Action::Cut(Cut::Isolate(select(who)?)),
         ("cut", ["zone", zone]) => Action::Cut(Cut::Zone(zone_letter(zone)?)),
-        ("cut", [groups]) if groups.starts_with("groups(") => {
-            Action::Cut(Cut::Groups(cut_groups(groups)?))
-        }
+        ("cut", [groups]) if groups.starts_with("groups(") => Action::Cut(Cut::Groups(cut_groups(groups)?)),
         ("oneway", [from, "->", to]) => Action::Oneway(side(from)?, side(to)?),
         ("bridge", [a, through, b]) => Action::Bridge(side(a)?, node(through)?, side(b)?),
         ("loss", [rate]) => Action::Loss(percent(rate)?, None),
@@ -410,10 +351,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
 
 fn cut_groups(text: &str) -> Parsed<Vec<Vec<usize>>> {
     let inner = text.trim_start_matches("groups(").trim_end_matches(')');
-    inner
-        .split('|')
-        .map(|group| group.split_whitespace().map(node).collect())
-        .collect()
+    inner.split('|').map(|group| group.split_whitespace().map(node).collect()).collect()
 }
 
 /// `restart after=T memory=M` belongs to the crash before it.
@@ -438,10 +376,7 @@ fn restart<'a>(plan: &mut Plan, words: impl Iterator<Item = &'a str>) -> Parsed<
 }
 
 fn quiet<'a>(words: impl Iterator<Item = &'a str>) -> Parsed<Quiet> {
-    let mut quiet = Quiet {
-        at: Duration::ZERO,
-        core: 70,
-    };
+    let mut quiet = Quiet { at: Duration::ZERO, core: 70 };
     let mut words = words;
     while let Some(word) = words.next() {
         if word == "at" {
@@ -465,9 +400,7 @@ fn expect<'a>(expect: &mut Expect, words: impl Iterator<Item = &'a str>) -> Pars
                 "served=all" => expect.served = true,
                 "served=none" => expect.served = false,
                 other => {
-                    return Err(format!(
-                        "{other:?} is not converged<=TIME, served=all or served=none"
-                    ));
+                    return Err(format!("{other:?} is not converged<=TIME, served=all or served=none"));
                 }
             }
         }

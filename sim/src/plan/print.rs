@@ -15,25 +15,10 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
         Preset::Local => "local",
     };
     writeln!(f, "plan 1")?;
-    writeln!(
-        f,
-        "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}",
-        w.nodes, w.zones, w.seeds, w.arcs
-    )?;
+    writeln!(f, "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}", w.nodes, w.zones, w.seeds, w.arcs)?;
     for rule in &plan.links {
-        write!(
-            f,
-            "link latency={} loss={}",
-            latency(rule.latency),
-            percent(rule.loss)
-        )?;
-        write!(
-            f,
-            " dup={} reorder={} corrupt={}",
-            percent(rule.dup),
-            time(rule.reorder),
-            percent(rule.corrupt)
-        )?;
+        write!(f, "link latency={} loss={}", latency(rule.latency), percent(rule.loss))?;
+        write!(f, " dup={} reorder={} corrupt={}", percent(rule.dup), time(rule.reorder), percent(rule.corrupt))?;
         match &rule.pairs {
             Pairs::All => writeln!(f)?,
             Pairs::Between(a, b) => writeln!(f, " between {} {}", side(a), side(b))?,
@@ -47,19 +32,8 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
                 format!("zipf({}.{:03},{count})", exponent / 1_000, exponent % 1_000)
             }
         };
-        write!(
-            f,
-            "load rate={} keys={keys} deadline={}",
-            load.rate,
-            time(load.deadline)
-        )?;
-        writeln!(
-            f,
-            " idempotent={} handler={} body={}",
-            percent(load.idempotent),
-            latency(load.handler),
-            load.body
-        )?;
+        write!(f, "load rate={} keys={keys} deadline={}", load.rate, time(load.deadline))?;
+        writeln!(f, " idempotent={} handler={} body={}", percent(load.idempotent), latency(load.handler), load.body)?;
     }
     for step in &plan.steps {
         write!(f, "at {} {}", time(step.at), action(&step.action))?;
@@ -72,11 +46,7 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
         writeln!(f, "quiet at {} core={}%", time(quiet.at), quiet.core)?;
     }
     let served = if plan.expect.served { "all" } else { "none" };
-    writeln!(
-        f,
-        "expect converged<={} served={served}",
-        time(plan.expect.converged)
-    )
+    writeln!(f, "expect converged<={} served={served}", time(plan.expect.converged))
 }
 
 fn time(span: Duration) -> String {
@@ -121,17 +91,8 @@ fn action(action: &Action) -> String {
         Action::Cut(Cut::Isolate(who)) => format!("cut isolate {}", select(who)),
         Action::Cut(Cut::Zone(zone)) => format!("cut zone {zone}"),
         Action::Cut(Cut::Groups(groups)) => {
-            let group = |nodes: &Vec<usize>| {
-                nodes
-                    .iter()
-                    .map(|node| format!("n{node}"))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            };
-            format!(
-                "cut groups({})",
-                groups.iter().map(group).collect::<Vec<_>>().join(" | ")
-            )
+            let group = |nodes: &Vec<usize>| nodes.iter().map(|node| format!("n{node}")).collect::<Vec<_>>().join(" ");
+            format!("cut groups({})", groups.iter().map(group).collect::<Vec<_>>().join(" | "))
         }
         Action::Oneway(from, to) => format!("oneway {} -> {}", side(from), side(to)),
         Action::Bridge(a, through, b) => format!("bridge {} n{through} {}", side(a), side(b)),
@@ -146,11 +107,7 @@ fn action(action: &Action) -> String {
                 Memory::Lost => "lost",
                 Memory::Stale => "stale",
             };
-            format!(
-                "crash {} ; restart after={} memory={memory}",
-                select(who),
-                time(*after)
-            )
+            format!("crash {} ; restart after={} memory={memory}", select(who), time(*after))
         }
         Action::Pause(who) => format!("pause {}", select(who)),
         Action::Slow(who, factor) => format!("slow {} x{factor}", select(who)),

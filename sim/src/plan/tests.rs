@@ -33,10 +33,7 @@ fn what_is_printed_reads_back_the_same() {
 #[test]
 fn a_restart_belongs_to_the_crash_before_it() {
     let plan = Plan::parse("plan 1\nat 9s crash n4 ; restart after=10s memory=lost").unwrap();
-    let crash = Action::Crash(
-        Select::Side(Side::Node(4)),
-        Some((Duration::from_secs(10), Memory::Lost)),
-    );
+    let crash = Action::Crash(Select::Side(Side::Node(4)), Some((Duration::from_secs(10), Memory::Lost)));
     assert_eq!(plan.steps[0].action, crash);
 }
 
@@ -54,9 +51,6 @@ fn mistakes_are_told_with_their_line() {
         ("plan 1\nrestart after=5s", 2, "follows a crash"),
     ] {
         let error = Plan::parse(text).unwrap_err();
-        assert!(
-            error.line == line && error.problem.contains(part),
-            "{text:?}: {error}"
-        );
+        assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");
     }
 }

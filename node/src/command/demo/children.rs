@@ -55,15 +55,10 @@ impl Cluster {
     pub(super) fn new() -> anyhow::Result<Self> {
         let mut tag = [0; 8];
         getrandom::fill(&mut tag)?;
-        let directory =
-            std::env::temp_dir().join(format!("swimring-demo-{:016x}", u64::from_le_bytes(tag)));
+        let directory = std::env::temp_dir().join(format!("swimring-demo-{:016x}", u64::from_le_bytes(tag)));
         let cluster = Name::new("demo")?;
         certs::make_authority(&cluster, &directory.join("ca"))?;
-        Ok(Self {
-            directory,
-            children: Vec::new(),
-            started: 0,
-        })
+        Ok(Self { directory, children: Vec::new(), started: 0 })
     }
 
     /// Starts one more process, with the first living one as its seed.
@@ -71,13 +66,7 @@ impl Cluster {
         self.started += 1;
         let name = format!("n{}", self.started);
         let identity = self.directory.join(&name);
-        certs::issue(
-            &self.directory.join("ca"),
-            &Name::new(&name)?,
-            &[],
-            2,
-            &identity,
-        )?;
+        certs::issue(&self.directory.join("ca"), &Name::new(&name)?, &[], 2, &identity)?;
         let seed = self.children.first().map(|child| child.gossip.clone());
         let child = Child::start(name, &identity, seed).await?;
         self.children.push(child);
@@ -102,13 +91,7 @@ impl Cluster {
 
     /// The doors that the load may use.
     pub(super) fn live(&self) -> Vec<Entry> {
-        self.children
-            .iter()
-            .map(|child| Entry {
-                name: child.name.clone(),
-                http: child.http.clone(),
-            })
-            .collect()
+        self.children.iter().map(|child| Entry { name: child.name.clone(), http: child.http.clone() }).collect()
     }
 
     /// Waits until every process sees `count` ready members and all have one view.
@@ -118,11 +101,8 @@ impl Cluster {
             let mut views = Vec::new();
             for child in &self.children {
                 let members: Members = child.admin.get("/members").await?;
-                let ready = members
-                    .members
-                    .iter()
-                    .filter(|member| member.phase == "ready" && member.state == "alive")
-                    .count();
+                let ready =
+                    members.members.iter().filter(|member| member.phase == "ready" && member.state == "alive").count();
                 views.push((ready, members.view));
             }
             if views.iter().all(|view| *view == views[0]) && views[0].0 == count {
@@ -161,24 +141,8 @@ impl Child {
     async fn start(name: String, identity: &Path, seed: Option<String>) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
-            .args([
-                "node",
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--preset",
-                "local",
-            ])
-            .args([
-                "--log",
-                "error",
-                "--log-format",
-                "json",
-                "--until-stdin-closes",
-                "--name",
-                &name,
-            ])
+            .args(["node", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--preset", "local"])
+            .args(["--log", "error", "--log-format", "json", "--until-stdin-closes", "--name", &name])
             .arg("--identity")
             .arg(identity)
             .arg("--admin")
@@ -186,42 +150,21 @@ impl Child {
         if let Some(seed) = seed {
             command.args(["--seed", &seed]);
         }
-        for (variable, _) in
-            std::env::vars().filter(|(variable, _)| variable.starts_with("SWIMRING_"))
-        {
+        for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("SWIMRING_")) {
             command.env_remove(variable);
         }
         // In a group of its own: Ctrl-C reaches the demo, and the demo ends its children.
-        let mut process = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        let stdout = process
-            .stdout
-            .take()
-            .context("the output of a process is piped")?;
+        let mut process =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true).spawn()?;
+        let stdout = process.stdout.take().context("the output of a process is piped")?;
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(START_MAX, lines.next_line())
             .await
             .map_err(|_| anyhow!("{name} said nothing in time"))??;
         let line = line.with_context(|| format!("{name} ended before it listened"))?;
-        let listening: Listening =
-            serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}"))?;
-        let admin = AdminOf(
-            listening
-                .admin
-                .parse()
-                .map_err(|problem: String| anyhow!(problem))?,
-        );
-        Ok(Self {
-            name,
-            admin,
-            gossip: listening.gossip,
-            http: listening.http,
-            process,
-        })
+        let listening: Listening = serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}"))?;
+        let admin = AdminOf(listening.admin.parse().map_err(|problem: String| anyhow!(problem))?);
+        Ok(Self { name, admin, gossip: listening.gossip, http: listening.http, process })
     }
 
     pub(super) fn clone_admin(&self) -> AdminOf {
@@ -235,14 +178,7 @@ impl Child {
 
     /// Asks the process to leave, and waits until it has ended.
     pub(super) async fn leave(&mut self) -> anyhow::Result<()> {
-        client::ask(
-            &self.admin.0,
-            None,
-            Method::POST,
-            "/leave?wait=true",
-            Bytes::new(),
-        )
-        .await?;
+        client::ask(&self.admin.0, None, Method::POST, "/leave?wait=true", Bytes::new()).await?;
         tokio::time::timeout(START_MAX, self.process.wait())
             .await
             .map_err(|_| anyhow!("{} does not end", self.name))??;
@@ -277,10 +213,6 @@ impl AdminOf {
     /// What the process believes of `name`.
     pub(super) async fn state_of(&self, name: &str) -> Option<String> {
         let members: Members = self.get("/members").await.ok()?;
-        members
-            .members
-            .into_iter()
-            .find(|member| member.name == name)
-            .map(|member| member.state)
+        members.members.into_iter().find(|member| member.name == name).map(|member| member.state)
     }
 }

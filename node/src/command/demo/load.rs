@@ -68,57 +68,31 @@ impl Tally {
 
 impl Load {
     pub(super) fn new(entries: Vec<Entry>) -> Self {
-        Self {
-            entries: Mutex::new(entries),
-            dead: Mutex::default(),
-            tally: Mutex::default(),
-            made: AtomicU64::new(0),
-        }
+        Self { entries: Mutex::new(entries), dead: Mutex::default(), tally: Mutex::default(), made: AtomicU64::new(0) }
     }
 
     pub(super) fn replace_entries(&self, entries: Vec<Entry>) {
-        *self
-            .entries
-            .lock()
-            .expect("nothing panics while it holds the lock") = entries;
+        *self.entries.lock().expect("nothing panics while it holds the lock") = entries;
     }
 
     pub(super) fn mark_dead(&self, name: &str) {
-        self.dead
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .push(name.to_owned());
+        self.dead.lock().expect("nothing panics while it holds the lock").push(name.to_owned());
     }
 
     fn is_dead(&self, name: &str) -> bool {
-        self.dead
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .iter()
-            .any(|dead| dead == name)
+        self.dead.lock().expect("nothing panics while it holds the lock").iter().any(|dead| dead == name)
     }
 
     pub(super) fn tally(&self) -> Tally {
-        self.tally
-            .lock()
-            .expect("nothing panics while it holds the lock")
-            .clone()
+        self.tally.lock().expect("nothing panics while it holds the lock").clone()
     }
 
     fn count(&self, change: impl FnOnce(&mut Tally)) {
-        change(
-            &mut self
-                .tally
-                .lock()
-                .expect("nothing panics while it holds the lock"),
-        );
+        change(&mut self.tally.lock().expect("nothing panics while it holds the lock"));
     }
 
     fn entry(&self, draws: &mut Draws) -> Entry {
-        let entries = self
-            .entries
-            .lock()
-            .expect("nothing panics while it holds the lock");
+        let entries = self.entries.lock().expect("nothing panics while it holds the lock");
         entries[draws.below(entries.len())].clone()
     }
 }
@@ -128,9 +102,8 @@ pub(super) fn start(load: &Arc<Load>, rate: u64, span: Duration) -> JoinHandle<(
     let workers = rate.div_ceil(20).clamp(1, WORKERS_MAX);
     let load = Arc::clone(load);
     tokio::spawn(async move {
-        let tasks: Vec<_> = (0..workers)
-            .map(|number| tokio::spawn(worker(Arc::clone(&load), number, workers, rate, span)))
-            .collect();
+        let tasks: Vec<_> =
+            (0..workers).map(|number| tokio::spawn(worker(Arc::clone(&load), number, workers, rate, span))).collect();
         for task in tasks {
             let _ = task.await;
         }
@@ -147,8 +120,7 @@ struct Known {
 }
 
 async fn worker(load: Arc<Load>, number: u64, workers: u64, rate: u64, span: Duration) {
-    let client: Client<HttpConnector, Full<Bytes>> =
-        Client::builder(TokioExecutor::new()).build_http();
+    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let mut draws = Draws::new();
     let mut known: BTreeMap<usize, Known> = BTreeMap::new();
     let mut value = number << 40;
@@ -205,41 +177,20 @@ async fn ask(
     let response = async {
         let response = client.request(request.ok()?).await.ok()?;
         let (parts, body) = response.into_parts();
-        Some(Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body: body.collect().await.ok()?.to_bytes(),
-        })
+        Some(Answer { status: parts.status, headers: parts.headers, body: body.collect().await.ok()?.to_bytes() })
     };
-    tokio::time::timeout(PATIENCE, response)
-        .await
-        .ok()
-        .flatten()
+    tokio::time::timeout(PATIENCE, response).await.ok().flatten()
 }
 
 /// Counts an answer, and checks what it says against what the worker knows.
-fn judge(
-    tally: &mut Tally,
-    known: &mut Known,
-    put: Option<u64>,
-    answer: &Answer,
-    latency: Duration,
-) {
-    let text = |name: &str| {
-        answer
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-    };
+fn judge(tally: &mut Tally, known: &mut Known, put: Option<u64>, answer: &Answer, latency: Duration) {
+    let text = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let owner = text("x-swimring-owner").to_owned();
     let hops: u64 = text("x-swimring-hops").parse().unwrap_or(0);
     tally.hops_max = tally.hops_max.max(hops);
     tally.forwarded += u64::from(hops > 0);
     tally.wrong_owner += u64::from(!text("x-swimring-misrouted").is_empty());
-    tally
-        .latency_us
-        .push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+    tally.latency_us.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
     match answer.status {
         StatusCode::NO_CONTENT | StatusCode::OK | StatusCode::NOT_FOUND => tally.ok += 1,
         StatusCode::INTERNAL_SERVER_ERROR => tally.executed_error += 1,
@@ -251,21 +202,12 @@ fn judge(
     }
     match (put, answer.status) {
         (Some(value), StatusCode::NO_CONTENT) => {
-            *known = Known {
-                acknowledged: Some((value, owner)),
-                possible: Vec::new(),
-            }
+            *known = Known { acknowledged: Some((value, owner)), possible: Vec::new() }
         }
         (None, StatusCode::OK) => {
-            let read = std::str::from_utf8(&answer.body)
-                .ok()
-                .and_then(|text| text.parse::<u64>().ok());
+            let read = std::str::from_utf8(&answer.body).ok().and_then(|text| text.parse::<u64>().ok());
             let right = read.is_some_and(|read| {
-                known.possible.contains(&read)
-                    || known
-                        .acknowledged
-                        .as_ref()
-                        .is_some_and(|(value, _)| *value == read)
+                known.possible.contains(&read) || known.acknowledged.as_ref().is_some_and(|(value, _)| *value == read)
             });
             tally.wrong_value += u64::from(!right);
         }

@@ -43,10 +43,7 @@ const NOTICE_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) fn run(args: &DemoArgs) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
             eprintln!("swimring: {problem}");
@@ -64,11 +61,7 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
     match told {
         Some(Ok(report)) => {
             report.print(args.json);
-            if report.problems().is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(WRONG)
-            }
+            if report.problems().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(WRONG) }
         }
         Some(Err(problem)) => {
             eprintln!("swimring: {problem:#}");
@@ -82,10 +75,7 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
 }
 
 async fn interrupted() {
-    let (Ok(mut term), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -99,20 +89,12 @@ async fn tell(args: &DemoArgs) -> anyhow::Result<Report> {
     let screen = Screen::new(args.json);
     let begun = Instant::now();
     let mut cluster = Cluster::new()?;
-    screen.say(&format!(
-        "starting {nodes} processes with certificates made just now"
-    ));
+    screen.say(&format!("starting {nodes} processes with certificates made just now"));
     for _ in 0..nodes {
         cluster.add().await?;
     }
-    cluster
-        .wait_for_members(nodes)
-        .await
-        .context("the processes did not find each other")?;
-    screen.say(&format!(
-        "{nodes} processes agree on one view after {} ms",
-        begun.elapsed().as_millis()
-    ));
+    cluster.wait_for_members(nodes).await.context("the processes did not find each other")?;
+    screen.say(&format!("{nodes} processes agree on one view after {} ms", begun.elapsed().as_millis()));
 
     let load = Arc::new(Load::new(cluster.live()));
     let span = Duration::from_secs(args.seconds);
@@ -134,12 +116,7 @@ async fn tell(args: &DemoArgs) -> anyhow::Result<Report> {
 }
 
 /// Kills a process that owns keys, and asks every survivor until it has noticed.
-async fn kill(
-    cluster: &mut Cluster,
-    load: &Load,
-    draws: &mut Draws,
-    screen: &Screen,
-) -> anyhow::Result<Killed> {
+async fn kill(cluster: &mut Cluster, load: &Load, draws: &mut Draws, screen: &Screen) -> anyhow::Result<Killed> {
     let victim = draws.below(cluster.len());
     let mut child = cluster.remove(victim);
     let arcs = child.arcs().await?;
@@ -148,32 +125,20 @@ async fn kill(
     screen.say(&format!("kill -9 {}, which owns {arcs} arcs", child.name));
     let at = Instant::now();
     child.kill().await?;
-    let asked = cluster.iter().map(|survivor| {
-        noticed(
-            survivor.clone_admin(),
-            survivor.name.clone(),
-            child.name.clone(),
-            at,
-        )
-    });
+    let asked =
+        cluster.iter().map(|survivor| noticed(survivor.clone_admin(), survivor.name.clone(), child.name.clone(), at));
     let asked: Vec<_> = asked.map(tokio::spawn).collect();
     let mut noticed_ms = Vec::new();
     for task in asked {
         let (survivor, after) = task.await?;
-        let text = after.map_or("not at all".into(), |after| {
-            format!("after {} ms", after.as_millis())
-        });
+        let text = after.map_or("not at all".into(), |after| format!("after {} ms", after.as_millis()));
         screen.say(&format!("  {survivor} noticed {text}"));
         noticed_ms.push(after.map(|after| after.as_millis() as u64));
     }
     for (name, gained) in cluster.shares().await? {
         screen.say(&format!("  {name} now owns {gained} arcs"));
     }
-    Ok(Killed {
-        node: child.name,
-        noticed_ms,
-        arcs,
-    })
+    Ok(Killed { node: child.name, noticed_ms, arcs })
 }
 
 async fn noticed(
@@ -183,11 +148,7 @@ async fn noticed(
     at: Instant,
 ) -> (String, Option<Duration>) {
     while at.elapsed() < NOTICE_MAX * 2 {
-        if admin
-            .state_of(&victim)
-            .await
-            .is_some_and(|state| state == "down")
-        {
+        if admin.state_of(&victim).await.is_some_and(|state| state == "down") {
             return (survivor, Some(at.elapsed()));
         }
         tokio::time::sleep(LOOK).await;
@@ -196,12 +157,7 @@ async fn noticed(
 }
 
 /// Has a process leave in an orderly way, and counts what its leaving cost.
-async fn leave(
-    cluster: &mut Cluster,
-    load: &Load,
-    draws: &mut Draws,
-    screen: &Screen,
-) -> anyhow::Result<Left> {
+async fn leave(cluster: &mut Cluster, load: &Load, draws: &mut Draws, screen: &Screen) -> anyhow::Result<Left> {
     let leaver = draws.below(cluster.len());
     let mut child = cluster.remove(leaver);
     load.replace_entries(cluster.live());
@@ -213,14 +169,8 @@ async fn leave(
     child.leave().await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let errors = load.tally().failed() - before;
-    screen.say(&format!(
-        "  it was gone after {} ms; {errors} calls failed",
-        at.elapsed().as_millis()
-    ));
-    Ok(Left {
-        node: child.name,
-        errors,
-    })
+    screen.say(&format!("  it was gone after {} ms; {errors} calls failed", at.elapsed().as_millis()));
+    Ok(Left { node: child.name, errors })
 }
 
 /// Starts a new process, and waits until it takes keys.
@@ -233,10 +183,7 @@ async fn join(cluster: &mut Cluster, load: &Load, screen: &Screen) -> anyhow::Re
     let ready_ms = at.elapsed().as_millis() as u64;
     load.replace_entries(cluster.live());
     screen.say(&format!("  it took keys after {ready_ms} ms"));
-    Ok(Joined {
-        node: name,
-        ready_ms,
-    })
+    Ok(Joined { node: name, ready_ms })
 }
 
 mod rand {

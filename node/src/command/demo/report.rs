@@ -65,13 +65,7 @@ impl Report {
         joined: Joined,
     ) -> Self {
         tally.latency_us.sort_unstable();
-        let quantile = |of: usize| {
-            tally
-                .latency_us
-                .get(tally.latency_us.len() * of / 100)
-                .copied()
-                .unwrap_or(0)
-        };
+        let quantile = |of: usize| tally.latency_us.get(tally.latency_us.len() * of / 100).copied().unwrap_or(0);
         Self {
             nodes,
             seconds: (took.as_secs_f64() * 1_000.0).round() / 1_000.0,
@@ -102,25 +96,11 @@ impl Report {
             }
         };
         wrong(self.wrong_value, "reads of a wrong value");
-        wrong(
-            self.wrong_owner,
-            "calls that ran at a node whose own view named another",
-        );
-        wrong(
-            self.left.errors,
-            "calls that failed while a process left in an orderly way",
-        );
+        wrong(self.wrong_owner, "calls that ran at a node whose own view named another");
+        wrong(self.left.errors, "calls that failed while a process left in an orderly way");
         wrong(self.hops_max.saturating_sub(2), "hops too many");
-        let unnoticed = self
-            .killed
-            .noticed_ms
-            .iter()
-            .filter(|ms| ms.is_none_or(|ms| ms > 10_000))
-            .count();
-        wrong(
-            unnoticed as u64,
-            "survivors that did not notice the kill within 10 s",
-        );
+        let unnoticed = self.killed.noticed_ms.iter().filter(|ms| ms.is_none_or(|ms| ms > 10_000)).count();
+        wrong(unnoticed as u64, "survivors that did not notice the kill within 10 s");
         if self.calls == 0 {
             problems.push("no calls at all".into());
         }
@@ -129,10 +109,7 @@ impl Report {
 
     pub(super) fn print(&self, json: bool) {
         if json {
-            println!(
-                "{}",
-                serde_json::to_string(self).expect("a report has only text keys")
-            );
+            println!("{}", serde_json::to_string(self).expect("a report has only text keys"));
             return;
         }
         let row = |name: &str, value: String| println!("  {name:<34} {value}");
@@ -140,63 +117,25 @@ impl Report {
         row("calls", format!("{} in {:.1} s", self.calls, self.seconds));
         row("answered", self.ok.to_string());
         row("handler failed", self.executed_error.to_string());
-        row(
-            "not executed (safe to repeat)",
-            self.not_executed.to_string(),
-        );
+        row("not executed (safe to repeat)", self.not_executed.to_string());
         row("unknown (may have run)", self.unknown.to_string());
-        row(
-            "forwarded",
-            format!(
-                "{} ({:.0} %), at most {} hops",
-                self.forwarded,
-                self.share(),
-                self.hops_max
-            ),
-        );
+        row("forwarded", format!("{} ({:.0} %), at most {} hops", self.forwarded, self.share(), self.hops_max));
         row(
             "latency p50, p99",
-            format!(
-                "{:.1} ms, {:.1} ms",
-                f64::from(self.p50_us) / 1e3,
-                f64::from(self.p99_us) / 1e3
-            ),
+            format!("{:.1} ms, {:.1} ms", f64::from(self.p50_us) / 1e3, f64::from(self.p99_us) / 1e3),
         );
-        row(
-            "values lost with their owner",
-            self.absent_after_move.to_string(),
-        );
-        row(
-            "wrong values, wrong owners",
-            format!("{}, {}", self.wrong_value, self.wrong_owner),
-        );
-        let slowest = self
-            .killed
-            .noticed_ms
-            .iter()
-            .map(|ms| ms.unwrap_or(u64::MAX))
-            .max()
-            .unwrap_or(0);
-        row(
-            "kill -9 noticed by all",
-            format!("{} after {slowest} ms", self.killed.node),
-        );
-        row(
-            "errors while one left",
-            format!("{} ({})", self.left.errors, self.left.node),
-        );
-        row(
-            "a new process took keys",
-            format!("{} after {} ms", self.joined.node, self.joined.ready_ms),
-        );
+        row("values lost with their owner", self.absent_after_move.to_string());
+        row("wrong values, wrong owners", format!("{}, {}", self.wrong_value, self.wrong_owner));
+        let slowest = self.killed.noticed_ms.iter().map(|ms| ms.unwrap_or(u64::MAX)).max().unwrap_or(0);
+        row("kill -9 noticed by all", format!("{} after {slowest} ms", self.killed.node));
+        row("errors while one left", format!("{} ({})", self.left.errors, self.left.node));
+        row("a new process took keys", format!("{} after {} ms", self.joined.node, self.joined.ready_ms));
         println!();
         let problems = self.problems();
         if problems.is_empty() {
             println!("Everything held.");
         }
-        problems
-            .iter()
-            .for_each(|problem| println!("WRONG: {problem}"));
+        problems.iter().for_each(|problem| println!("WRONG: {problem}"));
     }
 
     fn share(&self) -> f64 {
@@ -214,29 +153,15 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn new(json: bool) -> Self {
-        Self {
-            begun: Instant::now(),
-            live: !json && std::io::stderr().is_terminal(),
-            line: Arc::default(),
-        }
+        Self { begun: Instant::now(), live: !json && std::io::stderr().is_terminal(), line: Arc::default() }
     }
 
     /// A line that stays. Progress goes to standard error, so that standard output is the result alone.
     pub(super) fn say(&self, text: &str) {
-        let mut length = self
-            .line
-            .lock()
-            .expect("nothing panics while it holds the lock");
+        let mut length = self.line.lock().expect("nothing panics while it holds the lock");
         let clear = " ".repeat(std::mem::take(&mut *length));
-        let wipe = if clear.is_empty() {
-            String::new()
-        } else {
-            format!("\r{clear}\r")
-        };
-        eprintln!(
-            "{wipe}{:>6.1} s  {text}",
-            self.begun.elapsed().as_secs_f64()
-        );
+        let wipe = if clear.is_empty() { String::new() } else { format!("\r{clear}\r") };
+        eprintln!("{wipe}{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
     }
 
     /// Shows how the load goes: on a terminal a line that moves, elsewhere one now and then.
@@ -244,34 +169,19 @@ impl Screen {
         let (screen, load) = (self.clone(), Arc::clone(load));
         tokio::spawn(async move {
             let begun = Instant::now();
-            let every = if screen.live {
-                Duration::from_millis(250)
-            } else {
-                Duration::from_secs(5)
-            };
+            let every = if screen.live { Duration::from_millis(250) } else { Duration::from_secs(5) };
             loop {
                 tokio::time::sleep(every).await;
                 let tally = load.tally();
                 let left = span.saturating_sub(begun.elapsed()).as_secs();
-                let text = format!(
-                    "{} calls, {} failed, {left} s to go",
-                    tally.calls(),
-                    tally.failed()
-                );
-                if screen.live {
-                    screen.show(&text)
-                } else {
-                    screen.say(&text)
-                }
+                let text = format!("{} calls, {} failed, {left} s to go", tally.calls(), tally.failed());
+                if screen.live { screen.show(&text) } else { screen.say(&text) }
             }
         })
     }
 
     fn show(&self, text: &str) {
-        let mut length = self
-            .line
-            .lock()
-            .expect("nothing panics while it holds the lock");
+        let mut length = self.line.lock().expect("nothing panics while it holds the lock");
         let line = format!("{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
         eprint!("\r{line:<width$}", width = *length);
         let _ = std::io::stderr().flush();

@@ -1,30 +1,15 @@
 use super::*;
 
 fn peer(number: u128) -> Peer {
-    Peer {
-        id: NodeId::from_u128(number),
-        address: SocketAddr::from(([127, 0, 0, 1], number as u16)),
-    }
+    Peer { id: NodeId::from_u128(number), address: SocketAddr::from(([127, 0, 0, 1], number as u16)) }
 }
 
 fn peers(number: u128) -> Peers {
-    Peers::new(
-        Class::Gossip,
-        peer(number),
-        number as u64,
-        PeersConfig::default(),
-        Rng::new(1),
-    )
+    Peers::new(Class::Gossip, peer(number), number as u64, PeersConfig::default(), Rng::new(1))
 }
 
 fn hello(number: u128, life: u64) -> Hello {
-    Hello {
-        class: Class::Gossip,
-        peer: peer(number),
-        life,
-        fingerprint: [0; 16],
-        clock: 0,
-    }
+    Hello { class: Class::Gossip, peer: peer(number), life, fingerprint: [0; 16], clock: 0 }
 }
 
 fn target(number: u128) -> Target {
@@ -56,20 +41,11 @@ fn two_ends_that_dial_at_once_keep_the_same_connection() {
                 low.handle_accepted(now, ConnId(2), &hello(2, 2));
             }
         }
-        assert_eq!(
-            (low.connection(peer(2)), high.connection(peer(1))),
-            (Some(ConnId(1)), Some(ConnId(1)))
-        );
+        assert_eq!((low.connection(peer(2)), high.connection(peer(1))), (Some(ConnId(1)), Some(ConnId(1))));
         // The loser lingers for what is under way on it, and its dialler closes it.
         high.handle_timeout(now + PeersConfig::default().linger);
         low.handle_timeout(now + PeersConfig::default().linger);
-        assert_eq!(
-            high.poll_command(),
-            Some(Command::Close {
-                conn: ConnId(2),
-                why: Goodbye::Duplicate
-            })
-        );
+        assert_eq!(high.poll_command(), Some(Command::Close { conn: ConnId(2), why: Goodbye::Duplicate }));
         assert_eq!(low.poll_command(), None);
     }
 }
@@ -81,13 +57,7 @@ fn a_restarted_process_replaces_the_connection_of_its_earlier_life() {
     low.handle_accepted(now, ConnId(1), &hello(2, 20));
     low.handle_accepted(now, ConnId(2), &hello(2, 21));
     assert_eq!(low.connection(peer(2)), Some(ConnId(2)));
-    assert_eq!(
-        low.poll_command(),
-        Some(Command::Close {
-            conn: ConnId(1),
-            why: Goodbye::Gone
-        })
-    );
+    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Gone }));
 }
 
 #[test]
@@ -122,13 +92,7 @@ fn a_dial_that_takes_too_long_is_given_up() {
     assert_eq!(low.poll_command(), Some(Command::Abort { dial }));
     // Its late success is closed.
     low.handle_dialled(now, dial, ConnId(1), &hello(2, 2));
-    assert_eq!(
-        low.poll_command(),
-        Some(Command::Close {
-            conn: ConnId(1),
-            why: Goodbye::Duplicate
-        })
-    );
+    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Duplicate }));
 }
 
 #[test]
@@ -139,15 +103,9 @@ fn a_seed_that_is_this_process_is_not_dialled_again() {
     assert_eq!(low.route(now, Target::Seed(seed)), Route::Dialling);
     let dial = dialled(&mut low);
     low.handle_oneself(dial);
-    assert_eq!(
-        low.poll_event(),
-        Some(PeersEvent::Oneself { address: seed })
-    );
+    assert_eq!(low.poll_event(), Some(PeersEvent::Oneself { address: seed }));
     assert_eq!(low.route(now, Target::Seed(seed)), Route::Refused);
-    assert_eq!(
-        low.route(now, Target::Seed(peer(1).address)),
-        Route::Refused
-    );
+    assert_eq!(low.route(now, Target::Seed(peer(1).address)), Route::Refused);
 }
 
 #[test]
@@ -156,29 +114,8 @@ fn a_hello_is_refused_for_each_reason() {
     let certified = NodeId::from_u128(2);
     let judge = |hello: Hello, certified| low.judge(&hello, certified, &[0; 16]);
     assert_eq!(judge(hello(2, 2), certified), Ok(()));
-    assert_eq!(
-        judge(hello(2, 2), NodeId::from_u128(3)),
-        Err(Refusal::Identity)
-    );
+    assert_eq!(judge(hello(2, 2), NodeId::from_u128(3)), Err(Refusal::Identity));
     assert_eq!(judge(hello(2, 1), certified), Err(Refusal::Oneself));
-    assert_eq!(
-        judge(
-            Hello {
-                class: Class::Calls,
-                ..hello(2, 2)
-            },
-            certified
-        ),
-        Err(Refusal::Class)
-    );
-    assert_eq!(
-        judge(
-            Hello {
-                fingerprint: [1; 16],
-                ..hello(2, 2)
-            },
-            certified
-        ),
-        Err(Refusal::Cluster)
-    );
+    assert_eq!(judge(Hello { class: Class::Calls, ..hello(2, 2) }, certified), Err(Refusal::Class));
+    assert_eq!(judge(Hello { fingerprint: [1; 16], ..hello(2, 2) }, certified), Err(Refusal::Cluster));
 }

@@ -1,0 +1,146 @@
+//! One call of this node, driven by the task that asked: does what [`Call`] says, and tells it what came of it.
+
+use super::*;
+
+/// One call of this node, from the wish to the outcome.
+pub(super) struct UnderWay {
+    pub(super) call: Call<Bytes>,
+    pub(super) wish: Wish,
+    pub(super) hash: KeyHash,
+    pub(super) key: Arc<[u8]>,
+    pub(super) body: Arc<[u8]>,
+    pub(super) report: Option<(u32, oneshot::Receiver<Report>)>,
+    pub(super) sent: Option<(Arc<PeerLink>, u64)>,
+    pub(super) record: Option<Blob>,
+    pub(super) owner: Option<NodeId>,
+    pub(super) fence: u64,
+}
+
+impl UnderWay {
+    pub(super) async fn drive(mut self, calls: &Arc<Calls>) -> Answered {
+        loop {
+            let step = match self.call.step() {
+                Step::Resolve => self.call.resolved(calls.view().resolve(self.hash)),
+                Step::Find(node) => {
+                    let found = calls.view().instance(node);
+                    self.call.named(calls.clock.now(), found, &mut calls.lock_budget())
+                }
+                step => Some(step),
+            };
+            match step {
+                None | Some(Step::Resolve | Step::Find(_)) => {}
+                Some(Step::Run) => self.run_here(calls).await,
+                Some(Step::Send { attempt, to, hop }) => self.send(calls, attempt, to, hop),
+                Some(Step::Withdraw { attempt }) => self.withdraw(calls, attempt),
+                Some(Step::Wait(until)) => self.wait(calls, until).await,
+                Some(Step::Done(outcome)) => {
+                    let hops = if self.owner == Some(calls.me.node) { 0 } else { self.call.hops };
+                    return Answered { outcome, owner: self.owner, hops, fence: self.fence };
+                }
+            }
+        }
+    }
+
+    /// This node owns the key: the handler runs at once, in place.
+    async fn run_here(&mut self, calls: &Arc<Calls>) {
+        self.owner = Some(calls.me.node);
+        let now = calls.clock.now();
+        if !calls.view().is_confirmed() {
+            return self.call.not_run(now, Refusal::Unconfirmed, &mut calls.lock_budget());
+        }
+        let Some(service) = calls.services.find(&self.wish.service) else {
+            return self.call.not_run(now, Refusal::NoService, &mut calls.lock_budget());
+        };
+        self.fence = calls.fence.load(Ordering::Acquire);
+        let request = Request {
+            key: self.wish.key.clone(),
+            hash: self.hash,
+            body: self.wish.body.clone(),
+            caller: calls.me,
+            deadline: self.call.deadline(),
+            fence: self.fence,
+        };
+        let deadline = self.call.deadline();
+        tokio::select! {
+            result = service::run(service, request) => self.call.ran(result),
+            () = calls.clock.wait_until(deadline) => self.call.timeout(calls.clock.now().max(deadline)),
+        }
+    }
+
+    fn send(&mut self, calls: &Arc<Calls>, attempt: u32, to: Instance, hop: u8) {
+        self.owner = Some(to.node);
+        let outbound = Outbound {
+            service: Arc::clone(&self.wish.service),
+            key: Arc::clone(&self.key),
+            body: Arc::clone(&self.body),
+            deadline: self.call.deadline(),
+            hop,
+            record: self.record.take().filter(|_| hop > 1),
+        };
+        match calls.enqueue(to, outbound) {
+            Ok((seq, report)) => {
+                self.sent = Some((calls.link(to), seq));
+                self.report = Some((attempt, report));
+            }
+            Err(proof) => self.call.unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget()),
+        }
+    }
+
+    fn withdraw(&mut self, calls: &Calls, attempt: u32) {
+        let proof = self.sent.as_ref().and_then(|(link, seq)| link.lock().withdraw(*seq));
+        match proof {
+            Some(proof) => self.call.unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget()),
+            None => {
+                self.call.not_withdrawn(attempt);
+                self.abandon();
+            }
+        }
+    }
+
+    /// Nobody waits for the answer any more.
+    fn abandon(&mut self) {
+        if let Some((link, seq)) = self.sent.take() {
+            link.lock().abandon(seq);
+            link.work.notify_one();
+        }
+    }
+
+    async fn wait(&mut self, calls: &Arc<Calls>, until: Instant) {
+        let Some((attempt, mut report)) = self.report.take() else {
+            calls.clock.wait_until(until).await;
+            return self.call.timeout(calls.clock.now().max(until));
+        };
+        tokio::select! {
+            biased;
+            said = &mut report => self.on_report(calls, attempt, said.unwrap_or(Report::Lost)).await,
+            () = calls.clock.wait_until(until) => {
+                self.report = Some((attempt, report));
+                self.call.timeout(calls.clock.now().max(until));
+            }
+        }
+    }
+
+    async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
+        if let Report::Refused(from, _, _, Some(record)) = &report {
+            calls.merge(from.node, record).await;
+        }
+        let now = calls.clock.now();
+        let mut budget = calls.lock_budget();
+        match report {
+            Report::Unsent(proof) => self.call.unsent(now, attempt, proof, &mut budget),
+            Report::Lost => {
+                self.call.handed_over(attempt);
+                self.call.lost(now, attempt, &mut budget);
+            }
+            Report::Ran(result, fence) => {
+                self.fence = fence;
+                self.call.answered(attempt, result);
+            }
+            Report::Refused(from, why, owner, record) => {
+                self.record = record;
+                self.call.handed_over(attempt);
+                self.call.refused(now, attempt, from, why, owner, &mut budget);
+            }
+        }
+    }
+}

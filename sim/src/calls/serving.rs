@@ -1,0 +1,175 @@
+//! What a data plane does with frames of others, and what the ledger says of every execution and outcome.
+
+use super::*;
+
+impl World {
+    /// A frame of another process.
+    pub(super) fn on_call_frame(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
+        self.trace.note(self.now, index, 3, bytes);
+        let now = self.hosts[index].local(self.now);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let Some(from) = app.conns.get(&conn).copied() else {
+            return;
+        };
+        let Some(link) = app.links.get_mut(&from) else {
+            return;
+        };
+        match link.handle_frame(now, bytes) {
+            Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
+            Ok(Arrival::Ran(token, result, _)) => {
+                let result = result.map(<[u8]>::to_vec).map_err(<[u8]>::to_vec);
+                self.report(index, token, |call, _, _| call.answered(token.attempt, result));
+            }
+            Ok(Arrival::Refused(token, why, owner, record)) => {
+                if let Some(record) = &record {
+                    self.merge(index, from, record);
+                }
+                if let Some(active) = self.hosts[index].app.as_mut().and_then(|app| app.active.get_mut(&token.call)) {
+                    active.record = record;
+                }
+                self.report(index, token, |call, now, budget| {
+                    call.refused(now, token.attempt, from, why, owner, budget)
+                });
+            }
+            Ok(Arrival::Cancel(_) | Arrival::Nothing) => {}
+            Err(problem) => self.check(index, "W2", false, || format!("refused a frame of another node: {problem}")),
+        }
+    }
+
+    fn merge(&mut self, index: usize, from: Instance, record: &Blob) {
+        let host = &mut self.hosts[index];
+        let now = host.local(self.now);
+        if let Some(control) = &mut host.control {
+            let merged = control.membership_mut().merge_record(now, from.node, &record.0);
+            self.check(index, "W2", merged.is_ok(), || "refused a record of another node".into());
+        }
+        self.pump(index);
+    }
+
+    /// Another process wants something run.
+    fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader, body: Vec<u8>) {
+        let hash = self.hasher.hash(&header.key.0);
+        if let Some(record) = &header.record
+            && self.view(index).ownership(hash) != Ownership::Mine
+        {
+            self.merge(index, from, record);
+        }
+        let view = self.view(index);
+        let now = self.hosts[index].local(self.now);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let incoming = Incoming { caller: from, header: &header, body_bytes: body.len() };
+        match app.admission.admit(now, incoming, view.is_confirmed(), || view.ownership(hash)) {
+            Verdict::Run(permit) => {
+                let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
+                self.execute(index, call, &header.key.0, Running::There { permit, body });
+            }
+            Verdict::Refuse(why, owner) => {
+                let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
+                if let Some(link) = app.links.get_mut(&from) {
+                    link.send(&Frame::Refused { seq: header.seq, why, owner, record }, &[]);
+                }
+            }
+            Verdict::Ignore => {}
+        }
+    }
+
+    /// A handler begins: counted before anything else can happen.
+    pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running) {
+        self.trace.note(self.now, index, 4, &call.to_le_bytes());
+        let view = self.view(index);
+        let owner = view.resolve(self.hasher.hash(key));
+        self.check(index, "F6", owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
+        if let Some(entry) = self.ledger.entries.get_mut(&call) {
+            entry.executed += 1;
+            let (executed, idempotent, outcome) = (entry.executed, entry.idempotent, entry.outcome);
+            self.check(index, "F2", idempotent || executed == 1, || format!("call {call} ran {executed} times"));
+            let told = outcome == Some("not_executed");
+            self.check(index, "F3", !told, || format!("call {call} runs, after its caller was told that it would not"));
+        }
+        let handler = self.plan.load.as_ref().map_or(crate::plan::Latency::Const(Duration::ZERO), |load| load.handler);
+        let host = &mut self.hosts[index];
+        let slow = host.slow;
+        let process = host.process();
+        let Some(app) = &mut host.app else { return };
+        let span = draw(&mut app.rng, handler) * slow;
+        self.runs += 1;
+        app.running.insert(self.runs, running);
+        self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
+    }
+
+    pub(super) fn on_handler_done(&mut self, index: usize, run: u64) {
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        match app.running.remove(&run) {
+            Some(Running::Here { call, body }) => {
+                if let Some(active) = app.active.get_mut(&call) {
+                    active.call.ran(Ok(body));
+                    self.drive(index, call);
+                }
+            }
+            Some(Running::There { permit, body }) => {
+                if let Some(link) = app.links.get_mut(&permit.caller()) {
+                    link.send(&Frame::Ok { seq: permit.seq(), fence: 0 }, &body);
+                }
+                app.admission.complete(permit);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn on_outcome(&mut self, index: usize, id: u64, outcome: &Outcome<Vec<u8>>) {
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let Some(active) = app.active.remove(&id) else {
+            return;
+        };
+        let Some(entry) = self.ledger.entries.get_mut(&id) else {
+            return;
+        };
+        let kind = match outcome {
+            Outcome::Ok(_) => "ok",
+            Outcome::Executed(_) => "executed_error",
+            Outcome::NotExecuted(_) => "not_executed",
+            Outcome::Unknown(_) => "unknown",
+        };
+        let before = entry.outcome.replace(kind);
+        let (deadline, executed) = (entry.deadline, entry.executed);
+        *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
+        self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
+        self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
+        let troubled =
+            self.hosts[index].slow > 1 || self.hosts[index].troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
+        let on_time = self.now <= deadline + LATE || troubled;
+        self.check(index, "F1", before.is_none() && on_time, || {
+            format!("call {id} ended {kind} too late, or again after {before:?}")
+        });
+        let honest = kind != "not_executed" || executed == 0;
+        self.check(index, "F3", honest, || {
+            format!("call {id} ran {executed} times, and its caller was told that it did not")
+        });
+        let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
+        self.check(index, "F8", right, || format!("call {id} got the answer of another"));
+        self.check(index, "F5", active.call.hops <= 2, || format!("call {id} took {} hops", active.call.hops));
+    }
+
+    /// Calls of live processes that are past their deadline and have no outcome.
+    pub(crate) fn check_open_calls(&mut self) {
+        for index in 0..self.hosts.len() {
+            let host = &self.hosts[index];
+            let Some(app) = host.app.as_ref().filter(|_| !host.paused && host.slow == 1) else {
+                continue;
+            };
+            let open: Vec<u64> = app.open_calls().collect();
+            for id in open {
+                let late = self.ledger.entries.get(&id).is_some_and(|entry| self.now > entry.deadline + LATE * 50);
+                self.check(index, "F1", !late, || format!("call {id} has no outcome long after its deadline"));
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Connections of the world: handshakes, datagrams, frames, idle ends.
+
+use super::*;
+
+impl World {
+    // Connections.
+
+    pub(super) fn send(&mut self, from: Process, conn: ConnId, delivery: Delivery, bytes: &[u8]) -> bool {
+        let Some(held) = self.network.conns.get(&conn.0) else {
+            return false;
+        };
+        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
+            return false;
+        };
+        let end = 1 - mine;
+        let to = held.ends[end].process;
+        match delivery {
+            Delivery::Datagram => {
+                for after in self.network.fate(from.host, to.host).arrivals {
+                    self.schedule(self.now + after, Happening::Datagram { conn: conn.0, end, bytes: bytes.to_vec() });
+                }
+            }
+            Delivery::Stream => self.send_frame(conn.0, end, None, bytes.to_vec(), 0),
+        }
+        true
+    }
+
+    /// Sends a frame that keeps its place among those sent before.
+    pub(crate) fn send_ordered(&mut self, from: Process, conn: u64, bytes: Vec<u8>) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
+            return;
+        };
+        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
+            return;
+        };
+        let number = held.ends[mine].sent;
+        held.ends[mine].sent += 1;
+        self.send_frame(conn, 1 - mine, Some(number), bytes, 0);
+    }
+
+    /// Sends a frame, or sends it again: what is lost takes longer, and a cut holds it up.
+    fn send_frame(&mut self, conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let (from, to) = (held.ends[1 - end].process.host, held.ends[end].process.host);
+        match self.network.fate(from, to).arrivals.first() {
+            Some(after) => {
+                self.schedule(self.now + *after, Happening::Frame { conn, end, number, bytes, tries: u32::MAX });
+            }
+            None => {
+                let wait = (FRAME_RETRY * (1 << tries.min(10))).min(FRAME_RETRY_MAX);
+                self.schedule(self.now + wait, Happening::Frame { conn, end, number, bytes, tries });
+            }
+        }
+    }
+
+    pub(super) fn on_frame(&mut self, conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
+            return;
+        };
+        if tries != u32::MAX {
+            if held.ends[1 - end].open {
+                self.send_frame(conn, end, number, bytes, tries + 1);
+            }
+            return;
+        }
+        let Some(number) = number else {
+            return self.arrive(conn, end, bytes);
+        };
+        let place = &mut held.ends[end];
+        place.early.insert(number, bytes);
+        while let Some(bytes) = self.network.conns.get_mut(&conn).and_then(|held| held.ends[end].next_in_order()) {
+            self.arrive(conn, end, bytes);
+        }
+    }
+
+    pub(super) fn on_datagram(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
+        self.arrive(conn, end, bytes);
+    }
+
+    /// A packet with a message reaches one end. Whoever gets a packet for a connection that it does not know
+    /// says so.
+    fn arrive(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
+        let Some(held) = self.network.conns.get_mut(&conn) else {
+            return;
+        };
+        let class = held.class;
+        let (to, from) = (held.ends[end].process, held.ends[1 - end].process);
+        if held.ends[end].open {
+            held.ends[end].heard = self.now;
+            if self.network.passes(to.host, from.host)
+                && let Some(held) = self.network.conns.get_mut(&conn)
+            {
+                // The acknowledgement.
+                held.ends[1 - end].heard = self.now;
+            }
+            let input = match class {
+                Class::Gossip => Input::Message(ConnId(conn), bytes),
+                Class::Calls => Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))),
+            };
+            self.give(to, input);
+        } else if self.hosts[to.host].is_up() && self.network.passes(to.host, from.host) {
+            self.reset(conn, from);
+        }
+    }
+
+    /// The other end does not know the connection: this one gives it up.
+    fn reset(&mut self, conn: u64, process: Process) {
+        let open = |held: &&Conn| held.end_of(process).is_some_and(|end| held.ends[end].open);
+        let Some(class) = self.network.conns.get(&conn).filter(open).map(|held| held.class) else {
+            return;
+        };
+        self.network.close_end(conn, process);
+        self.schedule(self.now, Happening::Input(process, closed(class, conn)));
+    }
+
+    /// A process closes a connection; the other end hears of it if a packet passes.
+    pub(crate) fn close(&mut self, conn: u64, process: Process) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let other = held.ends.iter().find(|end| end.process != process).map(|end| end.process);
+        self.network.close_end(conn, process);
+        if let Some(other) = other
+            && !self.network.fate(process.host, other.host).arrivals.is_empty()
+        {
+            self.reset(conn, other);
+        }
+    }
+
+    fn idle(&self) -> Duration {
+        IDLE + IDLE_PER_NODE * self.hosts.len() as u32
+    }
+
+    pub(super) fn on_idle(&mut self, conn: u64, process: Process) {
+        let Some(held) = self.network.conns.get(&conn) else {
+            return;
+        };
+        let Some(end) = held.end_of(process).filter(|end| held.ends[*end].open) else {
+            return;
+        };
+        let due = held.ends[end].heard + self.idle();
+        if due <= self.now {
+            let input = closed(held.class, conn);
+            self.network.close_end(conn, process);
+            self.give(process, input);
+        } else {
+            self.schedule(due, Happening::Idle { conn, process });
+        }
+    }
+
+    // Handshakes: out, back, hello, answer.
+
+    pub(crate) fn dial(&mut self, dialler: Process, class: Class, dial: DialId, address: SocketAddr) {
+        let asked = self.hosts[dialler.host].local(self.now);
+        self.send_handshake(Handshake { dialler, dial, address, class, asked, stage: 0, tries: 0, conn: None });
+    }
+
+    /// Calls listen on the next port.
+    fn host_at(&self, class: Class, address: SocketAddr) -> Option<usize> {
+        let port = address.port() - u16::from(class == Class::Calls);
+        self.by_address.get(&SocketAddr::new(address.ip(), port)).copied()
+    }
+
+    fn send_handshake(&mut self, handshake: Handshake) {
+        let Some(there) = self.host_at(handshake.class, handshake.address) else {
+            return;
+        };
+        let here = handshake.dialler.host;
+        let (from, to) = if handshake.stage.is_multiple_of(2) { (here, there) } else { (there, here) };
+        match self.network.fate(from, to).arrivals.first() {
+            Some(after) => {
+                let at = self.now + *after;
+                self.schedule(
+                    at,
+                    Happening::Handshake(Handshake { stage: handshake.stage + 1, tries: 0, ..handshake }),
+                );
+            }
+            None if handshake.tries < 6 => {
+                let wait = HANDSHAKE_RETRY * (1 << handshake.tries);
+                self.schedule(
+                    self.now + wait,
+                    Happening::Handshake(Handshake { tries: handshake.tries + 1, ..handshake }),
+                );
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn on_handshake(&mut self, mut handshake: Handshake) {
+        let Some(there) = self.host_at(handshake.class, handshake.address) else {
+            return;
+        };
+        let here = handshake.dialler;
+        if handshake.tries > 0 {
+            return self.send_handshake(handshake);
+        }
+        let answering = matches!(handshake.stage, 1 | 3);
+        let alive = if answering {
+            self.hosts[there].is_up() && !self.hosts[there].paused
+        } else {
+            self.hosts[here.host].process() == here
+        };
+        if !alive {
+            return;
+        }
+        match handshake.stage {
+            2 => {
+                handshake.asked = self.hosts[here.host].local(self.now);
+                self.send_handshake(handshake);
+            }
+            3 => self.on_hello(there, handshake),
+            4 => {
+                let (Some(hello), Some(conn)) = (self.hello(there, handshake.class), handshake.conn) else {
+                    return;
+                };
+                let (dial, conn) = (handshake.dial, ConnId(conn));
+                let input = match handshake.class {
+                    Class::Gossip => Input::Dialled(dial, conn, hello),
+                    Class::Calls => Input::Call(Box::new(CallInput::Dialled(dial, conn, hello, handshake.asked))),
+                };
+                self.give(here, input);
+            }
+            _ => self.send_handshake(handshake),
+        }
+    }
+
+    fn on_hello(&mut self, there: usize, mut handshake: Handshake) {
+        let (here, class) = (handshake.dialler, handshake.class);
+        let Some(hello) = self.hello(here.host, class) else {
+            return;
+        };
+        let acceptor = self.hosts[there].process();
+        let id = self.hosts[here.host].id;
+        let judged = match class {
+            Class::Gossip => self.hosts[there].control.as_ref().map(|control| control.judge(&hello, id)),
+            Class::Calls => self.hosts[there].app.as_ref().map(|app| app.peers.judge(&hello, id, &hello.fingerprint)),
+        };
+        if let Some(Err(refusal)) = judged {
+            let (dial, why) = (handshake.dial, refusal.to_string());
+            let input = match class {
+                Class::Gossip => Input::DialFailed(dial, why),
+                Class::Calls => Input::Call(Box::new(CallInput::DialFailed(dial, why))),
+            };
+            return self.give(here, input);
+        }
+        let conn = self.network.connect(Conn::new(class, here, acceptor, self.now));
+        handshake.conn = Some(conn);
+        for process in [here, acceptor] {
+            self.schedule(self.now + self.idle(), Happening::Idle { conn, process });
+        }
+        let input = match class {
+            Class::Gossip => Input::Accepted(ConnId(conn), hello),
+            Class::Calls => Input::Call(Box::new(CallInput::Accepted(ConnId(conn), hello))),
+        };
+        self.give(acceptor, input);
+        self.send_handshake(handshake);
+    }
+
+    fn hello(&self, index: usize, class: Class) -> Option<Hello> {
+        let host = &self.hosts[index];
+        let now = host.local(self.now);
+        match class {
+            Class::Gossip => host.control.as_ref().map(|control| control.hello(now)),
+            Class::Calls => host.app.as_ref().map(|app| app.hello(now)),
+        }
+    }
+}
+
+fn closed(class: Class, conn: u64) -> Input {
+    match class {
+        Class::Gossip => Input::Closed(ConnId(conn)),
+        Class::Calls => Input::Call(Box::new(CallInput::Closed(ConnId(conn)))),
+    }
+}

@@ -1,0 +1,119 @@
+//! Stories in the simulator, pinned under their seeds: what once broke, and what must never.
+
+use std::time::Duration;
+
+use swimring_sim::plan::Plan;
+use swimring_sim::world::{Verdict, World};
+
+/// Runs a story and gives the world at its end; nothing in it may break.
+fn tell(plan: &str, seed: u64) -> World {
+    let mut world = World::new(Plan::parse(plan).expect("the plan reads"), seed);
+    let verdict = world.run(None);
+    let core = world.core().map(|core| world.disagreement(core));
+    assert_eq!(verdict, Verdict::Clean, "{:?} {core:?}", world.findings.violations);
+    world
+}
+
+fn converged(world: &World) -> Duration {
+    world.converged_after.expect("a clean run has converged")
+}
+
+#[test]
+fn the_same_plan_and_seed_are_the_same_run() {
+    let plan = swimring_sim::profile::plan(swimring_sim::profile::Profile::Pr, 5);
+    let run = |seed| {
+        let mut world = World::new(plan.clone(), seed);
+        world.run(None);
+        (world.trace.hash(), world.trace.events)
+    };
+    assert_eq!(run(5), run(5));
+    assert_ne!(run(5), run(6));
+}
+
+#[test]
+fn a_cut_in_two_halves_of_a_hundred_heals_into_one_view_within_ten_seconds() {
+    // Longer than suspicion, reaping (60 s) and the idle time-out of connections.
+    for seed in 0..2 {
+        let plan = "plan 1
+            world nodes=100 seeds=3 arcs=2^10
+            at 60s cut half for 500s
+            quiet at 560s core=100%
+            expect converged<=10s";
+        let world = tell(plan, seed);
+        assert!(converged(&world) <= Duration::from_secs(10));
+        assert!(world.findings.checks["L13"] >= 4_000, "every node lost fifty others, and none of them wrongly");
+    }
+}
+
+#[test]
+fn a_cut_that_ends_just_before_the_verdicts_removes_nobody_who_is_back() {
+    for seconds in 8..14 {
+        let plan = format!(
+            "plan 1\nworld nodes=40 seeds=2 arcs=2^10\nat 70s cut half for {seconds}s\nquiet at 140s core=100%\nexpect converged<=10s"
+        );
+        tell(&plan, seconds);
+    }
+}
+
+#[test]
+fn a_node_cut_off_from_all_others_comes_back_by_itself() {
+    let plan = "plan 1
+        world nodes=7 seeds=1
+        at 30s cut isolate n1 for 300s
+        quiet at 330s core=100%
+        expect converged<=10s";
+    assert!(converged(&tell(plan, 1)) <= Duration::from_secs(10));
+}
+
+#[test]
+fn two_nodes_that_lost_each_other_find_each_other() {
+    let plan = "plan 1
+        world nodes=2 seeds=1
+        at 30s cut isolate n1 for 300s
+        quiet at 330s core=100%
+        expect converged<=10s";
+    tell(plan, 1);
+}
+
+#[test]
+fn a_restart_of_every_node_at_once_ends_in_one_view() {
+    for memory in ["kept", "lost", "stale"] {
+        let plan = format!(
+            "plan 1\nworld nodes=20 seeds=3\nat 30s crash random(20) ; restart after=2s memory={memory}\nquiet at 60s core=100%"
+        );
+        tell(&plan, 3);
+    }
+}
+
+#[test]
+fn a_paused_owner_runs_nothing_that_waited_for_it() {
+    let plan = "plan 1
+        world nodes=5 seeds=1 arcs=2^10
+        load rate=200 deadline=20s idempotent=0% keys=uniform(100)
+        at 30s pause n3 for 40s
+        quiet at 100s core=100%";
+    let world = tell(plan, 2);
+    assert!(world.findings.checks["F2"] > 1_000);
+}
+
+#[test]
+fn a_process_whose_state_was_lost_never_reuses_a_boot() {
+    let plan = "plan 1
+        world nodes=6 seeds=2
+        at 20s crash n5 ; restart after=1s memory=lost
+        at 40s crash n5 ; restart after=1s memory=stale
+        quiet at 80s core=100%";
+    let world = tell(plan, 4);
+    assert!(world.findings.checks["M1"] > 5);
+}
+
+#[test]
+fn thirty_percent_loss_removes_nobody() {
+    let plan = "plan 1
+        world nodes=20 seeds=2
+        at 70s loss 30% for 300s
+        quiet at 370s core=100%";
+    let world = tell(plan, 1);
+    // L13 excuses verdicts under loss; here there must be none to excuse.
+    assert!(!world.findings.checks.contains_key("L13"), "{:?}", world.findings.checks.get("L13"));
+}

@@ -1,0 +1,1 @@
+//! What crosses crates. The tests are in `it`; nothing is exported.
