@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use clap::{Args, ValueEnum};
 use swimring::membership::{Event, Name, Preset};
 use swimring::runtime::admin::{Admin, AdminAddress};
@@ -217,6 +218,10 @@ async fn announce(
             .map_err(|e| anyhow::anyhow!("cannot listen on {address}: {e}"))?;
         http = Some(listener.local_addr()?);
         let router = http::router(node.clone());
+        // Small answers must not wait for an acknowledgement.
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
     let wanted = args.admin.clone().unwrap_or_else(|| default_admin(node, state));

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::Clock;
 use super::endpoint::{Established, Port, close_code};
 use super::gossip::{Ask, Input};
+use super::sabotage;
 use super::service::{self, Request, Services};
 use crate::core::hello::{Answer, Class, Hello, Refusal as HelloRefusal};
 use crate::core::link::{Arrival, Link, Outbound};
@@ -241,6 +242,7 @@ impl Calls {
         let under_way = UnderWay {
             call: Call::new(spec, CallConfig::default(), self.rng.fork(number)),
             hash: self.hash(&wish.key),
+            view: self.view(),
             key: Arc::from(wish.key.as_ref()),
             body: Arc::from(wish.body.as_ref()),
             wish,
@@ -452,7 +454,7 @@ impl Calls {
         let incoming = Incoming { caller: from, header: &header, body_bytes: body.len() };
         let service = self.services.find(&header.service);
         let verdict =
-            self.lock_admission().admit(self.clock.now(), incoming, view.is_confirmed(), || view.ownership(hash));
+            self.lock_admission().admit(self.clock.now(), incoming, view.is_confirmed(), || ownership(&view, hash));
         match (verdict, service) {
             (Verdict::Run(permit), Some(service)) => {
                 let request = Request {
@@ -461,6 +463,7 @@ impl Calls {
                     body,
                     caller: from,
                     deadline: Instant::from_nanos(header.deadline),
+                    view: Arc::clone(&view),
                     fence: self.fence.load(Ordering::Acquire),
                 };
                 self.run(permit, link, service, request).await;
@@ -479,6 +482,9 @@ impl Calls {
         let cancelled = CancellationToken::new();
         link.running.lock().expect("nothing panics while it holds the lock").insert(seq, cancelled.clone());
         let guard = Running { calls: self, link: &link, permit: Some(permit) };
+        if sabotage::calls_run_twice() {
+            let _ = service::run(service.clone(), request.clone()).await;
+        }
         // A handler that panics has run, and failed.
         let handler = tokio::spawn(service::run(service, request));
         let abort = handler.abort_handle();
@@ -519,6 +525,10 @@ impl Calls {
         let _ = tokio::time::timeout(super::clock::CLOSE_GRACE, self.tracker.wait()).await;
         self.port.close().await;
     }
+}
+
+fn ownership(view: &View, hash: KeyHash) -> Ownership {
+    if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash) }
 }
 
 /// Gives a call's place back, even when its task is dropped.

@@ -17,6 +17,9 @@ use super::node::{CallRequest, Swimring};
 /// Longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 16 * 1_024 * 1_024 - 1_024;
 
+/// Where the value begins in an answer to a get: behind the mark and the number of writes.
+const VALUE_AT: usize = 5;
+
 /// `PUT`, `GET` and `DELETE` of `/kv/KEY`, the key percent-encoded.
 pub fn router(node: Swimring) -> Router {
     Router::new()
@@ -78,7 +81,7 @@ fn respond(command: &Command, answered: &Answered) -> Response {
             let found = body.first().is_some_and(|first| first & !MISROUTED != ABSENT);
             match (command, found) {
                 (_, false) => StatusCode::NOT_FOUND.into_response(),
-                (Command::Get, true) => (StatusCode::OK, body.slice(1..)).into_response(),
+                (Command::Get, true) => (StatusCode::OK, body.slice(VALUE_AT.min(body.len())..)).into_response(),
                 (_, true) => StatusCode::NO_CONTENT.into_response(),
             }
         }
@@ -111,6 +114,11 @@ fn mark(node: &Swimring, answered: &Answered, headers: &mut HeaderMap) {
     set("x-swimring-owner", owner.unwrap_or_default());
     set("x-swimring-hops", answered.hops.to_string());
     set("x-swimring-fence", answered.fence.to_string());
+    if let Outcome::Ok(body) = &answered.outcome
+        && let Some(writes) = body.get(1..VALUE_AT).and_then(|bytes| bytes.first_chunk())
+    {
+        set("x-swimring-writes", u32::from_le_bytes(*writes).to_string());
+    }
     if let Outcome::Ok(body) = &answered.outcome
         && body.first().is_some_and(|first| first & MISROUTED != 0)
     {

@@ -3,13 +3,14 @@
 //! A node that loses an arc drops its entries; one that wins an arc starts empty.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::node::Swimring;
+use super::sabotage;
 use super::service::{Request, ServiceError};
 
 /// The service's name.
@@ -52,15 +53,27 @@ impl Command {
 
 /// First byte of an answer: there is nothing under the key.
 pub const ABSENT: u8 = 0;
-/// First byte of an answer: the value follows, or it is done.
+/// First byte of an answer: it is done; for a get, the number of writes (4 bytes) and the value follow.
 pub const FOUND: u8 = 1;
-/// Added to the first byte when this node's own view named another owner while it ran: a misroute.
+/// Added to the first byte when the view under which it ran named another owner: a misroute.
 pub const MISROUTED: u8 = 0x80;
 
 #[derive(Debug)]
 struct Entry {
     value: Bytes,
+    /// The value before, in builds that are told to serve it.
+    previous: Option<Bytes>,
+    /// How often this node has stored something under the key since it was absent here.
+    writes: u32,
     expires: Option<Instant>,
+}
+
+impl Entry {
+    /// Mark, number of writes, value.
+    fn answer(&self, mark: u8) -> Bytes {
+        let stale = self.previous.as_ref().filter(|_| sabotage::reads_are_stale());
+        [&[mark], &self.writes.to_le_bytes()[..], stale.unwrap_or(&self.value)].concat().into()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -70,11 +83,8 @@ struct Entries {
 }
 
 /// The entries of one node.
-#[derive(Clone, Default)]
-pub struct Store {
-    entries: Arc<Mutex<Entries>>,
-    node: Arc<OnceLock<Swimring>>,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Store(Arc<Mutex<Entries>>);
 
 impl Store {
     /// Runs a command for a key that this node owns.
@@ -85,7 +95,7 @@ impl Store {
         let Some((command, value)) = Command::decode(&request.body) else {
             return Err(ServiceError(Bytes::from_static(b"the body is no command")));
         };
-        let misrouted = self.node.get().is_some_and(|node| node.owner(&request.key) != Ok(node.view().me().node));
+        let misrouted = request.view.ring().owner(request.hash) != Ok(request.view.me().node);
         let mark = if misrouted { MISROUTED } else { 0 };
         let mut entries = self.lock();
         entries.expire(&request.key);
@@ -95,7 +105,7 @@ impl Store {
                 Ok(Bytes::copy_from_slice(&[FOUND | mark]))
             }
             Command::Get => Ok(match entries.by_key.get(&request.key) {
-                Some(entry) => [&[FOUND | mark], entry.value.as_ref()].concat().into(),
+                Some(entry) => entry.answer(FOUND | mark),
                 None => Bytes::copy_from_slice(&[ABSENT | mark]),
             }),
             Command::Delete => {
@@ -106,7 +116,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().expect("nothing panics while it holds the lock")
+        self.0.lock().expect("nothing panics while it holds the lock")
     }
 
     /// How many entries there are.
@@ -121,9 +131,8 @@ impl Store {
 
     /// Drops what `node` does not own any more, whenever its view changes.
     pub async fn follow(self, node: Swimring) {
-        let _ = self.node.set(node.clone());
-        loop {
-            node.changed().await;
+        let mut changes = node.changes();
+        while changes.changed().await.is_ok() {
             let view = node.view();
             let me = view.me().node;
             let ring = Arc::clone(view.ring());
@@ -154,7 +163,10 @@ impl Entries {
         }
         self.bytes = self.bytes - replaced + added;
         let expires = ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-        self.by_key.insert(key, Entry { value, expires });
+        let before = self.by_key.remove(&key);
+        let writes = before.as_ref().map_or(0, |entry| entry.writes).saturating_add(1);
+        let previous = before.map(|entry| entry.value).filter(|_| sabotage::reads_are_stale());
+        self.by_key.insert(key, Entry { value, previous, writes, expires });
         Ok(())
     }
 

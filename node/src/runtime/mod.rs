@@ -10,6 +10,7 @@ pub mod http;
 pub mod identity;
 pub mod kv;
 pub mod node;
+mod sabotage;
 pub mod service;
 mod state;
 mod tls;

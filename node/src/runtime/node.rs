@@ -14,7 +14,7 @@ use swimring_membership::{
     State as MemberState,
 };
 use swimring_ring::{KeyHash, KeyHasher, Placement};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 use tower::Service;
 
 use super::calls::{Answered, Calls, CallsStart, Wish};
@@ -411,11 +411,9 @@ impl Swimring {
         self.gossip.events.subscribe()
     }
 
-    /// Waits until the view is another one.
-    pub async fn changed(&self) {
-        let mut changed = self.gossip.changed.clone();
-        changed.mark_unchanged();
-        let _ = changed.changed().await;
+    /// The version of the view, as it changes; [`view`](Self::view) has the view itself.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.gossip.changed.clone()
     }
 
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.

@@ -14,6 +14,8 @@ use swimring_ring::KeyHash;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
+use crate::core::view::View;
+
 /// A call as a service sees it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -27,6 +29,8 @@ pub struct Request {
     pub caller: Instance,
     /// By when nobody waits any more, on this process's clock.
     pub deadline: Instant,
+    /// The view under which this node took the call: by it, the key is this node's.
+    pub view: Arc<View>,
     /// Orders this node's hold on the key against earlier and later owners'.
     pub fence: u64,
 }

@@ -46,6 +46,7 @@ pub(super) struct Report {
     wrong_value: u64,
     wrong_owner: u64,
     absent_after_move: u64,
+    ran_twice: u64,
     forwarded: u64,
     hops_max: u64,
     p50_us: u32,
@@ -77,6 +78,7 @@ impl Report {
             wrong_value: tally.wrong_value,
             wrong_owner: tally.wrong_owner,
             absent_after_move: tally.absent_after_move,
+            ran_twice: tally.ran_twice,
             forwarded: tally.forwarded,
             hops_max: tally.hops_max,
             p50_us: quantile(50),
@@ -97,6 +99,7 @@ impl Report {
         };
         wrong(self.wrong_value, "reads of a wrong value");
         wrong(self.wrong_owner, "calls that ran at a node whose own view named another");
+        wrong(self.ran_twice, "reads of a key that was written more often than it was put");
         wrong(self.left.errors, "calls that failed while a process left in an orderly way");
         wrong(self.hops_max.saturating_sub(2), "hops too many");
         let unnoticed = self.killed.noticed_ms.iter().filter(|ms| ms.is_none_or(|ms| ms > 10_000)).count();
@@ -125,7 +128,7 @@ impl Report {
             format!("{:.1} ms, {:.1} ms", f64::from(self.p50_us) / 1e3, f64::from(self.p99_us) / 1e3),
         );
         row("values lost with their owner", self.absent_after_move.to_string());
-        row("wrong values, wrong owners", format!("{}, {}", self.wrong_value, self.wrong_owner));
+        row("wrong values, owners, doubles", format!("{}, {}, {}", self.wrong_value, self.wrong_owner, self.ran_twice));
         let slowest = self.killed.noticed_ms.iter().map(|ms| ms.unwrap_or(u64::MAX)).max().unwrap_or(0);
         row("kill -9 noticed by all", format!("{} after {slowest} ms", self.killed.node));
         row("errors while one left", format!("{} ({})", self.left.errors, self.left.node));

@@ -7,6 +7,7 @@ pub(super) struct UnderWay {
     pub(super) call: Call<Bytes>,
     pub(super) wish: Wish,
     pub(super) hash: KeyHash,
+    pub(super) view: Arc<View>,
     pub(super) key: Arc<[u8]>,
     pub(super) body: Arc<[u8]>,
     pub(super) report: Option<(u32, oneshot::Receiver<Report>)>,
@@ -20,9 +21,14 @@ impl UnderWay {
     pub(super) async fn drive(mut self, calls: &Arc<Calls>) -> Answered {
         loop {
             let step = match self.call.step() {
-                Step::Resolve => self.call.resolved(calls.view().resolve(self.hash)),
+                Step::Resolve => {
+                    self.view = calls.view();
+                    let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
+                    self.call.resolved(self.view.resolve(KeyHash(self.hash.0.rotate_left(wrong))))
+                }
                 Step::Find(node) => {
-                    let found = calls.view().instance(node);
+                    self.view = calls.view();
+                    let found = self.view.instance(node);
                     self.call.named(calls.clock.now(), found, &mut calls.lock_budget())
                 }
                 step => Some(step),
@@ -44,8 +50,9 @@ impl UnderWay {
     /// This node owns the key: the handler runs at once, in place.
     async fn run_here(&mut self, calls: &Arc<Calls>) {
         self.owner = Some(calls.me.node);
-        let now = calls.clock.now();
-        if !calls.view().is_confirmed() {
+        // The view that said so: a newer one may say otherwise, and then this call came before it.
+        let (now, view) = (calls.clock.now(), Arc::clone(&self.view));
+        if !view.is_confirmed() {
             return self.call.not_run(now, Refusal::Unconfirmed, &mut calls.lock_budget());
         }
         let Some(service) = calls.services.find(&self.wish.service) else {
@@ -58,6 +65,7 @@ impl UnderWay {
             body: self.wish.body.clone(),
             caller: calls.me,
             deadline: self.call.deadline(),
+            view,
             fence: self.fence,
         };
         let deadline = self.call.deadline();
