@@ -1,5 +1,6 @@
 //! Real processes: what a user types, and what comes of it.
 
+mod blocking;
 mod clusters;
 mod harness;
 mod refusals;
