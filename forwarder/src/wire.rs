@@ -202,7 +202,7 @@ impl Frame {
             1 => Self::Call(call_header(header)?),
             2 => codec::decode(header).map(|(seq, fence)| Self::Ok { seq, fence })?,
             3 => codec::decode(header).map(|(seq, fence)| Self::Executed { seq, fence })?,
-            4 => codec::decode(header).map(|(seq, why, owner, record)| Self::Refused { seq, why, owner, record })?,
+            4 => refused(header)?,
             5 => codec::decode(header).map(|seq| Self::Cancel { seq })?,
             6 => codec::decode(header).map(|sent| Self::Clock { sent })?,
             7 => codec::decode(header).map(|(sent, clock)| Self::ClockIs { sent, clock })?,
@@ -216,6 +216,14 @@ impl Frame {
 fn put<T: Serialize>(kind: u8, header: &T, out: &mut Vec<u8>) -> u8 {
     codec::encode(header, out);
     kind
+}
+
+fn refused(bytes: &[u8]) -> Result<Frame, Malformed> {
+    let (seq, why, owner, record): (_, _, _, Option<Blob>) = codec::decode(bytes)?;
+    if record.as_ref().is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX) {
+        return Err(Malformed::OutOfRange("record"));
+    }
+    Ok(Frame::Refused { seq, why, owner, record })
 }
 
 fn call_header(bytes: &[u8]) -> Result<CallHeader, Malformed> {

@@ -152,10 +152,10 @@ impl Config {
         if shortest < Duration::from_millis(10) {
             return fails("probe_period", "is below 10 ms");
         }
-        if s.probe_step_floor * 8 > shortest {
+        if s.probe_step_floor < Duration::from_millis(1) || s.probe_step_floor * 8 > shortest {
             return fails(
                 "probe_step_floor",
-                "is above an eighth of the probe period, so that a probe has no time for its steps",
+                "is below 1 ms or above an eighth of the probe period, so that a probe has no time for its steps",
             );
         }
         if s.suspicion_multiplier == 0 || s.suspicion_stretch == 0 {

@@ -141,13 +141,20 @@ impl Membership {
 
     /// Somebody holds a row of this node without a record: what is left of an earlier life.
     pub(crate) fn on_own_tombstone(&mut self, now: Instant, state: State, incarnation: Incarnation) {
-        if (state, incarnation) > self.me.belief() && incarnation.boot >= self.me.incarnation.boot {
-            self.refute(now, incarnation);
+        if !crate::supersedes((state, incarnation), self.me.belief()) {
+            return;
         }
+        let above = if state == State::Left { Incarnation::new(incarnation.boot, u32::MAX) } else { incarnation };
+        self.refute(now, above);
     }
 
     /// The rival answered: it is the newer one, and this process gives way.
-    pub(crate) fn on_rival_alive(&mut self, rival: Peer) {
+    pub(crate) fn on_rival_alive(&mut self, rival: Peer, incarnation: Incarnation) {
+        if incarnation < self.me.incarnation {
+            // This one has restated itself meanwhile and is the newer one now: one of two gives way, not both.
+            return;
+        }
+        self.abandon_probes();
         self.me.gone = true;
         self.me.confirmed = false;
         self.outbox.clear();
@@ -167,7 +174,7 @@ impl Membership {
         let Some(next) = self.timers.next() else {
             return;
         };
-        let late = now.since(next);
+        let late = now.since(next.max(self.me.doubted_at));
         if late > self.stall_limit() && !self.me.gone {
             self.on_stall(now, late);
         }
@@ -232,6 +239,7 @@ impl Membership {
             let delivery = if index < GOODBYE_STREAMS { Delivery::Stream } else { Delivery::Datagram };
             self.send(peer, Outgoing::Rumours { introduce: false, delivery });
         }
+        self.abandon_probes();
         self.me.gone = true;
     }
 

@@ -131,10 +131,14 @@ impl Membership {
     }
 
     /// The process that held the claimed name is silent: the claimant gets it.
-    pub(crate) fn on_name_free(&mut self, now: Instant, claimant: Peer) {
-        if let Some(record) = self.reconciler.claims.remove(&claimant.id) {
-            self.let_in(now, claimant, record);
+    pub(crate) fn on_name_free(&mut self, now: Instant, claimant: Peer, holder: Peer) {
+        let Some(record) = self.reconciler.claims.remove(&claimant.id) else { return };
+        let held = self.roster.present(claimant.id).map(|member| member.record.peer());
+        if record.peer() != claimant || held.is_some_and(|held| held != holder && held != claimant) {
+            // Another process claims or holds the name by now: whoever still wants it asks again.
+            return;
         }
+        self.let_in(now, claimant, record);
     }
 
     /// The process that holds the claimed name has answered.
@@ -192,10 +196,13 @@ impl Membership {
 
     /// The seed holds this node's name at an incarnation that this process has to exceed.
     pub(crate) fn on_join_held(&mut self, now: Instant, from: Peer, incarnation: Incarnation) {
-        if incarnation.boot >= self.me.incarnation.boot {
-            self.refute(now, Incarnation::new(incarnation.boot, u32::MAX));
+        if self.joiner.joined || incarnation.boot < self.me.incarnation.boot {
+            return;
         }
-        self.ask_seed(Destination::Peer(from));
+        self.refute(now, Incarnation::new(incarnation.boot, u32::MAX));
+        if self.me.incarnation.boot > incarnation.boot {
+            self.ask_seed(Destination::Peer(from));
+        }
     }
 
     pub(crate) fn on_join_refused(&mut self, holder: Peer) {

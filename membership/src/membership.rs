@@ -222,7 +222,7 @@ impl Membership {
 
     /// A fence above every one this node has heard of: for an arc that it has just won.
     pub fn mint_fence(&mut self) -> u64 {
-        self.fence_heard += 1;
+        self.fence_heard = self.fence_heard.saturating_add(1);
         self.fence_heard
     }
 
@@ -305,6 +305,7 @@ impl Membership {
     /// Appends the next message to `out`. Changes with every input.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>) -> Option<Transmit> {
         let (to, outgoing) = self.outbox.pop_front()?;
+        self.rumours.settle();
         let peer = match to {
             Destination::Peer(peer) => Some(peer),
             Destination::Seed(_) => None,

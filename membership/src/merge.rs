@@ -102,7 +102,7 @@ impl Membership {
             .map(|(id, member)| Summary {
                 id,
                 incarnation: member.record.incarnation(),
-                hash: member.record.hash() as u64,
+                hash: member.record.hash_prefix(),
             })
             .collect()
     }
@@ -118,12 +118,12 @@ impl Membership {
                 continue;
             };
             let record = self.roster.get(summary.id).map(|member| &member.record);
-            let same = record.is_some_and(|record| record.hash() as u64 == summary.hash);
+            let same = record.is_some_and(|record| record.hash_prefix() == summary.hash);
             if state.is_present() && same {
                 continue;
             }
             let behind =
-                record.is_some_and(|r| (r.incarnation(), r.hash() as u64) < (summary.incarnation, summary.hash));
+                record.is_some_and(|r| (r.incarnation(), r.hash_prefix()) < (summary.incarnation, summary.hash));
             if summary.incarnation > incarnation || behind {
                 want.push(summary.id);
             } else {
@@ -133,6 +133,9 @@ impl Membership {
             }
         }
         for &(low, high) in ranges {
+            if rows.len() >= SUMMARIES_MAX {
+                break;
+            }
             let missing =
                 self.roster.range(low, high).filter(|(id, m)| m.state.is_present() && !listed.contains_key(id));
             let ids: Vec<NodeId> = missing.map(|(id, _)| id).collect();
@@ -167,6 +170,10 @@ impl Membership {
             let record = self.parse_row(&row)?;
             if row.id == self.me.id {
                 match &record {
+                    // Evidence of a later life than its record: what is left of one that this node must exceed.
+                    Some(record) if row.incarnation.boot > record.incarnation().boot => {
+                        self.on_own_tombstone(now, row.state, row.incarnation);
+                    }
                     Some(record) => self.on_own_record(now, record),
                     None => self.on_own_tombstone(now, row.state, row.incarnation),
                 }
@@ -195,10 +202,12 @@ impl Membership {
     fn on_absent_row(&mut self, now: Instant, from: Peer, row: &RowBody) {
         let Some(member) = self.roster.present(row.id) else {
             // Not a row here, or not a present one: the more final news of two absences stands.
-            self.roster.admit_state(now, row.id, row.state, row.incarnation);
+            if self.is_plausible(row.id, row.incarnation) {
+                self.roster.admit_state(now, row.id, row.state, row.incarnation);
+            }
             return;
         };
-        if row.incarnation < member.incarnation {
+        if row.incarnation < member.incarnation || !self.is_plausible(row.id, row.incarnation) {
             return;
         }
         let accusation = (row.state, row.incarnation);

@@ -11,6 +11,8 @@ use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A boot this far above the held one is not believed from a third party.
 const BOOT_LEAP_MAX: u32 = 1 << 16;
+/// A fence this far above the highest heard of is not believed.
+const FENCE_LEAP_MAX: u64 = 1 << 40;
 /// A count this far above the held one is not believed from a third party.
 const COUNT_LEAP_MAX: u32 = 1 << 20;
 
@@ -18,7 +20,12 @@ impl Membership {
     /// Takes in what a message carries about its sender and others. Returns whether the sender should hear
     /// this node's own record.
     pub(crate) fn on_header(&mut self, now: Instant, from: Peer, header: Header) -> bool {
-        self.fence_heard = self.fence_heard.max(header.fence);
+        // A leap that no amount of ring changes explains is a lie, and would leave no room above it.
+        if header.fence.saturating_sub(self.fence_heard) <= FENCE_LEAP_MAX {
+            self.fence_heard = self.fence_heard.max(header.fence);
+        } else {
+            self.stats.implausible += 1;
+        }
         for update in header.updates {
             self.on_update(now, from, update);
         }
@@ -60,7 +67,7 @@ impl Membership {
     }
 
     /// Whether a third party may claim this incarnation: not too far above what is known.
-    fn is_plausible(&self, id: NodeId, incarnation: Incarnation) -> bool {
+    pub(crate) fn is_plausible(&self, id: NodeId, incarnation: Incarnation) -> bool {
         let held = self.roster.belief(id).map_or(Incarnation::default(), |(_, held)| held);
         let leap = incarnation.boot.saturating_sub(held.boot);
         let count = if leap == 0 { held.count } else { 0 };
@@ -89,7 +96,10 @@ impl Membership {
             // Nobody is removed by hearsay: the member has its last word here too.
             (State::Down, Some((State::Alive | State::Suspect, _))) => {
                 self.suspect(now, id, incarnation, by);
-                self.on_suspicion_due(now, id);
+                // Old news of a member that is suspected anew does not shorten its time.
+                if self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation) {
+                    self.on_suspicion_due(now, id);
+                }
             }
             (_, Some(_)) => self.conclude(now, id, state, incarnation),
             (_, None) => {
@@ -158,8 +168,9 @@ impl Membership {
             && !suspicion.last_word
         {
             suspicion.last_word = true;
+            let incarnation = suspicion.incarnation;
             self.timers.cancel(Timer::Suspicion(id));
-            self.start_probe(now, peer, Purpose::LastWord);
+            self.start_probe(now, peer, Purpose::LastWord { incarnation });
         }
     }
 
@@ -173,10 +184,13 @@ impl Membership {
     }
 
     /// The suspect did not object in time.
-    pub(crate) fn on_no_last_word(&mut self, now: Instant, id: NodeId) {
-        if let Some(suspicion) = self.suspicions.get(&id) {
-            let incarnation = suspicion.incarnation;
-            self.conclude(now, id, State::Down, incarnation);
+    pub(crate) fn on_no_last_word(&mut self, now: Instant, id: NodeId, incarnation: Incarnation) {
+        match self.suspicions.get(&id) {
+            Some(suspicion) if suspicion.incarnation == incarnation => {
+                self.conclude(now, id, State::Down, incarnation);
+            }
+            // It has refuted meanwhile, and is suspected anew: that suspicion has a timer of its own.
+            _ => {}
         }
     }
 
@@ -228,6 +242,7 @@ impl Membership {
 
     pub(crate) fn on_reap_due(&mut self, now: Instant, id: NodeId) {
         if let Some(member) = self.roster.reap(now, id, self.config.tombstones_max) {
+            self.prober.forget(id);
             self.events.push_back(Event::Reaped { id, incarnation: member.incarnation });
         }
     }

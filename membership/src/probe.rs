@@ -26,8 +26,8 @@ pub(crate) enum Purpose {
     Round,
     /// Somebody else suspects it; silence confirms.
     Check,
-    /// Its time to object is over; silence is death.
-    LastWord,
+    /// Its time to object is over; silence is death, if it is still suspected at this incarnation.
+    LastWord { incarnation: Incarnation },
     /// Somebody holds it down or suspect while it is alive here: it should outbid; silence is suspect.
     Challenge { accusation: (State, Incarnation), by: NodeId },
     /// A merge names it, but nobody here has met it (or it was lost): silence means nothing.
@@ -45,7 +45,7 @@ pub(crate) enum Purpose {
 impl Purpose {
     /// Whether everything is tried: helpers, a stream, and doubting oneself.
     fn is_thorough(self) -> bool {
-        matches!(self, Self::Round | Self::Check | Self::LastWord)
+        matches!(self, Self::Round | Self::Check | Self::LastWord { .. } | Self::Claim { .. })
     }
 
     fn accusation(self) -> Belief {
@@ -158,6 +158,11 @@ impl Prober {
         None
     }
 
+    /// The member is reaped: nothing of it is kept.
+    pub(crate) fn forget(&mut self, id: NodeId) {
+        self.round_trips.remove(&id);
+    }
+
     fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1);
         self.seq
@@ -212,8 +217,13 @@ impl Membership {
         if self.me.gone || self.prober.is_probing(target, |same| same == purpose) {
             return;
         }
-        if self.prober.probes.len() >= PROBES_MAX {
+        // Questions that merges raise must not keep those from being asked that decide.
+        let most = if purpose.is_thorough() { PROBES_MAX } else { PROBES_MAX / 2 };
+        if self.prober.probes.len() >= most {
             self.stats.shed += 1;
+            if let Purpose::LastWord { .. } = purpose {
+                self.on_last_word(now, target.id);
+            }
             return;
         }
         let period = self.config.period(self.roster.present_count());
@@ -307,7 +317,7 @@ impl Membership {
         if doubtful {
             self.stats.probes_doubted += 1;
             self.worsen(1);
-            if probe.purpose == Purpose::LastWord {
+            if matches!(probe.purpose, Purpose::LastWord { .. }) {
                 self.on_last_word(now, probe.target.id);
             }
             return;
@@ -317,17 +327,17 @@ impl Membership {
 
     fn on_silence(&mut self, now: Instant, probe: Probe) {
         let id = probe.target.id;
-        if probe.purpose.is_thorough() {
+        if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
             // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
             self.worsen(if probe.helpers == 0 { 1 } else { probe.helpers - probe.nacks });
         }
         match probe.purpose {
             Purpose::Round | Purpose::Check => self.accuse(now, probe.target),
-            Purpose::LastWord => self.on_no_last_word(now, id),
+            Purpose::LastWord { incarnation } => self.on_no_last_word(now, id, incarnation),
             Purpose::Challenge { accusation: (_, incarnation), by } => self.suspect(now, id, incarnation, by),
             Purpose::Rival { incarnation } => self.on_rival_silent(now, incarnation),
-            Purpose::Claim { claimant } => self.on_name_free(now, claimant),
+            Purpose::Claim { claimant } => self.on_name_free(now, claimant, probe.target),
             Purpose::Candidate | Purpose::Heal | Purpose::Confirm => {}
         }
     }
@@ -396,8 +406,8 @@ impl Membership {
             self.health = self.health.saturating_sub(1);
         }
         match probe.purpose {
-            Purpose::LastWord => self.on_last_word(now, probe.target.id),
-            Purpose::Rival { .. } => self.on_rival_alive(probe.target),
+            Purpose::LastWord { .. } => self.on_last_word(now, probe.target.id),
+            Purpose::Rival { incarnation } => self.on_rival_alive(probe.target, incarnation),
             Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
             Purpose::Heal | Purpose::Candidate => self.reconcile(now, probe.target),
             Purpose::Round | Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}

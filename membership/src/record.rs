@@ -233,6 +233,11 @@ impl Record {
         &self.0.bytes
     }
 
+    /// The first 64 bits of [`hash`](Self::hash), which decide between two records like all of it.
+    pub(crate) fn hash_prefix(&self) -> u64 {
+        (self.0.hash >> 64) as u64
+    }
+
     /// 128 bits of blake3 over the bytes; the record's term in a view's digest.
     pub fn hash(&self) -> u128 {
         self.0.hash

@@ -116,6 +116,11 @@ impl Rumours {
         told.into_iter().for_each(|key| self.remove(key));
     }
 
+    /// What was filled before is sent: it can no longer be refunded.
+    pub(crate) fn settle(&mut self) {
+        self.last.clear();
+    }
+
     /// The last [`fill`](Self::fill) was not sent: nothing of it counts as told.
     pub(crate) fn refund(&mut self) {
         for key in core::mem::take(&mut self.last) {

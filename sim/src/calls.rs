@@ -79,7 +79,7 @@ impl App {
         Self {
             me,
             peer,
-            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::default(), rng.fork(1)),
+            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::calls(), rng.fork(1)),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -321,7 +321,10 @@ impl World {
             };
             let step = match active.call.step() {
                 Step::Resolve => active.call.resolved(view.resolve(self.hasher.hash(&active.key))),
-                Step::Find(node) => active.call.named(now, view.instance(node), &mut app.budget),
+                Step::Find(node) => {
+                    let found = view.named(node, self.hasher.hash(&active.key));
+                    active.call.named(now, found, &mut app.budget)
+                }
                 step => Some(step),
             };
             match step {
@@ -437,7 +440,7 @@ impl World {
             return Arc::clone(view);
         }
         let placement = Placement { arcs_log2: self.plan.world.arcs };
-        let view = Arc::new(View::of(membership, placement, &self.rings));
+        let view = Arc::new(View::of(membership, placement, &self.rings, membership.fence_heard()));
         app.view = Some(Arc::clone(&view));
         view
     }

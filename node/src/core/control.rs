@@ -151,7 +151,7 @@ impl Control {
 
     /// A dial reached this process itself.
     pub fn handle_oneself(&mut self, now: Instant, dial: DialId) {
-        self.peers.handle_oneself(dial);
+        self.peers.handle_oneself(now, dial);
         self.settle(now);
     }
 

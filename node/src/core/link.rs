@@ -79,7 +79,7 @@ impl Timebase {
     fn measured(sent: Instant, clock: Instant, now: Instant) -> Self {
         let half = now.since(sent) / 2;
         let middle = sent + half;
-        Self { offset: clock.as_nanos() as i64 - middle.as_nanos() as i64, error: half, at: now }
+        Self { offset: (clock.as_nanos() as i64).wrapping_sub(middle.as_nanos() as i64), error: half, at: now }
     }
 
     fn error(&self, now: Instant) -> Duration {
@@ -92,6 +92,8 @@ impl Timebase {
 pub struct Link<T> {
     to: Instance,
     conns: Vec<ConnId>,
+    /// The connection that both ends keep.
+    kept: Option<ConnId>,
     timebase: Option<Timebase>,
     next_seq: u64,
     queue: VecDeque<Queued<T>>,
@@ -106,6 +108,7 @@ impl<T> Link<T> {
         Self {
             to,
             conns: Vec::new(),
+            kept: None,
             timebase: None,
             next_seq: 1,
             queue: VecDeque::new(),
@@ -146,9 +149,14 @@ impl<T> Link<T> {
         !self.conns.is_empty()
     }
 
-    /// The connection to write on: the newest.
+    /// Of several connections, [`Peers`](super::peers::Peers) keeps this one: only on it is anything written.
+    pub fn prefer(&mut self, conn: Option<ConnId>) {
+        self.kept = conn;
+    }
+
+    /// The connection to write on: the one that both ends keep, or the newest.
     pub fn preferred(&self) -> Option<ConnId> {
-        self.conns.last().copied()
+        self.kept.filter(|kept| self.conns.contains(kept)).or(self.conns.last().copied())
     }
 
     /// Whether something waits to be written.
@@ -191,6 +199,9 @@ impl<T> Link<T> {
 
     /// Queues a frame that nobody waits for: a reply, mostly.
     pub fn send(&mut self, frame: &Frame, body: &[u8]) {
+        if self.conns.is_empty() {
+            return;
+        }
         let mut bytes = Vec::with_capacity(64 + body.len());
         frame.encode(body, &mut bytes);
         self.control.push_back(bytes);
@@ -206,6 +217,10 @@ impl<T> Link<T> {
         out: &mut Vec<u8>,
         mut handed: impl FnMut(&T),
     ) {
+        // A writer may still ask for a connection that has ended, or that lost to another one.
+        if self.preferred() != Some(conn) {
+            return;
+        }
         while out.len() < bytes_max {
             if let Some(frame) = self.control.pop_front() {
                 out.extend_from_slice(&frame);
@@ -281,7 +296,9 @@ impl<T> Link<T> {
 
     /// There will be no connection: what waits goes back.
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
-        self.control.clear();
+        if self.conns.is_empty() {
+            self.control.clear();
+        }
         self.queue.drain(..).map(|queued| (queued.token, NeverSent::testify(why))).collect()
     }
 }
@@ -351,6 +368,23 @@ mod tests {
         let cut = link.closed(ConnId(1), Unsent::Unreachable);
         assert_eq!(cut.lost, ["handed over"]);
         assert_eq!(cut.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
+    }
+
+    #[test]
+    fn nothing_is_handed_to_a_connection_that_has_ended_or_is_not_kept() {
+        let mut link = link();
+        link.connected(NOW, ConnId(2), Some(NOW), NOW);
+        link.prefer(Some(ConnId(1)));
+        link.enqueue(outbound(NOW), "a").unwrap();
+        let taken = |link: &mut Link<&'static str>, conn| {
+            let mut bytes = Vec::new();
+            link.take(NOW, ConnId(conn), 1 << 20, &mut bytes, |_| {});
+            !bytes.is_empty()
+        };
+        assert!(!taken(&mut link, 2), "the other one is kept");
+        link.closed(ConnId(1), Unsent::Unreachable);
+        assert!(!taken(&mut link, 1), "it has ended");
+        assert!(taken(&mut link, 2), "now it is the only one");
     }
 
     #[test]

@@ -12,6 +12,9 @@ use swimring_membership::{Instant, NodeId, Peer, Rng, Timers};
 
 use super::hello::{Class, Hello, Refusal};
 
+/// Most targets whose failures are remembered.
+const FAILURES_MAX: usize = 4_096;
+
 /// A connection, numbered by the shell; never used twice.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ConnId(pub u64);
@@ -56,6 +59,13 @@ impl Default for PeersConfig {
             connections_max: 2_048,
             dials_max: 256,
         }
+    }
+}
+
+impl PeersConfig {
+    /// For calls: what is under way on a connection may take longer.
+    pub fn calls() -> Self {
+        Self { linger: Duration::from_secs(30), ..Self::default() }
     }
 }
 
@@ -160,6 +170,7 @@ enum Timer {
     Dial(DialId),
     Retry(Target),
     Linger(ConnId),
+    Oneself(SocketAddr),
 }
 
 /// The connections of one class.
@@ -213,6 +224,11 @@ impl Peers {
         if let Some(conn) = self.connection_to(target) {
             return Route::Connected(conn);
         }
+        self.route_anew(now, target)
+    }
+
+    /// The way to `target`, of which another process is wanted than the one that is connected: dials anew.
+    pub fn route_anew(&mut self, now: Instant, target: Target) -> Route {
         if self.dialling.contains_key(&target) {
             return Route::Dialling;
         }
@@ -324,6 +340,9 @@ impl Peers {
         let Some(Dial { target }) = self.end_dial(dial) else {
             return;
         };
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.pop_first();
+        }
         let failures = self.failures.entry(target).or_insert(0);
         *failures += 1;
         let doubled = self.config.retry_min * (1 << (*failures - 1).min(10));
@@ -333,9 +352,11 @@ impl Peers {
     }
 
     /// A dial reached this process itself.
-    pub fn handle_oneself(&mut self, dial: DialId) {
+    pub fn handle_oneself(&mut self, now: Instant, dial: DialId) {
         if let Some(Dial { target: Target::Seed(address) }) = self.end_dial(dial) {
+            // Not for ever: behind a shared address the next dial may reach another node.
             self.oneself.insert(address);
+            self.timers.set(Timer::Oneself(address), now + self.config.retry_max * 4);
             self.events.push_back(PeersEvent::Oneself { address });
         }
     }
@@ -451,6 +472,9 @@ impl Peers {
                     self.handle_dial_failed(now, dial, "no answer in time".into());
                 }
                 Timer::Retry(_) => {}
+                Timer::Oneself(address) => {
+                    self.oneself.remove(&address);
+                }
                 Timer::Linger(conn) => {
                     self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
                     self.handle_closed(conn);

@@ -33,6 +33,7 @@ pub struct View {
     digest: u128,
     me: Instance,
     confirmed: bool,
+    fence: u64,
     members: Vec<Member>,
     placement: Placement,
     rings: Arc<Rings>,
@@ -41,12 +42,13 @@ pub struct View {
 
 impl View {
     /// What `membership` knows now. Its ring is built when it is first looked at.
-    pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
+    pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>, fence: u64) -> Self {
         Self {
             version: membership.roster().version(),
             digest: membership.roster().digest(),
             me: membership.record().instance(),
             confirmed: membership.is_confirmed(),
+            fence,
             members: membership.roster().iter().map(|(_, member)| member.clone()).collect(),
             placement,
             rings: Arc::clone(rings),
@@ -74,6 +76,34 @@ impl View {
         self.confirmed
     }
 
+    /// Orders this node's hold on its keys against earlier and later owners': minted when its ring last changed.
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    /// The digest of the ring, without building it.
+    pub fn ring_digest(&self) -> u128 {
+        Ring::digest_of(self.placement, self.ring_members())
+    }
+
+    fn ring_members(&self) -> Vec<RingMember> {
+        let owners = self.members.iter().filter(|member| member.owns());
+        owners
+            .map(|member| RingMember {
+                id: member.record.id(),
+                weight: member.record.profile().weight,
+                zone: member.record.profile().zone.clone(),
+            })
+            .collect()
+    }
+
+    /// The same knowledge under another fence.
+    #[must_use]
+    pub fn with_fence(mut self, fence: u64) -> Self {
+        self.fence = fence;
+        self
+    }
+
     /// Every member, in the order of ids; this node included.
     pub fn members(&self) -> &[Member] {
         &self.members
@@ -87,17 +117,7 @@ impl View {
 
     /// The ring of the members that own keys.
     pub fn ring(&self) -> &Arc<Ring> {
-        self.ring.get_or_init(|| {
-            let owners = self.members.iter().filter(|member| member.owns());
-            let members: Vec<RingMember> = owners
-                .map(|member| RingMember {
-                    id: member.record.id(),
-                    weight: member.record.profile().weight,
-                    zone: member.record.profile().zone.clone(),
-                })
-                .collect();
-            self.rings.ring(self.placement, &members)
-        })
+        self.ring.get_or_init(|| self.rings.ring(self.placement, &self.ring_members()))
     }
 
     /// Where a call for `key` goes.
@@ -108,8 +128,17 @@ impl View {
         }
     }
 
-    /// The process of the node `id`, for a call that was sent on to it.
-    pub fn instance(&self, id: NodeId) -> Resolution {
+    /// Where a call for `key` goes that was sent on to the node `id`. Sent back to this one, it is run only if
+    /// this node's own ring says so.
+    pub fn named(&self, id: NodeId, key: KeyHash) -> Resolution {
+        match self.instance(id) {
+            Resolution::Here if self.ring().owner(key) != Ok(id) => Resolution::Nobody,
+            found => found,
+        }
+    }
+
+    /// The process of the node `id`.
+    fn instance(&self, id: NodeId) -> Resolution {
         match self.member(id) {
             _ if id == self.me.node => Resolution::Here,
             Some(member) => Resolution::There(member.record.instance()),

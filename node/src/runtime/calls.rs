@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use quinn::{Connection, RecvStream, SendStream};
-use swimring_forwarder::wire::{CallHeader, Frame, Refusal};
+use swimring_forwarder::wire::{CallHeader, Frame, Refusal, SERVICE_BYTES_MAX};
 use swimring_forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, Incoming, NeverSent, NotExecuted, Outcome, Ownership, Permit, Step,
     Unsent, Verdict, Why,
@@ -65,8 +65,8 @@ type Token = oneshot::Sender<Report>;
 /// Everything between this process and one other.
 struct PeerLink {
     link: Mutex<Link<Token>>,
-    /// Something waits to be written.
-    work: Notify,
+    /// The writers of its connections, to be told that something waits.
+    writers: Mutex<Vec<(ConnId, Arc<Notify>)>>,
     /// Calls of the other process that run here, to cancel them.
     running: Mutex<HashMap<u64, CancellationToken>>,
 }
@@ -74,6 +74,17 @@ struct PeerLink {
 impl PeerLink {
     fn lock(&self) -> MutexGuard<'_, Link<Token>> {
         self.link.lock().expect("nothing panics while it holds the lock")
+    }
+
+    fn is_connected_with_work(&self) -> bool {
+        let link = self.lock();
+        link.is_connected() && link.has_work()
+    }
+
+    /// Something waits to be written. Every writer is told: only the one whose connection is kept takes it.
+    fn wake(&self) {
+        let writers = self.writers.lock().expect("nothing panics while it holds the lock");
+        writers.iter().for_each(|(_, work)| work.notify_one());
     }
 }
 
@@ -122,7 +133,7 @@ pub(crate) struct Calls {
     rng: Rng,
     next_call: AtomicU64,
     open: AtomicU64,
-    fence: AtomicU64,
+    leaving: AtomicBool,
     timers: Notify,
     tracker: TaskTracker,
     ending: CancellationToken,
@@ -169,7 +180,7 @@ impl Calls {
             rng: start.rng,
             next_call: AtomicU64::new(0),
             open: AtomicU64::new(0),
-            fence: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
             timers: Notify::new(),
             tracker: TaskTracker::new(),
             ending: CancellationToken::new(),
@@ -202,18 +213,14 @@ impl Calls {
         self.view.load_full()
     }
 
-    /// The fence of this node's hold on its keys.
-    pub(crate) fn set_fence(&self, fence: u64) {
-        self.fence.store(fence, Ordering::Release);
-    }
-
     pub(crate) fn admission_stats(&self) -> swimring_forwarder::AdmissionStats {
         self.lock_admission().stats()
     }
 
     /// Calls under way: of this node, and of others here.
     pub(crate) fn under_way(&self) -> usize {
-        self.open.load(Ordering::Relaxed) as usize + self.lock_admission().running()
+        let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
+        self.open.load(Ordering::Relaxed) as usize + self.lock_admission().running() + unwritten
     }
 
     fn lock_admission(&self) -> MutexGuard<'_, Admission> {
@@ -246,15 +253,14 @@ impl Calls {
             key: Arc::from(wish.key.as_ref()),
             body: Arc::from(wish.body.as_ref()),
             wish,
+            calls: Arc::clone(self),
             report: None,
             sent: None,
             record: None,
             owner: None,
             fence: 0,
         };
-        let answered = under_way.drive(self).await;
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        answered
+        under_way.drive(self).await
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
@@ -262,7 +268,9 @@ impl Calls {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
         } else if wish.body.len() > self.body_bytes_max {
             Some(Why::Invalid("the body is too long"))
-        } else if self.ending.is_cancelled() {
+        } else if wish.service.len() > SERVICE_BYTES_MAX {
+            Some(Why::Invalid("the name of a service has at most 64 bytes"))
+        } else if self.leaving.load(Ordering::Acquire) || self.ending.is_cancelled() {
             Some(Why::Leaving)
         } else {
             None
@@ -273,7 +281,7 @@ impl Calls {
         let made = || {
             Arc::new(PeerLink {
                 link: Mutex::new(Link::new(to, CALLS_OF_PEER_MAX)),
-                work: Notify::new(),
+                writers: Mutex::default(),
                 running: Mutex::default(),
             })
         };
@@ -293,7 +301,7 @@ impl Calls {
             (held.enqueue(outbound, report).map_err(|(_, proof)| proof), held.is_connected())
         };
         let seq = queued?;
-        link.work.notify_one();
+        link.wake();
         if !connected {
             self.connect(to);
         }
@@ -306,19 +314,26 @@ impl Calls {
         let Some((peer, calls)) = address else {
             return self.give_back(to, Unsent::Unreachable);
         };
-        let route = self.lock_peers().route(self.clock.now(), Target::Peer(peer, calls));
-        match route {
-            Route::Dialling => {
-                let mut waiting = self.waiting.lock().expect("nothing panics while it holds the lock");
+        let target = Target::Peer(peer, calls);
+        {
+            // Held until it is noted who waits: the dial may end at any moment.
+            let mut waiting = self.waiting.lock().expect("nothing panics while it holds the lock");
+            let mut route = self.lock_peers().route(self.clock.now(), target);
+            if self.link(to).lock().is_connected() {
+                return;
+            }
+            if matches!(route, Route::Connected(_)) {
+                // To another process of that node, which is dead or about to be forgotten.
+                route = self.lock_peers().route_anew(self.clock.now(), target);
+            }
+            if route == Route::Dialling {
                 let waiting = waiting.entry(peer).or_default();
                 if !waiting.contains(&to) {
                     waiting.push(to);
                 }
+            } else {
+                self.give_back(to, Unsent::Unreachable);
             }
-            Route::Connected(_) if self.link(to).lock().is_connected() => {}
-            // A connection, but to another process of that node.
-            Route::Connected(_) => self.give_back(to, Unsent::Replaced),
-            Route::Unreachable | Route::Refused => self.give_back(to, Unsent::Unreachable),
         }
         self.settle();
     }
@@ -385,8 +400,7 @@ impl Calls {
                     certified.and_then(|node| self.lock_peers().judge(&established.hello, node, &self.fingerprint));
                 match judged {
                     Ok(()) => {
-                        self.lock_peers().handle_dialled(now, dial, established.id, &established.hello);
-                        self.adopt(established);
+                        self.adopt(established, |peers, id, hello| peers.handle_dialled(now, dial, id, hello));
                     }
                     Err(refusal) => self.lock_peers().handle_dial_failed(now, dial, refusal.to_string()),
                 }
@@ -397,19 +411,27 @@ impl Calls {
     }
 
     /// A connection stands: its link writes and reads on it.
-    fn adopt(self: &Arc<Self>, established: Established) {
+    fn adopt(self: &Arc<Self>, established: Established, register: impl FnOnce(&mut Peers, ConnId, &Hello)) {
         let Established { id, connection, send, recv, hello, asked } = established;
         let instance = Instance { node: hello.peer.id, life: hello.life };
         let link = self.link(instance);
         self.conns.insert(id, (connection.clone(), instance));
+        let work = Arc::new(Notify::new());
+        link.writers.lock().expect("nothing panics while it holds the lock").push((id, Arc::clone(&work)));
         link.lock().connected(self.clock.now(), id, asked, hello.clock());
-        link.work.notify_one();
+        let kept = {
+            let mut peers = self.lock_peers();
+            register(&mut peers, id, &hello);
+            peers.connection(hello.peer)
+        };
+        link.lock().prefer(kept);
+        link.wake();
         let others = self.waiting.lock().expect("nothing panics while it holds the lock").remove(&hello.peer);
         others.unwrap_or_default().into_iter().filter(|other| *other != instance).for_each(|other| {
             self.give_back(other, Unsent::Replaced);
         });
         let closing = CancellationToken::new();
-        self.spawn(write(Arc::clone(self), Arc::clone(&link), id, send, closing.clone()));
+        self.spawn(write(Arc::clone(self), Arc::clone(&link), (id, work), send, closing.clone()));
         let calls = Arc::clone(self);
         self.tracker.spawn(async move {
             tokio::select! {
@@ -424,7 +446,9 @@ impl Calls {
 
     fn on_closed(self: &Arc<Self>, conn: ConnId, link: &PeerLink) {
         self.conns.remove(&conn);
+        link.writers.lock().expect("nothing panics while it holds the lock").retain(|(id, _)| *id != conn);
         let cut = link.lock().closed(conn, Unsent::Unreachable);
+        link.wake();
         for token in cut.lost {
             let _ = token.send(Report::Lost);
         }
@@ -462,9 +486,9 @@ impl Calls {
                     hash,
                     body,
                     caller: from,
-                    deadline: Instant::from_nanos(header.deadline),
+                    deadline: Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us)),
                     view: Arc::clone(&view),
-                    fence: self.fence.load(Ordering::Acquire),
+                    fence: view.fence(),
                 };
                 self.run(permit, link, service, request).await;
             }
@@ -478,7 +502,7 @@ impl Calls {
     }
 
     async fn run(&self, permit: Permit, link: Arc<PeerLink>, service: service::BoxedService, request: Request) {
-        let (seq, fence) = (permit.seq(), request.fence);
+        let (seq, fence, deadline) = (permit.seq(), request.fence, request.deadline);
         let cancelled = CancellationToken::new();
         link.running.lock().expect("nothing panics while it holds the lock").insert(seq, cancelled.clone());
         let guard = Running { calls: self, link: &link, permit: Some(permit) };
@@ -491,8 +515,13 @@ impl Calls {
         let result = tokio::select! {
             result = handler => Some(result.unwrap_or_else(|_| Err(Bytes::from_static(b"the handler panicked")))),
             () = cancelled.cancelled() => None,
+            // Nobody waits any more.
+            () = self.clock.wait_until(deadline) => None,
         };
         match result {
+            Some(Ok(body) | Err(body)) if body.len() > self.body_bytes_max => {
+                reply(&link, &Frame::Executed { seq, fence }, b"the answer is too long");
+            }
             Some(Ok(body)) => reply(&link, &Frame::Ok { seq, fence }, &body),
             Some(Err(error)) => reply(&link, &Frame::Executed { seq, fence }, &error),
             None => abort.abort(),
@@ -514,7 +543,13 @@ impl Calls {
 
     /// From now on nothing of others begins here.
     pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
         self.lock_admission().leave();
+    }
+
+    /// Whether nothing new begins here.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Ends everything.

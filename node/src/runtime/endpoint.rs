@@ -162,7 +162,10 @@ impl Port {
 
     /// Shakes hands with whoever dialled, and hears who it is. The answer is the caller's to give.
     pub(crate) async fn greet(incoming: quinn::Incoming) -> Result<(Established, NodeId), DialError> {
-        let connection = incoming.await?;
+        let connection = match tokio::time::timeout(HELLO_TIMEOUT, incoming).await {
+            Ok(connection) => connection?,
+            Err(_) => return Err(DialError::Malformed),
+        };
         let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await;
         let (send, mut recv) = match stream {
             Ok(stream) => stream?,

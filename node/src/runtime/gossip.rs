@@ -61,8 +61,6 @@ pub(crate) enum Ask {
     Seeds(Vec<SocketAddr>),
     Phase(Phase),
     Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
-    /// A fence above every one heard of.
-    Fence(oneshot::Sender<u64>),
     /// Say goodbye; answered when it is on its way.
     Leave(oneshot::Sender<()>),
     /// End without a word.
@@ -106,7 +104,7 @@ pub(crate) struct GossipStart {
 /// Starts the thread.
 pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let rings = Arc::new(Rings::default());
-    let view = Arc::new(ArcSwap::from_pointee(View::of(start.control.membership(), start.placement, &rings)));
+    let view = Arc::new(ArcSwap::from_pointee(View::of(start.control.membership(), start.placement, &rings, 0)));
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (publish, changed) = watch::channel(0);
     let (events, _) = broadcast::channel(EVENTS);
@@ -138,6 +136,8 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         view,
         publish,
         published: None,
+        ring: None,
+        fence: 0,
         events,
         refusals,
         warned: HashMap::new(),
@@ -160,6 +160,8 @@ struct Driver {
     view: Arc<ArcSwap<View>>,
     publish: watch::Sender<u64>,
     published: Option<(u64, bool)>,
+    ring: Option<u128>,
+    fence: u64,
     events: broadcast::Sender<Event>,
     refusals: Arc<Refusals>,
     /// What was last said of a target, so that it is said once.
@@ -257,9 +259,6 @@ impl Driver {
             Ask::Profile(change, done) => {
                 let _ = done.send(self.control.membership_mut().update_profile(now, change));
             }
-            Ask::Fence(done) => {
-                let _ = done.send(self.control.membership_mut().mint_fence());
-            }
             Ask::Leave(done) => {
                 self.control.membership_mut().leave(now);
                 self.settle();
@@ -333,7 +332,14 @@ impl Driver {
         let version = (membership.roster().version(), membership.is_confirmed());
         if self.published != Some(version) {
             self.published = Some(version);
-            self.view.store(Arc::new(View::of(membership, self.placement, &self.rings)));
+            let view = View::of(membership, self.placement, &self.rings, self.fence);
+            let ring = view.ring_digest();
+            if self.ring != Some(ring) {
+                // Minted before anybody can run a call under the new ring.
+                self.ring = Some(ring);
+                self.fence = self.control.membership_mut().mint_fence();
+            }
+            self.view.store(Arc::new(view.with_fence(self.fence)));
             self.publish.send_replace(version.0);
         }
     }

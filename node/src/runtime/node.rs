@@ -262,12 +262,13 @@ impl Builder {
             control: gossip.inbox.clone(),
             services: Services::new(self.services),
             port,
-            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::default(), rng.fork(1)),
+            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::calls(), rng.fork(1)),
             admission: Admission::new(me, self.limits),
             rng: rng.fork(2),
         });
         let node = Swimring { cluster: identity.cluster, name: identity.name, gossip, calls };
-        tokio::spawn(follow(node.clone()));
+        let events = node.events();
+        tokio::spawn(follow(node.clone(), events));
         tokio::spawn(discover(node.clone(), self.seeds));
         Ok(node)
     }
@@ -464,15 +465,15 @@ impl Swimring {
     /// about `grace`.
     pub async fn leave(&self, grace: Duration) {
         self.ask(Ask::Phase(Phase::Draining)).await;
+        // Whoever has not heard yet still sends; it is served until everybody had time to hear.
+        tokio::time::sleep(DRAIN.min(grace / 4)).await;
+        self.calls.leave();
         let finished = async {
-            // Whoever has not heard yet still sends; it is served until everybody had time to hear.
-            tokio::time::sleep(DRAIN.min(grace / 4)).await;
             while self.calls.under_way() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let _ = tokio::time::timeout(grace * 3 / 4, finished).await;
-        self.calls.leave();
+        let _ = tokio::time::timeout(grace / 2, finished).await;
         let (said, goodbye) = oneshot::channel();
         self.ask(Ask::Leave(said)).await;
         let _ = tokio::time::timeout(grace / 4, goodbye).await;
@@ -493,22 +494,26 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take to go out.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// Follows the control plane: takes keys once it is in, forgets who is gone, mints fences.
-async fn follow(node: Swimring) {
-    let mut events = node.events();
+/// Follows the control plane: takes keys once it is in, forgets who is gone.
+async fn follow(node: Swimring, mut events: broadcast::Receiver<Event>) {
     loop {
-        match events.recv().await {
-            Ok(Event::Joined) => node.ask(Ask::Phase(Phase::Ready)).await,
-            Ok(Event::Changed { id, state, .. }) => {
-                if matches!(state, MemberState::Down | MemberState::Left)
-                    && let Some(member) = node.view().member(id)
-                {
-                    node.calls.forget(member.record.peer());
-                }
-                let (minted, fence) = oneshot::channel();
-                node.ask(Ask::Fence(minted)).await;
-                if let Ok(fence) = fence.await {
-                    node.calls.set_fence(fence);
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = node.gossip.inbox.closed() => return,
+        };
+        match event {
+            Ok(Event::Joined) if !node.calls.is_leaving() => node.ask(Ask::Phase(Phase::Ready)).await,
+            Ok(Event::Changed { id, state, .. }) if !state.is_present() => {
+                let view = node.view();
+                let gone = view.member(id).filter(|member| member.state == state);
+                if let Some(peer) = gone.map(|member| member.record.peer()) {
+                    // What a leaver still has to say may be on its way; whoever is down says nothing.
+                    let patience = if state == MemberState::Left { LAST_WORDS } else { Duration::ZERO };
+                    let calls = Arc::clone(&node.calls);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(patience).await;
+                        calls.forget(peer);
+                    });
                 }
             }
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -516,6 +521,9 @@ async fn follow(node: Swimring) {
         }
     }
 }
+
+/// How long the connection to a member that has left is kept for its last answers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Looks the seeds up, and again for as long as the node runs: discovery's live answer counts.
 async fn discover(node: Swimring, seeds: Vec<String>) {

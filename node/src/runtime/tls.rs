@@ -127,6 +127,8 @@ fn transport(class: Class) -> TransportConfig {
             config.max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("two minutes are within range")));
             config.max_concurrent_bidi_streams(streams(8)).max_concurrent_uni_streams(streams(16));
             config.stream_receive_window(streams(4 << 20)).receive_window(streams(16 << 20)).send_window(8 << 20);
+            // A handler may run longer than a connection may be silent.
+            config.keep_alive_interval(Some(Duration::from_secs(30)));
             config.datagram_receive_buffer_size(None);
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
             acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));

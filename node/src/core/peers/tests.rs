@@ -102,7 +102,7 @@ fn a_seed_that_is_this_process_is_not_dialled_again() {
     let seed = SocketAddr::from(([127, 0, 0, 1], 99));
     assert_eq!(low.route(now, Target::Seed(seed)), Route::Dialling);
     let dial = dialled(&mut low);
-    low.handle_oneself(dial);
+    low.handle_oneself(now, dial);
     assert_eq!(low.poll_event(), Some(PeersEvent::Oneself { address: seed }));
     assert_eq!(low.route(now, Target::Seed(seed)), Route::Refused);
     assert_eq!(low.route(now, Target::Seed(peer(1).address)), Route::Refused);

@@ -2,9 +2,12 @@
 
 use super::*;
 
+/// How often the clocks of connected processes are compared.
+const CLOCKS_EVERY: Duration = Duration::from_secs(10);
+
 pub(super) fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
     link.lock().send(frame, body);
-    link.work.notify_one();
+    link.wake();
 }
 
 pub(super) fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
@@ -30,8 +33,8 @@ pub(super) async fn accept(calls: Arc<Calls>) {
                 return established.answer(&Answer::Refused(refusal)).await;
             }
             established.answer(&Answer::Welcome(calls_here.hello())).await;
-            calls_here.lock_peers().handle_accepted(calls_here.clock.now(), established.id, &established.hello);
-            calls_here.adopt(established);
+            let now = calls_here.clock.now();
+            calls_here.adopt(established, |peers, id, hello| peers.handle_accepted(now, id, hello));
             calls_here.settle();
         });
     }
@@ -39,9 +42,21 @@ pub(super) async fn accept(calls: Arc<Calls>) {
 
 /// Tells the connections what is due.
 pub(super) async fn keep_time(calls: Arc<Calls>) {
+    let mut clocks = tokio::time::interval(CLOCKS_EVERY);
     loop {
         let next = calls.lock_peers().poll_timeout();
         tokio::select! {
+            _ = clocks.tick() => {
+                // Clocks drift: an estimate is only as good as it is new.
+                for link in calls.links.iter() {
+                    let mut held = link.lock();
+                    if held.is_connected() {
+                        held.ask_clock(calls.clock.now());
+                        drop(held);
+                        link.wake();
+                    }
+                }
+            }
             () = calls.clock.wait_for(next) => {
                 calls.lock_peers().handle_timeout(calls.clock.now());
                 calls.settle();
@@ -55,7 +70,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
 pub(super) async fn write(
     calls: Arc<Calls>,
     link: Arc<PeerLink>,
-    conn: ConnId,
+    (conn, work): (ConnId, Arc<Notify>),
     mut send: SendStream,
     closing: CancellationToken,
 ) {
@@ -65,7 +80,7 @@ pub(super) async fn write(
         link.lock().take(calls.clock.now(), conn, BATCH, &mut batch, |_| {});
         if batch.is_empty() {
             tokio::select! {
-                () = link.work.notified() => continue,
+                () = work.notified() => continue,
                 () = closing.cancelled() => return,
             }
         }
@@ -99,6 +114,9 @@ pub(super) async fn read(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instanc
             taken += length;
         }
         buffer.drain(..taken);
+        if buffer.is_empty() {
+            buffer.shrink_to(READ);
+        }
     }
 }
 
@@ -114,7 +132,7 @@ fn on_frame(
         (arrival, held.has_work())
     };
     if work {
-        link.work.notify_one();
+        link.wake();
     }
     match arrival {
         Arrival::Call(header, body) => {

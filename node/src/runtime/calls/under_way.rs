@@ -4,6 +4,7 @@ use super::*;
 
 /// One call of this node, from the wish to the outcome.
 pub(super) struct UnderWay {
+    pub(super) calls: Arc<Calls>,
     pub(super) call: Call<Bytes>,
     pub(super) wish: Wish,
     pub(super) hash: KeyHash,
@@ -28,7 +29,7 @@ impl UnderWay {
                 }
                 Step::Find(node) => {
                     self.view = calls.view();
-                    let found = self.view.instance(node);
+                    let found = self.view.named(node, self.hash);
                     self.call.named(calls.clock.now(), found, &mut calls.lock_budget())
                 }
                 step => Some(step),
@@ -58,7 +59,7 @@ impl UnderWay {
         let Some(service) = calls.services.find(&self.wish.service) else {
             return self.call.not_run(now, Refusal::NoService, &mut calls.lock_budget());
         };
-        self.fence = calls.fence.load(Ordering::Acquire);
+        self.fence = view.fence();
         let request = Request {
             key: self.wish.key.clone(),
             hash: self.hash,
@@ -109,7 +110,7 @@ impl UnderWay {
     fn abandon(&mut self) {
         if let Some((link, seq)) = self.sent.take() {
             link.lock().abandon(seq);
-            link.work.notify_one();
+            link.wake();
         }
     }
 
@@ -129,6 +130,7 @@ impl UnderWay {
     }
 
     async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
+        self.sent = None;
         if let Report::Refused(from, _, _, Some(record)) = &report {
             calls.merge(from.node, record).await;
         }
@@ -150,5 +152,18 @@ impl UnderWay {
                 self.call.refused(now, attempt, from, why, owner, &mut budget);
             }
         }
+    }
+}
+
+/// The call has its outcome, or its caller has gone away: nothing of it stays behind.
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some((link, seq)) = self.sent.take()
+            && link.lock().withdraw(seq).is_none()
+        {
+            link.lock().abandon(seq);
+            link.wake();
+        }
+        self.calls.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
