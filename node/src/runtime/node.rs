@@ -503,9 +503,10 @@ async fn follow(node: Swimring, mut events: broadcast::Receiver<Event>) {
         };
         match event {
             Ok(Event::Joined) if !node.calls.is_leaving() => node.ask(Ask::Phase(Phase::Ready)).await,
-            Ok(Event::Changed { id, state, .. }) if !state.is_present() => {
+            Ok(Event::Changed { id, state, incarnation, .. }) if !state.is_present() => {
                 let view = node.view();
-                let gone = view.member(id).filter(|member| member.state == state);
+                // The view may be older than the event, or much newer: then a new life of the member is meant.
+                let gone = view.member(id).filter(|member| member.incarnation <= incarnation);
                 if let Some(peer) = gone.map(|member| member.record.peer()) {
                     // What a leaver still has to say may be on its way; whoever is down says nothing.
                     let patience = if state == MemberState::Left { LAST_WORDS } else { Duration::ZERO };
