@@ -9,9 +9,10 @@ use axum::serve::ListenerExt;
 use clap::{Args, ValueEnum};
 use swimring::membership::{Event, Name, Preset};
 use swimring::runtime::admin::{Admin, AdminAddress};
+use swimring::runtime::builder::StartError;
 use swimring::runtime::http;
 use swimring::runtime::kv::{self, Store};
-use swimring::runtime::node::{StartError, Swimring};
+use swimring::runtime::node::Swimring;
 use swimring::runtime::service::handler;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -123,7 +124,9 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
 
 fn start_code(problem: &StartError) -> ExitCode {
     match problem {
-        StartError::Profile(_) | StartError::Unspecified(_) | StartError::OtherNode { .. } => ExitCode::from(USAGE),
+        StartError::Profile(_) | StartError::Config(_) | StartError::Unspecified(_) | StartError::OtherNode { .. } => {
+            ExitCode::from(USAGE)
+        }
         _ => ExitCode::from(REFUSED),
     }
 }

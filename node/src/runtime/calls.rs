@@ -26,11 +26,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::clock::Clock;
 use super::endpoint::{Established, Port, close_code};
 use super::gossip::{Ask, Input};
 use super::sabotage;
 use super::service::{self, Request, Services};
+use super::system::Clock;
 use crate::core::hello::{Answer, Class, Hello, Refusal as HelloRefusal};
 use crate::core::link::{Arrival, Link, Outbound};
 use crate::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
@@ -557,7 +557,7 @@ impl Calls {
         self.ending.cancel();
         self.lock_peers().close();
         self.tracker.close();
-        let _ = tokio::time::timeout(super::clock::CLOSE_GRACE, self.tracker.wait()).await;
+        let _ = tokio::time::timeout(super::system::CLOSE_GRACE, self.tracker.wait()).await;
         self.port.close().await;
     }
 }

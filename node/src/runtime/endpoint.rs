@@ -4,17 +4,15 @@
 //! its certificate is judged.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{
-    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, RecvStream, Runtime, SendStream, TransportErrorCode, VarInt,
-};
+use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportErrorCode, VarInt};
 use swimring_membership::{Instant, NodeId};
 
-use super::clock::Clock;
+use super::system::{Clock, Socket, System};
 use super::tls::{Tls, certified};
 use crate::core::hello::{Answer, Class, HELLO_BYTES_MAX, Hello, Refusal};
 use crate::core::peers::{ConnId, Goodbye};
@@ -24,25 +22,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Numbers every connection of this process, whatever its class.
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
-
-/// Makes a socket within a runtime.
-type MakeSocket = Box<dyn FnOnce(&dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send>;
-
-/// Where an endpoint gets its socket, its timers and its tasks from.
-pub(crate) struct Io {
-    pub(crate) socket: MakeSocket,
-    pub(crate) runtime: Arc<dyn Runtime>,
-}
-
-impl Io {
-    /// The system's UDP and tokio.
-    pub(crate) fn system(socket: UdpSocket) -> Self {
-        Self {
-            socket: Box::new(move |runtime| runtime.wrap_udp_socket(socket)),
-            runtime: Arc::new(quinn::TokioRuntime),
-        }
-    }
-}
 
 /// A connection whose hello was answered.
 pub(crate) struct Established {
@@ -111,14 +90,21 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Listens. Must be called within the runtime that `io` names.
-    pub(crate) fn open(class: Class, io: Io, tls: Tls, clock: Clock, secret: &[u8; 32]) -> io::Result<Self> {
-        let socket = (io.socket)(io.runtime.as_ref())?;
+    /// Listens. Must be called within the runtime that drives the socket.
+    pub(crate) fn open(
+        class: Class,
+        socket: Socket,
+        system: &Arc<dyn System>,
+        tls: Tls,
+        secret: &[u8; 32],
+    ) -> io::Result<Self> {
+        let runtime = system.runtime();
+        let socket = socket.open(runtime.as_ref())?;
         // A restarted process can tell the peers of its earlier life that their connections are gone.
         let reset = blake3::derive_key("swimring 1 stateless reset", secret);
         let config = EndpointConfig::new(Arc::new(ResetKey(reset)));
-        let endpoint = Endpoint::new_with_abstract_socket(config, Some(tls.server(class)), socket, io.runtime)?;
-        Ok(Self { class, endpoint, tls, clock })
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(tls.server(class)), socket, runtime)?;
+        Ok(Self { class, endpoint, tls, clock: Clock::new(Arc::clone(system)) })
     }
 
     /// Where it listens.
@@ -191,7 +177,7 @@ impl Port {
     /// Ends everything.
     pub(crate) async fn close(&self) {
         self.endpoint.close(close_code(Goodbye::Leaving), b"leaving");
-        let _ = tokio::time::timeout(super::clock::CLOSE_GRACE, self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(super::system::CLOSE_GRACE, self.endpoint.wait_idle()).await;
     }
 }
 

@@ -19,9 +19,9 @@ use swimring_ring::Placement;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::clock::Clock;
-use super::endpoint::{Established, Io, Port, close_code};
+use super::endpoint::{Established, Port, close_code};
 use super::state::State;
+use super::system::{Clock, Socket, System};
 use super::tls::Tls;
 use crate::core::control::{Control, ControlEvent};
 use crate::core::hello::{Answer, Class, Hello, Refusal};
@@ -94,8 +94,8 @@ pub(crate) struct GossipStart {
     pub(crate) control: Control,
     pub(crate) state: State,
     pub(crate) tls: Tls,
-    pub(crate) clock: Clock,
-    pub(crate) io: Io,
+    pub(crate) system: Arc<dyn System>,
+    pub(crate) socket: Socket,
     pub(crate) secret: [u8; 32],
     pub(crate) placement: Placement,
     pub(crate) address: SocketAddr,
@@ -120,12 +120,12 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let port = {
         let _within = runtime.enter();
-        Port::open(Class::Gossip, start.io, start.tls, start.clock, &start.secret)?
+        Port::open(Class::Gossip, start.socket, &start.system, start.tls, &start.secret)?
     };
     let driver = Driver {
         control: start.control,
         state: start.state,
-        clock: start.clock,
+        clock: Clock::new(start.system),
         port,
         inbox,
         conns: HashMap::new(),

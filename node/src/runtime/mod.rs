@@ -1,9 +1,9 @@
 //! One process: QUIC, TLS, tasks and files around the decisions of [`crate::core`].
 
 pub mod admin;
+pub mod builder;
 mod calls;
 pub mod certs;
-mod clock;
 mod endpoint;
 mod gossip;
 pub mod http;
@@ -13,6 +13,7 @@ pub mod node;
 mod sabotage;
 pub mod service;
 mod state;
+pub mod system;
 mod tls;
 
 pub use calls::Answered;

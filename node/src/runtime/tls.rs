@@ -28,6 +28,22 @@ pub(crate) struct Tls {
     cluster: Name,
     client: rustls::ClientConfig,
     server: Arc<rustls::ServerConfig>,
+    idle: IdleTimeouts,
+}
+
+/// How long a connection may be silent before it counts as lost.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct IdleTimeouts {
+    /// Of gossip: longer than the time between two probes of one member, for nothing else keeps it alive.
+    pub(crate) gossip: Duration,
+    /// Of calls: kept alive, for a handler may run longer.
+    pub(crate) calls: Duration,
+}
+
+impl Default for IdleTimeouts {
+    fn default() -> Self {
+        Self { gossip: Duration::from_secs(600), calls: Duration::from_secs(120) }
+    }
 }
 
 /// Why an identity cannot be used; the operator's fault.
@@ -36,7 +52,7 @@ pub(crate) struct Tls {
 pub struct TlsError(#[from] Error);
 
 impl Tls {
-    pub(crate) fn new(identity: &Identity) -> Result<Self, TlsError> {
+    pub(crate) fn new(identity: &Identity, idle: IdleTimeouts) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for authority in &identity.authorities {
@@ -67,7 +83,7 @@ impl Tls {
             .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
         client.resumption = Resumption::disabled();
         client.enable_early_data = false;
-        Ok(Self { provider, roots, cluster: identity.cluster.clone(), client, server: Arc::new(server) })
+        Ok(Self { provider, roots, cluster: identity.cluster.clone(), client, server: Arc::new(server), idle })
     }
 
     /// For those who dial this node.
@@ -76,7 +92,7 @@ impl Tls {
         tls.alpn_protocols = vec![alpn(class).to_vec()];
         let tls = QuicServerConfig::try_from(tls).expect("TLS 1.3 with the initial cipher suite, which ring has");
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        config.transport_config(Arc::new(transport(class)));
+        config.transport_config(Arc::new(transport(class, self.idle)));
         // A cluster's peers have ids: a changed address is a new connection.
         config.migration(false);
         config.max_incoming(1_024).incoming_buffer_size(64 << 10).incoming_buffer_size_total(8 << 20);
@@ -96,7 +112,7 @@ impl Tls {
         tls.dangerous().set_certificate_verifier(Arc::new(verifier));
         let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3 with the initial cipher suite, which ring has");
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(Arc::new(transport(class)));
+        config.transport_config(Arc::new(transport(class, self.idle)));
         config
     }
 }
@@ -110,25 +126,23 @@ fn alpn(class: Class) -> &'static [u8] {
 
 /// quinn's defaults are for the open internet. A cluster wants few streams (each allowed one is allocated at
 /// connect), bounded windows, a short first round trip, and connections that stay.
-fn transport(class: Class) -> TransportConfig {
+fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.initial_rtt(Duration::from_millis(20));
     let streams = |count: u32| VarInt::from_u32(count);
     match class {
         Class::Gossip => {
-            let idle = Duration::from_secs(600);
-            config.max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("ten minutes are within range")));
+            config.max_idle_timeout(Some(timeout(idle.gossip)));
             config.max_concurrent_bidi_streams(streams(2)).max_concurrent_uni_streams(streams(16));
             config.stream_receive_window(streams(256 << 10)).receive_window(streams(2 << 20)).send_window(2 << 20);
             config.datagram_receive_buffer_size(Some(256 << 10)).datagram_send_buffer_size(256 << 10);
         }
         Class::Calls => {
-            let idle = Duration::from_secs(120);
-            config.max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("two minutes are within range")));
+            config.max_idle_timeout(Some(timeout(idle.calls)));
             config.max_concurrent_bidi_streams(streams(8)).max_concurrent_uni_streams(streams(16));
             config.stream_receive_window(streams(4 << 20)).receive_window(streams(16 << 20)).send_window(8 << 20);
             // A handler may run longer than a connection may be silent.
-            config.keep_alive_interval(Some(Duration::from_secs(30)));
+            config.keep_alive_interval(Some(idle.calls / 4));
             config.datagram_receive_buffer_size(None);
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
             acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));
@@ -137,6 +151,10 @@ fn transport(class: Class) -> TransportConfig {
         }
     }
     config
+}
+
+fn timeout(idle: Duration) -> IdleTimeout {
+    IdleTimeout::try_from(idle).unwrap_or(VarInt::MAX.into())
 }
 
 /// The node that the certificate of a connection's other end names.

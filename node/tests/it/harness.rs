@@ -1,6 +1,7 @@
 //! Processes, their directories and their admin sockets.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -106,25 +107,8 @@ impl Site {
         seeds.iter().for_each(|seed| {
             command.args(["--seed", seed]);
         });
-        let log = std::fs::File::create(self.path.join(format!("{socket}.log"))).expect("a log can be made");
-        let mut process =
-            command.args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("the output is piped"))
-            .read_line(&mut line)
-            .expect("it can be read");
-        let Ok(said) = serde_json::from_str::<Value>(&line) else {
-            let _ = process.wait();
-            return None;
-        };
-        let word = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-        Some(Node {
-            admin: PathBuf::from(word("admin")),
-            gossip: word("gossip"),
-            http: word("http"),
-            log: self.path.join(format!("{socket}.log")),
-            process,
-        })
+        command.args(more).stdin(Stdio::null());
+        Node::start(command, self.path.join(format!("{socket}.log")))
     }
 }
 
@@ -138,7 +122,9 @@ impl Drop for Site {
 pub(crate) struct Node {
     pub(crate) admin: PathBuf,
     pub(crate) gossip: String,
-    pub(crate) http: String,
+    /// Everywhere it listens for other nodes.
+    pub(crate) places: Vec<String>,
+    http: Option<String>,
     log: PathBuf,
     pub(crate) process: Child,
 }
@@ -158,6 +144,30 @@ pub(crate) struct Answer {
 }
 
 impl Node {
+    /// Starts a process that says as a line of JSON where it listens; none if it ends before.
+    pub(crate) fn start(mut command: Command, log: PathBuf) -> Option<Self> {
+        let file = std::fs::File::create(&log).expect("a log can be made");
+        let mut process = command.stdout(Stdio::piped()).stderr(file).spawn().expect("it starts");
+        let output = BufReader::new(process.stdout.take().expect("the output is piped"));
+        let mut lines = output.lines().map_while(Result::ok);
+        let Some(said) = lines.find_map(|line| serde_json::from_str::<Value>(&line).ok()) else {
+            let _ = process.wait();
+            return None;
+        };
+        // Whatever else it writes must not stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let word = |key: &str| said[key].as_str().map(str::to_owned);
+        let gossip = word("gossip").expect("every node listens for gossip");
+        Some(Self {
+            admin: PathBuf::from(word("admin").expect("every node has an admin endpoint")),
+            places: [Some(gossip.clone()), word("calls")].into_iter().flatten().collect(),
+            gossip,
+            http: word("http"),
+            log,
+            process,
+        })
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -173,10 +183,13 @@ impl Node {
         serde_json::from_slice(&exchange(stream, "GET", path, b"")?.body).ok()
     }
 
-    /// A request to the key-value service.
+    /// A request to the key-value service, over HTTP or, without it, over the admin socket.
     pub(crate) fn http(&self, method: &str, path: &str, body: &[u8]) -> Answer {
-        let stream = std::net::TcpStream::connect(&self.http).expect("HTTP listens");
-        exchange(stream, method, path, body).expect("HTTP answers")
+        let answer = match &self.http {
+            Some(http) => exchange(TcpStream::connect(http).expect("HTTP listens"), method, path, body),
+            None => exchange(UnixStream::connect(&self.admin).expect("admin listens"), method, path, body),
+        };
+        answer.expect("HTTP answers")
     }
 
     pub(crate) fn put(&self, key: &str, value: &str) -> u16 {

@@ -2,6 +2,7 @@
 
 mod blocking;
 mod clusters;
+mod cuts;
 mod harness;
 mod refusals;
 mod showing;
