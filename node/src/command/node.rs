@@ -3,15 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use clap::{Args, ValueEnum};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use swimring::membership::{Event, Name, Preset};
-use swimring::runtime::admin::{Admin, AdminAddress};
+use swimring::runtime::admin::{Admin, AdminAddress, Render};
 use swimring::runtime::builder::StartError;
 use swimring::runtime::http;
 use swimring::runtime::kv::{self, Store};
+use swimring::runtime::metrics;
 use swimring::runtime::node::Swimring;
 use swimring::runtime::service::handler;
 use tokio::signal::unix::{SignalKind, signal};
@@ -132,6 +135,13 @@ fn start_code(problem: &StartError) -> ExitCode {
 }
 
 async fn serve(args: NodeArgs) -> ExitCode {
+    let render = match record() {
+        Ok(render) => render,
+        Err(problem) => {
+            eprintln!("swimring: {problem}");
+            return ExitCode::from(OWN_FAULT);
+        }
+    };
     let store = Store::default();
     let (node, state) = match start(&args, store.clone()).await {
         Ok(started) => started,
@@ -143,7 +153,7 @@ async fn serve(args: NodeArgs) -> ExitCode {
     let mut events = node.events();
     tokio::spawn(store.follow(node.clone()));
     let (leave, left) = (CancellationToken::new(), CancellationToken::new());
-    if let Err(problem) = announce(&args, &node, &state, &leave, &left).await {
+    if let Err(problem) = announce(&args, &node, &state, (&leave, &left), &render).await {
         eprintln!("swimring: {problem}");
         node.close().await;
         return ExitCode::from(REFUSED);
@@ -170,6 +180,16 @@ async fn serve(args: NodeArgs) -> ExitCode {
         node.close().await;
     }
     ExitCode::SUCCESS
+}
+
+/// From now on what the library counts is kept, and can be rendered.
+fn record() -> anyhow::Result<Arc<Render>> {
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    metrics::describe();
+    Ok(Arc::new(move || {
+        handle.run_upkeep();
+        handle.render()
+    }))
 }
 
 async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), StartError> {
@@ -211,8 +231,8 @@ async fn announce(
     args: &NodeArgs,
     node: &Swimring,
     state: &std::path::Path,
-    leave: &CancellationToken,
-    left: &CancellationToken,
+    (leave, left): (&CancellationToken, &CancellationToken),
+    render: &Arc<Render>,
 ) -> anyhow::Result<()> {
     let mut http = None;
     if let Some(address) = args.http {
@@ -228,7 +248,7 @@ async fn announce(
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
     let wanted = args.admin.clone().unwrap_or_else(|| default_admin(node, state));
-    let admin = Admin::new(node.clone(), args.expect, leave.clone(), left.clone());
+    let admin = Admin::new(node.clone(), args.expect, leave.clone(), left.clone()).metrics(Arc::clone(render));
     let admin = admin
         .listen(&wanted, &state.join("admin.token"))
         .await

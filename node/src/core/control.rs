@@ -4,7 +4,6 @@
 //! takes, what waits for a dial, and who is kept warm.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use swimring_membership::codec::Malformed;
@@ -296,11 +295,6 @@ impl Control {
                 self.waiting.remove(&Target::Seed(*address));
             }
         }
-    }
-
-    /// Seeds that turned out to be this process.
-    pub fn seeds_that_are_oneself(&self) -> impl Iterator<Item = SocketAddr> {
-        self.peers.oneself()
     }
 }
 

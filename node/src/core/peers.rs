@@ -235,7 +235,11 @@ impl Peers {
         if self.timers.deadline(Timer::Retry(target)).is_some() {
             return Route::Unreachable;
         }
-        if self.is_oneself(target) || self.closing || self.dials.len() >= self.config.dials_max {
+        if self.is_oneself(target) {
+            self.say_oneself(now, target);
+            return Route::Refused;
+        }
+        if self.closing || self.dials.len() >= self.config.dials_max {
             return Route::Refused;
         }
         self.dial(now, target);
@@ -253,6 +257,17 @@ impl Peers {
         match target {
             Target::Peer(peer, _) => peer == self.me,
             Target::Seed(address) => address == self.me.address || self.oneself.contains(&address),
+        }
+    }
+
+    /// A seed that is this process is said once, and forgotten after a while: behind a shared address the next
+    /// dial may reach another node.
+    fn say_oneself(&mut self, now: Instant, target: Target) {
+        if let Target::Seed(address) = target
+            && self.oneself.insert(address)
+        {
+            self.timers.set(Timer::Oneself(address), now + self.config.retry_max * 4);
+            self.events.push_back(PeersEvent::Oneself { address });
         }
     }
 
@@ -292,11 +307,6 @@ impl Peers {
     /// Every connection.
     pub fn connections(&self) -> impl Iterator<Item = (ConnId, Peer)> {
         self.conns.iter().map(|(id, conn)| (*id, conn.peer))
-    }
-
-    /// Seeds that turned out to be this process.
-    pub fn oneself(&self) -> impl Iterator<Item = SocketAddr> {
-        self.oneself.iter().copied()
     }
 
     /// Checks a hello against what this process is. `certified` is the node that the certificate names.
@@ -353,11 +363,8 @@ impl Peers {
 
     /// A dial reached this process itself.
     pub fn handle_oneself(&mut self, now: Instant, dial: DialId) {
-        if let Some(Dial { target: Target::Seed(address) }) = self.end_dial(dial) {
-            // Not for ever: behind a shared address the next dial may reach another node.
-            self.oneself.insert(address);
-            self.timers.set(Timer::Oneself(address), now + self.config.retry_max * 4);
-            self.events.push_back(PeersEvent::Oneself { address });
+        if let Some(Dial { target }) = self.end_dial(dial) {
+            self.say_oneself(now, target);
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Query, Request, State};
@@ -60,7 +61,12 @@ pub struct Admin {
     leave: CancellationToken,
     /// Cancelled when it has left.
     left: CancellationToken,
+    /// Renders what was counted.
+    metrics: Option<Arc<Render>>,
 }
+
+/// Renders what a recorder has counted, in the text format of Prometheus.
+pub type Render = dyn Fn() -> String + Send + Sync;
 
 /// A member, as `members` lists it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -151,7 +157,14 @@ pub struct RingLines {
 impl Admin {
     /// Serves `node`, which should see `expect` members.
     pub fn new(node: Swimring, expect: usize, leave: CancellationToken, left: CancellationToken) -> Self {
-        Self { node, expect, leave, left }
+        Self { node, expect, leave, left, metrics: None }
+    }
+
+    /// Serves what a recorder counts, too.
+    #[must_use]
+    pub fn metrics(mut self, render: Arc<Render>) -> Self {
+        self.metrics = Some(render);
+        self
     }
 
     fn router(self) -> Router {
@@ -162,6 +175,7 @@ impl Admin {
             .route("/lookup", get(lookup))
             .route("/health", get(health))
             .route("/leave", post(leave))
+            .route("/metrics", get(metrics))
             .with_state(self)
             .merge(kv)
     }
@@ -340,6 +354,13 @@ async fn health(State(admin): State<Admin>) -> Json<Health> {
         missing.push(format!("{present} of {} expected members are seen", admin.expect));
     }
     Json(Health { ready: missing.is_empty(), missing, members, views: view.version() })
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    match &admin.metrics {
+        Some(render) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], render()).into_response(),
+        None => (StatusCode::NOT_FOUND, "this process records nothing\n").into_response(),
+    }
 }
 
 #[derive(Deserialize)]

@@ -14,9 +14,10 @@ use swimring_ring::{KeyHasher, Placement};
 use tower::Service;
 
 use super::calls::{Calls, CallsStart};
-use super::endpoint::Port;
+use super::endpoint::{Port, TransportKeys};
 use super::gossip::{self, GossipStart};
 use super::identity::{Identity, IdentityError};
+use super::metrics;
 use super::node::{Swimring, discover, follow};
 use super::service::{BoxedService, Request, ServiceError, Services};
 use super::state::{Found, State};
@@ -247,6 +248,7 @@ impl Builder {
     ) -> Result<Swimring, StartError> {
         let gossip_address = profile.gossip;
         let system = self.system;
+        let keys = TransportKeys::of(identity.key.secret_der());
         let clock = Clock::new(Arc::clone(&system));
         let fingerprint = identity.fingerprint(self.placement.arcs_log2);
         let start = Start {
@@ -265,12 +267,12 @@ impl Builder {
             tls: tls.clone(),
             system: Arc::clone(&system),
             socket: gossip_socket,
-            secret: identity.secret,
+            keys,
             placement: self.placement,
             address: gossip_address,
         })?;
         let rng = Rng::new(system.seed());
-        let port = Port::open(Class::Calls, calls_socket, &system, tls, &identity.secret)?;
+        let port = Port::open(Class::Calls, calls_socket, &system, tls, keys)?;
         let calls = Calls::start(CallsStart {
             me,
             peer,
@@ -316,6 +318,7 @@ fn open_state(directory: &Path, id: NodeId) -> Result<State, StartError> {
     let (state, found) =
         State::open(directory, id).map_err(|source| StartError::State { path: directory.into(), source })?;
     if let Found::Unusable(why) = found {
+        metrics::finding("state_unusable");
         tracing::warn!(path = %directory.display(), why, "the state could not be used and was set aside; the cluster tells how far this name had come");
     }
     Ok(state)

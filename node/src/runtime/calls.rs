@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::endpoint::{Established, Port, close_code};
 use super::gossip::{Ask, Input};
+use super::metrics;
 use super::sabotage;
 use super::service::{self, Request, Services};
 use super::system::Clock;
@@ -132,6 +133,7 @@ pub(crate) struct Calls {
     budget: Mutex<Budget>,
     rng: Rng,
     next_call: AtomicU64,
+    succeeded: AtomicU64,
     open: AtomicU64,
     leaving: AtomicBool,
     timers: Notify,
@@ -179,6 +181,7 @@ impl Calls {
             budget: Mutex::default(),
             rng: start.rng,
             next_call: AtomicU64::new(0),
+            succeeded: AtomicU64::new(0),
             open: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             timers: Notify::new(),
@@ -239,6 +242,7 @@ impl Calls {
     pub(crate) async fn call(self: &Arc<Self>, wish: Wish) -> Answered {
         if let Some(problem) = self.problem_with(&wish) {
             let outcome = Outcome::NotExecuted(NotExecuted::untried(problem));
+            metrics::call_failed(&outcome);
             return Answered { outcome, owner: None, hops: 0, fence: 0 };
         }
         self.lock_budget().earn();
@@ -260,7 +264,12 @@ impl Calls {
             owner: None,
             fence: 0,
         };
-        under_way.drive(self).await
+        let answered = under_way.drive(self).await;
+        match &answered.outcome {
+            Outcome::Ok(_) => _ = self.succeeded.fetch_add(1, Ordering::Relaxed),
+            failure => metrics::call_failed(failure),
+        }
+        answered
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
@@ -362,6 +371,7 @@ impl Calls {
                 Command::Abort { dial } => {
                     let task = self.dials.lock().expect("nothing panics while it holds the lock").remove(&dial);
                     if let Some(task) = task {
+                        metrics::dial_failed(Class::Calls, "silent");
                         task.abort();
                     }
                 }
@@ -402,10 +412,16 @@ impl Calls {
                     Ok(()) => {
                         self.adopt(established, |peers, id, hello| peers.handle_dialled(now, dial, id, hello));
                     }
-                    Err(refusal) => self.lock_peers().handle_dial_failed(now, dial, refusal.to_string()),
+                    Err(refusal) => {
+                        metrics::dial_refused(Class::Calls, refusal);
+                        self.lock_peers().handle_dial_failed(now, dial, refusal.to_string());
+                    }
                 }
             }
-            Err(problem) => self.lock_peers().handle_dial_failed(now, dial, problem.explain()),
+            Err(problem) => {
+                metrics::dial_failed(Class::Calls, metrics::dial_reason(&problem));
+                self.lock_peers().handle_dial_failed(now, dial, problem.explain());
+            }
         }
         self.settle();
     }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportErrorCode, VarInt};
 use swimring_membership::{Instant, NodeId};
 
+use super::once::Once;
+use super::sieve::{Ids, QUIC_VERSION, Sieve};
 use super::system::{Clock, Socket, System};
 use super::tls::{Tls, certified};
 use crate::core::hello::{Answer, Class, HELLO_BYTES_MAX, Hello, Refusal};
@@ -45,8 +47,10 @@ pub(crate) enum DialError {
     Connection(quinn::ConnectionError),
     #[error("{0}")]
     Refused(Refusal),
-    #[error("the answer to the hello is not one")]
+    #[error("what the other end said first is no hello")]
     Malformed,
+    #[error("the other end did not say who it is in time")]
+    Silent,
 }
 
 impl From<quinn::ConnectionError> for DialError {
@@ -58,18 +62,27 @@ impl From<quinn::ConnectionError> for DialError {
 impl DialError {
     /// In words that say whose certificate was not accepted, where that is the reason.
     pub(crate) fn explain(&self) -> String {
-        let closed = match self {
+        let theirs = match self {
             Self::Connection(quinn::ConnectionError::ConnectionClosed(close)) => Some(close.error_code),
             Self::Connection(quinn::ConnectionError::TransportError(error)) if error.reason.is_empty() => {
                 Some(error.code)
             }
             _ => None,
         };
-        match closed {
+        match theirs {
             Some(code) if is_certificate_alert(code) => {
                 format!("the other end does not accept this node's certificate ({self})")
             }
             _ => self.to_string(),
+        }
+    }
+
+    /// Whether one of the two certificates was not accepted.
+    pub(crate) fn is_about_a_certificate(&self) -> bool {
+        match self {
+            Self::Connection(quinn::ConnectionError::ConnectionClosed(close)) => is_certificate_alert(close.error_code),
+            Self::Connection(quinn::ConnectionError::TransportError(error)) => is_certificate_alert(error.code),
+            _ => false,
         }
     }
 }
@@ -80,6 +93,25 @@ fn is_certificate_alert(code: TransportErrorCode) -> bool {
     matches!(code.checked_sub(0x100), Some(42..=51 | 113..=116))
 }
 
+/// What a node signs and recognises its own packets by. The same in every life, so that a restarted process can
+/// tell the peers of its earlier one that their connections are gone.
+#[derive(Copy, Clone)]
+pub(crate) struct TransportKeys {
+    reset: [u8; 32],
+    ids: Ids,
+}
+
+impl TransportKeys {
+    /// Of the node with this private key.
+    pub(crate) fn of(private_key: &[u8]) -> Self {
+        let ids = blake3::derive_key("swimring 1 connection ids", private_key);
+        Self {
+            reset: blake3::derive_key("swimring 1 stateless reset", private_key),
+            ids: Ids::new(u64::from_le_bytes(*ids.first_chunk().expect("a key has 32 bytes"))),
+        }
+    }
+}
+
 /// A class's endpoint.
 #[derive(Clone)]
 pub(crate) struct Port {
@@ -87,6 +119,7 @@ pub(crate) struct Port {
     endpoint: Endpoint,
     tls: Tls,
     clock: Clock,
+    said: Arc<Once>,
 }
 
 impl Port {
@@ -96,15 +129,22 @@ impl Port {
         socket: Socket,
         system: &Arc<dyn System>,
         tls: Tls,
-        secret: &[u8; 32],
+        keys: TransportKeys,
     ) -> io::Result<Self> {
         let runtime = system.runtime();
-        let socket = socket.open(runtime.as_ref())?;
-        // A restarted process can tell the peers of its earlier life that their connections are gone.
-        let reset = blake3::derive_key("swimring 1 stateless reset", secret);
-        let config = EndpointConfig::new(Arc::new(ResetKey(reset)));
+        let socket = Arc::new(Sieve::new(socket.open(runtime.as_ref())?, class, keys.ids));
+        let mut config = EndpointConfig::new(Arc::new(ResetKey(keys.reset)));
+        config.cid_generator(move || Box::new(keys.ids.generator()));
+        // The fixed bit, which greasing would leave to chance, tells garbage from packets.
+        config.grease_quic_bit(false).supported_versions(vec![QUIC_VERSION]);
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(tls.server(class)), socket, runtime)?;
-        Ok(Self { class, endpoint, tls, clock: Clock::new(Arc::clone(system)) })
+        Ok(Self { class, endpoint, tls, clock: Clock::new(Arc::clone(system)), said: Arc::default() })
+    }
+
+    /// Whether this has to be said of whoever is at `address`, or was said before.
+    pub(crate) fn is_new(&self, address: SocketAddr, problem: &impl std::fmt::Display) -> bool {
+        // Whoever tries again does so from another port.
+        self.said.is_new(self.clock.now(), format!("{} {problem}", address.ip()))
     }
 
     /// Where it listens.
@@ -150,15 +190,17 @@ impl Port {
     pub(crate) async fn greet(incoming: quinn::Incoming) -> Result<(Established, NodeId), DialError> {
         let connection = match tokio::time::timeout(HELLO_TIMEOUT, incoming).await {
             Ok(connection) => connection?,
-            Err(_) => return Err(DialError::Malformed),
+            Err(_) => return Err(DialError::Silent),
         };
         let stream = tokio::time::timeout(HELLO_TIMEOUT, connection.accept_bi()).await;
         let (send, mut recv) = match stream {
             Ok(stream) => stream?,
-            Err(_) => return Err(silent(&connection)),
+            Err(_) => return Err(hung_up(&connection, DialError::Silent)),
         };
-        let Ok(Some(block)) = tokio::time::timeout(HELLO_TIMEOUT, read_block(&mut recv)).await else {
-            return Err(silent(&connection));
+        let block = match tokio::time::timeout(HELLO_TIMEOUT, read_block(&mut recv)).await {
+            Ok(Some(block)) => block,
+            Ok(None) => return Err(hung_up(&connection, DialError::Malformed)),
+            Err(_) => return Err(hung_up(&connection, DialError::Silent)),
         };
         let hello = match Hello::decode(&block) {
             Ok(hello) => hello,
@@ -169,7 +211,7 @@ impl Port {
             }
         };
         let Some(node) = certified(&connection) else {
-            return Err(silent(&connection));
+            return Err(hung_up(&connection, DialError::Malformed));
         };
         Ok((Established { id: next_conn(), connection, send, recv, hello, asked: None }, node))
     }
@@ -193,9 +235,9 @@ const NOBODY: Hello = Hello {
     clock: 0,
 };
 
-fn silent(connection: &Connection) -> DialError {
+fn hung_up(connection: &Connection, why: DialError) -> DialError {
     connection.close(close_code(Goodbye::Malformed), b"no hello");
-    DialError::Malformed
+    why
 }
 
 fn next_conn() -> ConnId {

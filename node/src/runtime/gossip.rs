@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,7 +18,8 @@ use swimring_ring::Placement;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::endpoint::{Established, Port, close_code};
+use super::endpoint::{Established, Port, TransportKeys, close_code};
+use super::metrics;
 use super::state::State;
 use super::system::{Clock, Socket, System};
 use super::tls::Tls;
@@ -67,17 +67,6 @@ pub(crate) enum Ask {
     Close,
 }
 
-/// Counters of the shell.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals {
-    /// Handshakes and hellos refused, by whom they were dialled.
-    pub(crate) incoming: AtomicU64,
-    /// Dials that failed.
-    pub(crate) dials: AtomicU64,
-    /// Connections closed because of bytes that are no message.
-    pub(crate) malformed: AtomicU64,
-}
-
 /// The application's side of the gossip thread.
 #[derive(Clone)]
 pub(crate) struct Gossip {
@@ -85,7 +74,6 @@ pub(crate) struct Gossip {
     pub(crate) view: Arc<ArcSwap<View>>,
     pub(crate) changed: watch::Receiver<u64>,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) refusals: Arc<Refusals>,
     pub(crate) address: SocketAddr,
 }
 
@@ -96,7 +84,7 @@ pub(crate) struct GossipStart {
     pub(crate) tls: Tls,
     pub(crate) system: Arc<dyn System>,
     pub(crate) socket: Socket,
-    pub(crate) secret: [u8; 32],
+    pub(crate) keys: TransportKeys,
     pub(crate) placement: Placement,
     pub(crate) address: SocketAddr,
 }
@@ -108,19 +96,17 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (publish, changed) = watch::channel(0);
     let (events, _) = broadcast::channel(EVENTS);
-    let refusals = Arc::new(Refusals::default());
     let gossip = Gossip {
         inbox: inbox.clone(),
         view: Arc::clone(&view),
         changed,
         events: events.clone(),
-        refusals: Arc::clone(&refusals),
         address: start.address,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let port = {
         let _within = runtime.enter();
-        Port::open(Class::Gossip, start.socket, &start.system, start.tls, &start.secret)?
+        Port::open(Class::Gossip, start.socket, &start.system, start.tls, start.keys)?
     };
     let driver = Driver {
         control: start.control,
@@ -139,7 +125,6 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         ring: None,
         fence: 0,
         events,
-        refusals,
         warned: HashMap::new(),
     };
     std::thread::Builder::new().name("swimring-gossip".into()).spawn(move || runtime.block_on(driver.run(inputs)))?;
@@ -163,15 +148,15 @@ struct Driver {
     ring: Option<u128>,
     fence: u64,
     events: broadcast::Sender<Event>,
-    refusals: Arc<Refusals>,
     /// What was last said of a target, so that it is said once.
     warned: HashMap<Target, String>,
 }
 
 impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
-        let accepting = tokio::spawn(accept(self.port.clone(), self.inbox.clone(), Arc::clone(&self.refusals)));
+        let accepting = tokio::spawn(accept(self.port.clone(), self.inbox.clone()));
         let mut store = tokio::time::interval(STORE_EVERY);
+        let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
         self.settle();
         loop {
             let deadline = self.control.poll_timeout();
@@ -184,6 +169,12 @@ impl Driver {
                 input = inputs.recv() => self.turn(input, &mut inputs),
                 _ = store.tick() => {
                     self.store_contacts();
+                    true
+                }
+                _ = observe.tick() => {
+                    let membership = self.control.membership();
+                    metrics::observe_membership(&membership.stats(), membership.roster());
+                    metrics::observe_connections(Class::Gossip, self.control.peers().len());
                     true
                 }
             };
@@ -219,15 +210,17 @@ impl Driver {
         match input {
             Input::Message(conn, bytes) => {
                 if let Err(problem) = self.control.handle_message(now, conn, &bytes) {
-                    self.refusals.malformed.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%problem, "closed a connection whose bytes are no message");
+                    metrics::malformed(Class::Gossip);
+                    let address = self.conns.get(&conn).map(|(connection, _)| connection.remote_address());
+                    if let Some(address) = address.filter(|address| self.port.is_new(*address, &problem)) {
+                        tracing::warn!(%address, %problem, "closed a connection whose bytes are no message");
+                    }
                 }
             }
             Input::Greeted(established, node) => self.on_greeted(*established, node),
             Input::Dialled(dial, established) => self.on_dialled(dial, *established),
             Input::DialFailed(dial, why) => {
                 self.dials.remove(&dial);
-                self.refusals.dials.fetch_add(1, Ordering::Relaxed);
                 self.control.handle_dial_failed(now, dial, why);
             }
             Input::Oneself(dial) => {
@@ -248,8 +241,8 @@ impl Driver {
         let now = self.clock.now();
         match ask {
             Ask::Merge(from, record, done) => {
-                if self.control.membership_mut().merge_record(now, from, &record).is_err() {
-                    self.refusals.malformed.fetch_add(1, Ordering::Relaxed);
+                if let Err(problem) = self.control.membership_mut().merge_record(now, from, &record) {
+                    tracing::warn!(%problem, node = %from, "a node gave as its reason what is no member record");
                 }
                 self.settle();
                 let _ = done.send(());
@@ -272,9 +265,10 @@ impl Driver {
     fn on_greeted(&mut self, established: Established, node: NodeId) {
         let now = self.clock.now();
         if let Err(refusal) = self.control.judge(&established.hello, node) {
-            self.refusals.incoming.fetch_add(1, Ordering::Relaxed);
-            if refusal != Refusal::Oneself {
-                tracing::warn!(address = %established.connection.remote_address(), %refusal, "refused a connection");
+            metrics::hello_refused(Class::Gossip, refusal);
+            let address = established.connection.remote_address();
+            if refusal != Refusal::Oneself && self.port.is_new(address, &refusal) {
+                tracing::warn!(%address, %refusal, "refused a connection");
             }
             tokio::spawn(async move {
                 let mut established = established;
@@ -301,7 +295,10 @@ impl Driver {
                 self.control.handle_dialled(now, dial, id, &hello);
             }
             Err(Refusal::Oneself) => self.control.handle_oneself(now, dial),
-            Err(refusal) => self.control.handle_dial_failed(now, dial, refusal.to_string()),
+            Err(refusal) => {
+                metrics::dial_refused(Class::Gossip, refusal);
+                self.control.handle_dial_failed(now, dial, refusal.to_string());
+            }
         }
     }
 
@@ -354,6 +351,7 @@ impl Driver {
             }
             Command::Abort { dial } => {
                 if let Some(task) = self.dials.remove(&dial) {
+                    metrics::dial_failed(Class::Gossip, "silent");
                     task.abort();
                 }
             }
@@ -396,7 +394,10 @@ impl Driver {
             }
             ControlEvent::Peers(PeersEvent::Failed { target, why }) => self.warn_once(target, why),
             ControlEvent::Peers(PeersEvent::Oneself { address }) => {
-                tracing::warn!(%address, "this seed is the node itself; it is not asked again");
+                metrics::finding("seed_is_oneself");
+                if self.port.is_new(address, &"oneself") {
+                    tracing::warn!(%address, "this seed is the node itself");
+                }
             }
             ControlEvent::Peers(PeersEvent::Up { dialled, .. }) => {
                 if let Some(target) = dialled {
@@ -410,6 +411,7 @@ impl Driver {
     fn on_membership_event(&mut self, event: &Event) {
         match event {
             Event::Rebooted { boot } => {
+                metrics::finding("boot_raised");
                 tracing::warn!(
                     boot,
                     "the cluster remembers more lives of this name than the state directory: the boot was raised"
@@ -461,9 +463,9 @@ impl Driver {
 }
 
 /// Greets whoever dials.
-async fn accept(port: Port, inbox: mpsc::Sender<Input>, refusals: Arc<Refusals>) {
+async fn accept(port: Port, inbox: mpsc::Sender<Input>) {
     while let Some(incoming) = port.accept().await {
-        let (inbox, refusals) = (inbox.clone(), Arc::clone(&refusals));
+        let (port, inbox) = (port.clone(), inbox.clone());
         tokio::spawn(async move {
             let address = incoming.remote_address();
             match Port::greet(incoming).await {
@@ -471,8 +473,10 @@ async fn accept(port: Port, inbox: mpsc::Sender<Input>, refusals: Arc<Refusals>)
                     let _ = inbox.send(Input::Greeted(Box::new(established), node)).await;
                 }
                 Err(problem) => {
-                    refusals.incoming.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%address, %problem, "refused a handshake");
+                    metrics::handshake_refused(Class::Gossip, &problem);
+                    if port.is_new(address, &problem) {
+                        tracing::warn!(%address, %problem, "refused a handshake");
+                    }
                 }
             }
         });
@@ -490,7 +494,10 @@ async fn dial_task(
     let input = match port.dial(address, expect, hello).await {
         Ok(established) => Input::Dialled(dial, Box::new(established)),
         Err(super::endpoint::DialError::Refused(Refusal::Oneself)) => Input::Oneself(dial),
-        Err(problem) => Input::DialFailed(dial, problem.explain()),
+        Err(problem) => {
+            metrics::dial_failed(Class::Gossip, metrics::dial_reason(&problem));
+            Input::DialFailed(dial, problem.explain())
+        }
     };
     let _ = inbox.send(input).await;
 }

@@ -6,12 +6,14 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use http_body_util::LengthLimitError;
 use percent_encoding::percent_decode_str;
 use swimring_forwarder::wire::Refusal;
 use swimring_forwarder::{Outcome, Unsent, Why};
 
 use super::calls::Answered;
 use super::kv::{ABSENT, Command, MISROUTED, SERVICE};
+use super::metrics;
 use super::node::{CallRequest, Swimring};
 
 /// Longest value, in bytes.
@@ -24,7 +26,7 @@ const VALUE_AT: usize = 5;
 pub fn router(node: Swimring) -> Router {
     Router::new()
         .route("/kv/{*key}", any(serve))
-        .route("/kv/", any(|| async { (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n") }))
+        .route("/kv/", any(async || bad_key()))
         .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
         .with_state(node)
 }
@@ -32,23 +34,26 @@ pub fn router(node: Swimring) -> Router {
 async fn serve(State(node): State<Swimring>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Some(key) = key_of(&parts.uri) else {
-        return (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n").into_response();
+        return bad_key();
     };
     let body = match axum::body::to_bytes(body, VALUE_BYTES_MAX).await {
         Ok(body) => body,
-        // Either too long, or the client went away before its end.
-        Err(problem) => {
-            return (StatusCode::PAYLOAD_TOO_LARGE, format!("{problem}\n")).into_response();
-        }
+        Err(problem) => return bad_body(problem),
     };
     let command = match parts.method {
         Method::PUT => match ttl_of(&parts.headers) {
             Ok(ttl_s) => Command::Put { ttl_s },
-            Err(problem) => return (StatusCode::BAD_REQUEST, problem).into_response(),
+            Err(problem) => {
+                metrics::http_refused("ttl");
+                return (StatusCode::BAD_REQUEST, problem).into_response();
+            }
         },
         Method::GET => Command::Get,
         Method::DELETE => Command::Delete,
-        _ => return StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        _ => {
+            metrics::http_refused("method");
+            return StatusCode::METHOD_NOT_ALLOWED.into_response();
+        }
     };
     let mut call = CallRequest::new(SERVICE, key, command.encode(&body));
     if command == Command::Get {
@@ -58,6 +63,26 @@ async fn serve(State(node): State<Swimring>, request: Request) -> Response {
     let mut response = respond(&command, &answered);
     mark(&node, &answered, response.headers_mut());
     response
+}
+
+fn bad_key() -> Response {
+    metrics::http_refused("key");
+    (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n").into_response()
+}
+
+/// Either too long, or the client went away before its end.
+fn bad_body(problem: axum::Error) -> Response {
+    let mut source = Some(&problem as &dyn std::error::Error);
+    while let Some(inner) = source {
+        if inner.is::<LengthLimitError>() {
+            metrics::http_refused("body_too_long");
+            return (StatusCode::PAYLOAD_TOO_LARGE, format!("a value has at most {VALUE_BYTES_MAX} bytes\n"))
+                .into_response();
+        }
+        source = inner.source();
+    }
+    metrics::http_refused("body_cut_off");
+    (StatusCode::BAD_REQUEST, format!("the body ended early: {problem}\n")).into_response()
 }
 
 /// The key in the path, as bytes.

@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::builder::Builder;
 use super::calls::{Answered, Calls, Wish};
 use super::gossip::{Ask, Gossip, Input};
+use super::metrics;
 use crate::core::view::View;
 
 /// The default deadline of a call.
@@ -148,13 +149,6 @@ impl Swimring {
         self.calls.admission_stats()
     }
 
-    /// How many connections were refused, and dials failed, for gossip.
-    pub fn refusals(&self) -> (u64, u64, u64) {
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        let refusals = &self.gossip.refusals;
-        (load(&refusals.incoming), load(&refusals.dials), load(&refusals.malformed))
-    }
-
     /// States new tags, or a new zone or weight.
     ///
     /// # Errors
@@ -247,6 +241,7 @@ pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
             match tokio::net::lookup_host(seed.as_str()).await {
                 Ok(addresses) => found.extend(addresses),
                 Err(problem) => {
+                    metrics::finding("seed_unknown");
                     tracing::warn!(seed, %problem, "cannot look the seed up; trying again")
                 }
             }

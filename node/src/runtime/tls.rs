@@ -14,7 +14,9 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+};
 use swimring_membership::{Name, NodeId};
 
 use super::identity::{Identity, names};
@@ -165,17 +167,26 @@ pub(crate) fn certified(connection: &quinn::Connection) -> Option<NodeId> {
 }
 
 fn check_names(certificate: &CertificateDer<'_>, cluster: &Name, expect: Option<NodeId>) -> Result<(), Error> {
-    let (named, node) = names(certificate).map_err(Error::General)?;
+    let (named, node) = names(certificate).map_err(misnamed)?;
     if named != *cluster {
-        return Err(Error::General(format!("the certificate is for cluster {named}, not {cluster}")));
+        return Err(misnamed(format!("the certificate is for cluster {named}, not {cluster}")));
     }
     match expect {
         Some(expect) if NodeId::of(&named, &node) != expect => {
-            Err(Error::General(format!("the certificate is for node {node}, which was not dialled")))
+            Err(misnamed(format!("the certificate is for node {node}, which was not dialled")))
         }
         _ => Ok(()),
     }
 }
+
+/// The other end hears that its certificate was not accepted; this one says why.
+fn misnamed(problem: String) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Misnamed(problem)))))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misnamed(String);
 
 /// Judges whoever is dialled.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use serde_json::Value;
 
 /// The command under test.
@@ -74,6 +75,20 @@ impl Site {
         let (ca, out) = (self.at(authority), self.at(directory));
         let made = run(&["certs", "issue", "--ca", &ca, "--name", name, "--out", &out, "--days", days]);
         assert!(made.status.success(), "{}", text(&made.stderr));
+    }
+
+    /// Makes an identity as another cluster of the same authority would.
+    pub(crate) fn issue_for(&self, authority: &str, cluster: &str, name: &str, directory: &str) {
+        self.issue(authority, name, directory, "2");
+        let read = |file: &str| std::fs::read_to_string(self.path.join(authority).join(file)).expect("it was made");
+        let key = KeyPair::from_pem(&read("ca.key")).expect("a key");
+        let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), key).expect("an authority");
+        let own = std::fs::read_to_string(self.path.join(directory).join("node.key")).expect("it was made");
+        let mut params = CertificateParams::default();
+        let uri = format!("swimring://{cluster}/{name}").try_into().expect("ASCII");
+        params.subject_alt_names.push(SanType::URI(uri));
+        let made = params.signed_by(&KeyPair::from_pem(&own).expect("a key"), &issuer).expect("it can be signed");
+        std::fs::write(self.path.join(directory).join("node.pem"), made.pem()).expect("it can be written");
     }
 
     /// Starts the node `name`, with a new identity if it has none, on ports of the system's choice.
@@ -183,10 +198,36 @@ impl Node {
         serde_json::from_slice(&exchange(stream, "GET", path, b"")?.body).ok()
     }
 
+    /// What it has counted under a name with these labels.
+    pub(crate) fn counted(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let page = UnixStream::connect(&self.admin).ok().and_then(|stream| exchange(stream, "GET", "/metrics", b""));
+        let page = text(&page.expect("the admin endpoint answers").body);
+        let has = |line: &str, (label, value): &(&str, &str)| line.contains(&format!("{label}=\"{value}\""));
+        let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+        let lines = page.lines().filter(of_name).filter(|line| labels.iter().all(|label| has(line, label)));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// Waits until it has counted this much.
+    pub(crate) fn counts(&self, name: &str, labels: &[(&str, &str)], count: u64) {
+        let what = format!("{name}{labels:?} to be {count}");
+        eventually(&what, SOON, || (self.counted(name, labels) == count).then_some(()));
+    }
+
+    /// Waits until it has counted something.
+    pub(crate) fn counts_some(&self, name: &str, labels: &[(&str, &str)]) {
+        eventually(&format!("{name}{labels:?}"), SOON, || (self.counted(name, labels) > 0).then_some(()));
+    }
+
+    /// A connection to the key-value service over HTTP.
+    pub(crate) fn http_stream(&self) -> TcpStream {
+        TcpStream::connect(self.http.as_ref().expect("it serves HTTP")).expect("HTTP listens")
+    }
+
     /// A request to the key-value service, over HTTP or, without it, over the admin socket.
     pub(crate) fn http(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let answer = match &self.http {
-            Some(http) => exchange(TcpStream::connect(http).expect("HTTP listens"), method, path, body),
+            Some(_) => exchange(self.http_stream(), method, path, body),
             None => exchange(UnixStream::connect(&self.admin).expect("admin listens"), method, path, body),
         };
         answer.expect("HTTP answers")

@@ -4,5 +4,6 @@ mod blocking;
 mod clusters;
 mod cuts;
 mod harness;
+mod hostile;
 mod refusals;
 mod showing;

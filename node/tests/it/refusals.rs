@@ -1,9 +1,11 @@
 //! Bad input: a clear error, and the cluster goes on.
 
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{Shutdown, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use crate::harness::{Site, agree, run, text};
+use crate::harness::{Node, SOON, Site, agree, eventually, run, text};
 
 /// Starts a node that must not start, and gives its exit code and what it said.
 fn refused(arguments: &[&str]) -> (Option<i32>, String) {
@@ -46,12 +48,17 @@ fn whoever_has_a_wrong_certificate_or_secret_does_not_get_in_and_hears_why() {
     site.issue("ca", "keyless", "keyless", "2");
     std::fs::copy(site.path.join("other-ca/cluster.key"), site.path.join("keyless/cluster.key"))
         .expect("it can be copied");
-    for (identity, reason) in [
-        ("stranger", "UnknownIssuer"),
-        ("late", "certificate"),
-        ("foreign", "UnknownIssuer"),
-        ("keyless", "cluster.key"),
+    site.issue_for("ca", "neighbours", "guest", "guest");
+    let handshakes =
+        |reason| a.counted("swimring_handshakes_refused_total", &[("class", "gossip"), ("reason", reason)]);
+    for (identity, reason, counted) in [
+        ("stranger", "UnknownIssuer", "certificate"),
+        ("late", "certificate", "certificate"),
+        ("foreign", "UnknownIssuer", "certificate"),
+        ("guest", "is for cluster test, not neighbours", "certificate"),
+        ("keyless", "cluster.key", "cluster"),
     ] {
+        let before = handshakes(counted);
         let node =
             site.start_with(identity, identity, std::slice::from_ref(&a.gossip), &[]).expect("it listens, and tries");
         node.says("cannot connect");
@@ -60,7 +67,11 @@ fn whoever_has_a_wrong_certificate_or_secret_does_not_get_in_and_hears_why() {
         let own = node.ask("/health").expect("it answers");
         assert_eq!(own["ready"], false, "{identity}");
         assert!(a.believes(identity).is_none(), "{identity}");
+        node.counts_some("swimring_dials_failed_total", &[("class", "gossip"), ("reason", counted)]);
+        eventually("it is counted", SOON, || (handshakes(counted) > before).then_some(()));
     }
+    let said = a.log().matches("refused a").count();
+    assert!(said <= 5, "each is said once, however often it tries: {}", a.log());
     agree(&[&a], 1);
 }
 
@@ -82,6 +93,7 @@ fn an_unreachable_seed_is_tried_again_and_said() {
     let seed = nobody.local_addr().expect("it is bound").to_string();
     let node = site.start_with("a", "a", &[seed], &[]).expect("it listens");
     node.says("no seed has answered; trying again");
+    node.counts_some("swimring_dials_failed_total", &[("class", "gossip"), ("reason", "silent")]);
     let health = node.ask("/health").expect("it answers");
     assert_eq!(health["ready"], false);
 }
@@ -96,6 +108,8 @@ fn a_seed_that_is_the_node_itself_is_said_once_and_does_not_make_a_cluster() {
     let node = site.start_with("a", "a", &[localhost], &["--listen", &listen]).expect("it listens");
     node.says("no seed has answered");
     assert_eq!(node.ask("/health").expect("it answers")["ready"], false);
+    node.counts_some("swimring_findings_total", &[("kind", "seed_is_oneself")]);
+    assert_eq!(node.log().matches("this seed is the node itself").count(), 1);
 }
 
 #[test]
@@ -135,10 +149,97 @@ fn keys_and_values_beyond_their_limits_are_refused() {
     assert_eq!(a.http("PUT", "/kv/ttl", b"v").status, 204);
     assert_eq!(a.http("POST", "/kv/k", b"v").status, 405);
     assert_eq!(a.http("GET", "/kv/absent", b"").status, 404);
+    for (reason, count) in [("key", 2), ("body_too_long", 1), ("method", 1)] {
+        a.counts("swimring_http_refused_total", &[("reason", reason)], count);
+    }
     let answer = a.http("GET", "/kv/ttl", b"");
     for header in ["x-swimring-owner: a", "x-swimring-hops: 0", "x-swimring-fence: "] {
         assert!(answer.head.contains(header), "{}", answer.head);
     }
+}
+
+#[test]
+fn a_body_that_ends_early_is_refused_and_stores_nothing() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    agree(&[&a], 1);
+    let mut stream = a.http_stream();
+    stream.write_all(b"PUT /kv/k HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\nonly this").expect("it can be sent");
+    stream.shutdown(Shutdown::Write).expect("it can be ended");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it can be read");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("the body ended early"), "{answer}");
+    a.counts("swimring_http_refused_total", &[("reason", "body_cut_off")], 1);
+    assert_eq!(a.get("k"), None);
+}
+
+#[test]
+fn a_state_directory_that_is_torn_or_of_another_node_is_set_aside_and_said() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    agree(&[&a], 1);
+    for (name, content) in
+        [("b", b"{\"id\":\"00".to_vec()), ("c", std::fs::read(site.at("a/state/state.json")).expect("a has state"))]
+    {
+        site.issue("ca", name, name, "2");
+        std::fs::create_dir(site.at(&format!("{name}/state"))).expect("a directory can be made");
+        std::fs::write(site.at(&format!("{name}/state/state.json")), content).expect("it can be written");
+        let node = site.start(name, &[&a]);
+        node.says("the state could not be used and was set aside");
+        node.counts("swimring_findings_total", &[("kind", "state_unusable")], 1);
+        assert!(Path::new(&site.at(&format!("{name}/state/state.json.unusable"))).exists());
+        agree(&[&a, &node], 2);
+        node.signal("-TERM");
+        a.waits_for(name, "left");
+    }
+}
+
+#[test]
+fn a_copy_of_a_state_directory_does_not_make_two_of_one_life() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    let mut b = site.start("b", &[&a]);
+    agree(&[&a, &b], 2);
+    let copied = std::fs::read(site.at("b/state/state.json")).expect("b has state");
+    std::fs::create_dir(site.at("copy")).expect("a directory can be made");
+    std::fs::write(site.at("copy/state.json"), &copied).expect("it can be written");
+    // While the one lives, the other is refused.
+    let seeds = std::slice::from_ref(&a.gossip);
+    let mut twin = site.start_with("b", "twin", seeds, &["--state", &site.at("copy")]).expect("it listens at first");
+    assert_eq!(twin.ended(), Some(3));
+    eventually("it is counted", SOON, || {
+        let count = |node: &Node| node.counted("swimring_membership_total", &[("kind", "name_refused")]);
+        (count(&a) + count(&b) > 0).then_some(())
+    });
+    agree(&[&a, &b], 2);
+    // Two lives later an old copy knows less than the cluster does.
+    for _ in 0..2 {
+        b.process.kill().expect("it can be killed");
+        b = site.start("b", &[&a]);
+        agree(&[&a, &b], 2);
+    }
+    b.process.kill().expect("it can be killed");
+    std::fs::write(site.at("copy/state.json"), &copied).expect("it can be written");
+    let old = site.start_with("b", "old", seeds, &["--state", &site.at("copy")]).expect("it listens");
+    agree(&[&a, &old], 2);
+    old.counts("swimring_findings_total", &[("kind", "boot_raised")], 1);
+}
+
+#[test]
+fn whoever_answers_in_the_place_of_a_member_is_not_taken_for_it() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    let mut b = site.start("b", &[&a]);
+    agree(&[&a, &b], 2);
+    let listen = b.gossip.clone();
+    b.process.kill().expect("it can be killed");
+    let _ = b.process.wait();
+    site.issue("ca", "c", "c", "2");
+    // A cluster of one, at the address of another member.
+    let c = site.start_with("c", "c", &[], &["--listen", &listen]).expect("it listens");
+    a.waits_for("b", "down");
+    a.counts_some("swimring_dials_failed_total", &[("class", "gossip"), ("reason", "certificate")]);
+    assert!(c.log().is_empty() || !c.log().contains("panicked"));
 }
 
 #[test]
@@ -158,6 +259,10 @@ fn garbage_on_the_ports_is_passed_over_and_the_cluster_goes_on() {
             .collect();
         let _ = socket.send_to(&bytes, &a.gossip);
     }
+    for reason in ["not_quic", "version", "no_connection"] {
+        a.counts_some("swimring_datagrams_refused_total", &[("class", "gossip"), ("reason", reason)]);
+    }
+    assert_eq!(a.log().matches("datagrams come in that no node sends").count(), 1);
     for number in 0..20 {
         assert_eq!(b.put(&format!("k{number}"), "v"), 204);
         assert_eq!(a.get(&format!("k{number}")).as_deref(), Some("v"));

@@ -1,5 +1,7 @@
 //! The tasks of a connection: greeting, writing what waits, reading what comes.
 
+use swimring_membership::codec::Malformed;
+
 use super::*;
 
 /// How often the clocks of connected processes are compared.
@@ -24,12 +26,19 @@ pub(super) async fn accept(calls: Arc<Calls>) {
             let (mut established, node) = match Port::greet(incoming).await {
                 Ok(greeted) => greeted,
                 Err(problem) => {
-                    return tracing::warn!(%address, %problem, "refused a handshake for calls");
+                    metrics::handshake_refused(Class::Calls, &problem);
+                    if calls_here.port.is_new(address, &problem) {
+                        tracing::warn!(%address, %problem, "refused a handshake for calls");
+                    }
+                    return;
                 }
             };
             let judged = calls_here.lock_peers().judge(&established.hello, node, &calls_here.fingerprint);
             if let Err(refusal) = judged {
-                tracing::warn!(%address, %refusal, "refused a connection for calls");
+                metrics::hello_refused(Class::Calls, refusal);
+                if calls_here.port.is_new(address, &refusal) {
+                    tracing::warn!(%address, %refusal, "refused a connection for calls");
+                }
                 return established.answer(&Answer::Refused(refusal)).await;
             }
             established.answer(&Answer::Welcome(calls_here.hello())).await;
@@ -43,6 +52,7 @@ pub(super) async fn accept(calls: Arc<Calls>) {
 /// Tells the connections what is due.
 pub(super) async fn keep_time(calls: Arc<Calls>) {
     let mut clocks = tokio::time::interval(CLOCKS_EVERY);
+    let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
     loop {
         let next = calls.lock_peers().poll_timeout();
         tokio::select! {
@@ -62,6 +72,11 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
                 calls.settle();
             }
             () = calls.timers.notified() => {}
+            _ = observe.tick() => {
+                metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
+                metrics::observe_admission(&calls.admission_stats());
+                metrics::observe_connections(Class::Calls, calls.lock_peers().len());
+            }
         }
     }
 }
@@ -103,13 +118,11 @@ pub(super) async fn read(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instanc
             let length = match Frame::length(&buffer[taken..], calls.body_bytes_max) {
                 Ok(Some(length)) if buffer.len() - taken >= length => length,
                 Ok(_) => break,
-                Err(problem) => {
-                    return tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
-                }
+                Err(problem) => return not_a_frame(from, problem),
             };
             let frame = &buffer[taken..taken + length];
             if let Err(problem) = on_frame(calls, link, from, frame) {
-                return tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
+                return not_a_frame(from, problem);
             }
             taken += length;
         }
@@ -120,12 +133,12 @@ pub(super) async fn read(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instanc
     }
 }
 
-fn on_frame(
-    calls: &Arc<Calls>,
-    link: &Arc<PeerLink>,
-    from: Instance,
-    frame: &[u8],
-) -> Result<(), swimring_membership::codec::Malformed> {
+fn not_a_frame(from: Instance, problem: Malformed) {
+    metrics::malformed(Class::Calls);
+    tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
+}
+
+fn on_frame(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instance, frame: &[u8]) -> Result<(), Malformed> {
     let (arrival, work) = {
         let mut held = link.lock();
         let arrival = held.handle_frame(calls.clock.now(), frame)?;
