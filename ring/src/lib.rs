@@ -13,6 +13,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod change;
 mod hash;
 mod race;
 mod ring;

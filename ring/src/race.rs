@@ -45,6 +45,9 @@ pub(crate) struct Racer {
 /// When a dart arrives; compared first, then the node's place in the order of ids.
 pub(crate) type Time = u64;
 
+/// The owner of an arc that has none yet.
+pub(crate) const VACANT: u16 = u16::MAX;
+
 impl Racer {
     /// The member `id` with `weight` (at least 1) over 2^`arcs_log2` arcs.
     pub(crate) fn new(id: NodeId, weight: u16, arcs_log2: u32, logs: &Arc<[u64]>) -> Self {
@@ -72,6 +75,11 @@ impl Racer {
             half: chunk_log2.div_ceil(2),
             chunk_log2,
         }
+    }
+
+    /// The table that all racers of a cluster share.
+    pub(crate) fn logs(&self) -> Arc<[u64]> {
+        Arc::clone(&self.logs)
     }
 
     /// When this member's dart arrives at `arc`.
@@ -134,24 +142,77 @@ fn inverse(odd: u32) -> u32 {
     (0..5).fold(odd, |x, _| x.wrapping_mul(2u32.wrapping_sub(odd.wrapping_mul(x))))
 }
 
-/// The winner of every arc, as an index into `racers`, which must be in the order of ids.
-pub(crate) fn run(racers: &[Racer], arcs_log2: u32) -> Vec<u16> {
-    assert!(!racers.is_empty() && racers.len() <= usize::from(u16::MAX), "a race has racers, and an index names each");
+/// The winner of every arc, as an index into `racers`, which must be in the order of ids, and when the last arc
+/// was won.
+pub(crate) fn run(racers: &[Arc<Racer>], arcs_log2: u32) -> (Vec<u16>, Time) {
+    assert!(!racers.is_empty() && racers.len() < usize::from(VACANT), "a race has racers, and an index names each");
     let mut winners = Vec::with_capacity(1 << arcs_log2);
+    let mut latest = 0;
     let mut best: Vec<(Time, u16)> = Vec::new();
     for chunk in 0..racers[0].chunks.len() {
         run_chunk(racers, chunk, &mut best);
         winners.extend(best.iter().map(|(_, racer)| *racer));
+        latest = best.iter().map(|(time, _)| *time).fold(latest, Time::max);
     }
-    winners
+    (winners, latest)
+}
+
+/// Has `racers` (and the index of each) win the vacant arcs of `table`. Returns when the last of them was won.
+pub(crate) fn fill(racers: &[(u16, &Arc<Racer>)], table: &mut [u16]) -> Time {
+    let Some((_, first)) = racers.first() else {
+        return 0;
+    };
+    let mut latest = 0;
+    let mut vacant: Vec<(u32, Time, u16)> = Vec::new();
+    for (chunk, winners) in table.chunks_mut(1 << first.chunk_log2).enumerate() {
+        vacant.clear();
+        let slots = winners.iter().enumerate().filter(|(_, owner)| **owner == VACANT);
+        vacant.extend(slots.map(|(slot, _)| (slot as u32, Time::MAX, VACANT)));
+        for (index, racer) in racers {
+            let darts = &racer.chunks[chunk];
+            for (slot, best, winner) in &mut vacant {
+                let time = racer.time(darts, racer.dart_at(darts, *slot));
+                if time < *best {
+                    (*best, *winner) = (time, *index);
+                }
+            }
+        }
+        for (slot, time, winner) in &vacant {
+            winners[*slot as usize] = *winner;
+            latest = latest.max(*time);
+        }
+    }
+    latest
+}
+
+/// Has the racer `index` win what it wins from the others, of whom none won later than `latest`.
+pub(crate) fn enter(racers: &[Arc<Racer>], index: u16, latest: Time, table: &mut [u16]) {
+    let racer = &racers[usize::from(index)];
+    for (chunk, winners) in table.chunks_mut(1 << racer.chunk_log2).enumerate() {
+        let darts = &racer.chunks[chunk];
+        for dart in 0..winners.len() as u32 {
+            let time = racer.time(darts, dart);
+            if time > latest {
+                break;
+            }
+            let slot = racer.arc_of(darts, dart);
+            let held = &mut winners[slot as usize];
+            let holder = &racers[usize::from(*held)];
+            let darts = &holder.chunks[chunk];
+            let theirs = holder.time(darts, holder.dart_at(darts, slot));
+            if (time, index) < (theirs, *held) {
+                *held = index;
+            }
+        }
+    }
 }
 
 /// Throws the darts of one chunk in windows of time. An arc hit in a window is decided at its end, because
 /// every earlier dart of every member has been thrown by then.
-fn run_chunk(racers: &[Racer], chunk: usize, best: &mut Vec<(Time, u16)>) {
+fn run_chunk(racers: &[Arc<Racer>], chunk: usize, best: &mut Vec<(Time, u16)>) {
     let slots = 1usize << racers[0].chunk_log2;
     best.clear();
-    best.resize(slots, (Time::MAX, u16::MAX));
+    best.resize(slots, (Time::MAX, VACANT));
     let weight: u64 = racers.iter().map(|racer| racer.weight).sum();
     // About one dart for every two arcs in a window.
     let window = (1 << LOG_BITS) / weight * 3 / 4 + 1;
@@ -168,7 +229,7 @@ fn run_chunk(racers: &[Racer], chunk: usize, best: &mut Vec<(Time, u16)>) {
                     break;
                 }
                 let held = &mut best[racer.arc_of(darts, dart) as usize];
-                open -= usize::from(held.1 == u16::MAX);
+                open -= usize::from(held.1 == VACANT);
                 // Racers come in the order of ids: an equal time keeps the lower one.
                 if time < held.0 {
                     *held = (time, index as u16);
@@ -185,8 +246,8 @@ fn run_chunk(racers: &[Racer], chunk: usize, best: &mut Vec<(Time, u16)>) {
     }
 }
 
-fn finish(racers: &[Racer], chunk: usize, best: &mut [(Time, u16)]) {
-    for (slot, held) in best.iter_mut().enumerate().filter(|(_, held)| held.1 == u16::MAX) {
+fn finish(racers: &[Arc<Racer>], chunk: usize, best: &mut [(Time, u16)]) {
+    for (slot, held) in best.iter_mut().enumerate().filter(|(_, held)| held.1 == VACANT) {
         for (index, racer) in racers.iter().enumerate() {
             let darts = &racer.chunks[chunk];
             let time = racer.time(darts, racer.dart_at(darts, slot as u32));
@@ -232,11 +293,12 @@ mod tests {
 
     #[test]
     fn the_race_gives_each_arc_to_the_earliest_arrival() {
-        let racers: Vec<Racer> = (1..40u128).map(|n| racer(n << 100, 1 + (n % 5) as u16, 15)).collect();
-        let winners = run(&racers, 15);
+        let racers: Vec<Arc<Racer>> = (1..40u128).map(|n| Arc::new(racer(n << 100, 1 + (n % 5) as u16, 15))).collect();
+        let (winners, latest) = run(&racers, 15);
         for (arc, winner) in winners.iter().enumerate() {
             let first = (0..racers.len()).min_by_key(|racer| (racers[*racer].arrival(arc as u32), *racer));
             assert_eq!(first, Some(usize::from(*winner)), "arc {arc}");
+            assert!(racers[usize::from(*winner)].arrival(arc as u32) <= latest);
         }
     }
 

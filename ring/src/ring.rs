@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use swimring_membership::NodeId;
 
 use crate::hash::{Arc, KeyHash};
-use crate::race::{self, Racer, Time};
+use crate::race::{self, Racer, Time, VACANT};
 
 /// Fewest arcs: 2^8.
 pub const ARCS_LOG2_MIN: u32 = 8;
@@ -80,46 +80,110 @@ pub struct Explained {
 #[derive(Clone, Debug)]
 pub struct Ring {
     placement: Placement,
+    pub(crate) owners: Owners,
+    /// By arc, an index of `owners`.
+    pub(crate) table: Vec<u16>,
+    /// No arc was won later than this.
+    pub(crate) latest: Time,
+    digest: u128,
+}
+
+/// The members of a ring, and those of them that race.
+#[derive(Clone, Debug)]
+pub(crate) struct Owners {
+    /// Everybody, in the order of ids.
     members: Vec<RingMember>,
     /// Indices into `members` of those with a weight, in the order of ids.
-    owners: Vec<u16>,
-    racers: Vec<Racer>,
-    /// By arc, an index into `owners`.
-    table: Vec<u16>,
-    digest: u128,
+    weighted: Vec<u16>,
+    racers: Vec<alloc::sync::Arc<Racer>>,
+}
+
+impl Owners {
+    /// Of `members`, whatever their order; racers that `before` has are shared with it.
+    pub(crate) fn of(
+        placement: Placement,
+        members: impl IntoIterator<Item = RingMember>,
+        before: Option<&Self>,
+    ) -> Self {
+        let members = sorted(members);
+        assert!(members.len() < usize::from(u16::MAX), "{} members", members.len());
+        let weighted: Vec<u16> =
+            members.iter().enumerate().filter(|(_, member)| member.weight > 0).map(|(index, _)| index as u16).collect();
+        let logs = before.and_then(|before| before.racers.first()).map(|racer| racer.logs());
+        let logs = logs.unwrap_or_else(|| race::logs(placement.arcs_log2));
+        let racer = |index: &u16| {
+            let member = &members[usize::from(*index)];
+            let held = before.and_then(|before| before.racer(member.id, member.weight));
+            held.unwrap_or_else(|| Racer::new(member.id, member.weight, placement.arcs_log2, &logs).into())
+        };
+        let racers = weighted.iter().map(racer).collect();
+        Self { members, weighted, racers }
+    }
+
+    /// How many race.
+    pub(crate) fn len(&self) -> usize {
+        self.weighted.len()
+    }
+
+    pub(crate) fn racers(&self) -> &[alloc::sync::Arc<Racer>] {
+        &self.racers
+    }
+
+    fn member(&self, owner: u16) -> &RingMember {
+        &self.members[usize::from(self.weighted[usize::from(owner)])]
+    }
+
+    fn index_of(&self, id: NodeId) -> Option<u16> {
+        let found = self.weighted.binary_search_by_key(&id, |index| self.members[usize::from(*index)].id);
+        found.ok().map(|index| index as u16)
+    }
+
+    fn racer(&self, id: NodeId, weight: u16) -> Option<alloc::sync::Arc<Racer>> {
+        let index = self.index_of(id).filter(|index| self.member(*index).weight == weight)?;
+        Some(self.racers[usize::from(index)].clone())
+    }
+
+    /// Which one `other` knows as the same racer; [`VACANT`] if it knows none.
+    pub(crate) fn index_in(&self, owner: usize, other: &Self) -> u16 {
+        let member = self.member(owner as u16);
+        other.index_of(member.id).filter(|index| other.member(*index).weight == member.weight).unwrap_or(VACANT)
+    }
+}
+
+fn sorted(members: impl IntoIterator<Item = RingMember>) -> Vec<RingMember> {
+    let mut members: Vec<RingMember> = members.into_iter().collect();
+    members.sort();
+    members.dedup_by_key(|member| member.id);
+    members
 }
 
 impl Ring {
     /// The ring of a member set, in whatever order it comes.
     ///
     /// # Panics
-    /// If `placement` is out of range, or there are more than 65,535 members: limits that configuration keeps.
+    /// If `placement` is out of range, or there are more than 65,534 members: limits that configuration keeps.
     pub fn build(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> Self {
         let log2 = placement.arcs_log2;
         assert!((ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&log2), "2^{log2} arcs");
-        let mut members: Vec<RingMember> = members.into_iter().collect();
-        members.sort();
-        members.dedup_by_key(|member| member.id);
-        assert!(members.len() < usize::from(u16::MAX), "{} members", members.len());
-        let weighted = members.iter().enumerate().filter(|(_, member)| member.weight > 0);
-        let owners: Vec<u16> = weighted.map(|(index, _)| index as u16).collect();
-        let logs = race::logs(log2);
-        let racer = |index: &u16| {
-            let member = &members[usize::from(*index)];
-            Racer::new(member.id, member.weight, log2, &logs)
+        Self::race(placement, Owners::of(placement, members, None))
+    }
+
+    pub(crate) fn race(placement: Placement, owners: Owners) -> Self {
+        let (table, latest) = match owners.len() {
+            0 => (Vec::new(), 0),
+            _ => race::run(&owners.racers, placement.arcs_log2),
         };
-        let racers: Vec<Racer> = owners.iter().map(racer).collect();
-        let table = if racers.is_empty() { Vec::new() } else { race::run(&racers, log2) };
-        let digest = digest(placement, &members);
-        Self { placement, members, owners, racers, table, digest }
+        Self::assembled(placement, owners, table, latest)
+    }
+
+    pub(crate) fn assembled(placement: Placement, owners: Owners, table: Vec<u16>, latest: Time) -> Self {
+        let digest = digest(placement, &owners.members);
+        Self { placement, owners, table, latest, digest }
     }
 
     /// The digest that the ring of these members has, without building it. Equal digests, equal rings.
     pub fn digest_of(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> u128 {
-        let mut members: Vec<RingMember> = members.into_iter().collect();
-        members.sort();
-        members.dedup_by_key(|member| member.id);
-        digest(placement, &members)
+        digest(placement, &sorted(members))
     }
 
     /// What the cluster fixed.
@@ -129,7 +193,7 @@ impl Ring {
 
     /// The members, in the order of ids.
     pub fn members(&self) -> &[RingMember] {
-        &self.members
+        &self.owners.members
     }
 
     /// 128 bits over everything that decides who owns what.
@@ -162,7 +226,7 @@ impl Ring {
     }
 
     fn member(&self, owner: u16) -> &RingMember {
-        &self.members[usize::from(self.owners[usize::from(owner)])]
+        self.owners.member(owner)
     }
 
     /// The first `count` nodes for a key: the owner, then who would own the key without it, and so on, but
@@ -196,14 +260,14 @@ impl Ring {
 
     fn order(&self, arc: Arc) -> Vec<(Time, u16)> {
         let mut order: Vec<(Time, u16)> =
-            self.racers.iter().enumerate().map(|(index, racer)| (racer.arrival(arc.0), index as u16)).collect();
+            self.owners.racers.iter().enumerate().map(|(index, racer)| (racer.arrival(arc.0), index as u16)).collect();
         order.sort_unstable();
         order
     }
 
     /// How many arcs a node owns.
     pub fn owned_count(&self, id: NodeId) -> u32 {
-        let Some(index) = self.owner_index(id) else {
+        let Some(index) = self.owners.index_of(id) else {
             return 0;
         };
         self.table.iter().filter(|owner| **owner == index).count() as u32
@@ -211,25 +275,18 @@ impl Ring {
 
     /// How many arcs each member owns, in the order of [`members`](Self::members).
     pub fn owned_counts(&self) -> Vec<u32> {
-        let mut counts = alloc::vec![0; self.members.len()];
+        let mut counts = alloc::vec![0; self.owners.members.len()];
         for owner in &self.table {
-            counts[usize::from(self.owners[usize::from(*owner)])] += 1;
+            counts[usize::from(self.owners.weighted[usize::from(*owner)])] += 1;
         }
         counts
     }
 
     /// The arcs a node owns, in order.
     pub fn owned_arcs(&self, id: NodeId) -> impl Iterator<Item = Arc> {
-        let index = self.owner_index(id);
+        let index = self.owners.index_of(id);
         let owned = self.table.iter().enumerate().filter(move |(_, owner)| Some(**owner) == index);
         owned.map(|(arc, _)| Arc(arc as u32))
-    }
-
-    fn owner_index(&self, id: NodeId) -> Option<u16> {
-        self.owners
-            .binary_search_by_key(&id, |index| self.members[usize::from(*index)].id)
-            .ok()
-            .map(|index| index as u16)
     }
 
     /// What goes from whom to whom between two rings of one cluster, as runs of arcs.

@@ -57,6 +57,26 @@ proptest! {
     }
 
     #[test]
+    fn a_changed_ring_is_the_ring_that_is_built_anew(
+        steps in proptest::collection::vec((0u64..12, 0u16..4, proptest::bool::ANY), 1..40),
+        first in 0u64..12,
+    ) {
+        let mut members: BTreeMap<u64, u16> = (0..first).map(|number| (number, 1)).collect();
+        let set = |members: &BTreeMap<u64, u16>| -> Vec<RingMember> {
+            members.iter().map(|(number, weight)| RingMember { weight: *weight, ..member(*number) }).collect()
+        };
+        let mut changed = Ring::build(SMALL, set(&members));
+        for (number, weight, leaves) in steps {
+            if leaves { members.remove(&number); } else { members.insert(number, weight); }
+            changed = changed.change(set(&members));
+            let built = Ring::build(SMALL, set(&members));
+            prop_assert_eq!(&changed.table, &built.table);
+            prop_assert_eq!(changed.digest(), built.digest());
+            prop_assert_eq!(changed.members(), built.members());
+        }
+    }
+
+    #[test]
     fn a_join_moves_only_to_the_joiner_and_a_leave_only_from_the_leaver(
         numbers in proptest::collection::btree_set(0u64..1_000, 2..30), joiner in 1_000u64..2_000, weight in 1u16..9,
     ) {
