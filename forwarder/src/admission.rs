@@ -24,11 +24,23 @@ pub struct Limits {
     pub callers_max: usize,
     /// Longest body, in bytes.
     pub body_bytes_max: usize,
+    /// Most bytes of bodies of one peer's calls under way.
+    pub bytes_of_peer_max: usize,
+    /// Most bytes of bodies under way.
+    pub bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls_of_peer_max: 4_096, calls_max: 65_536, callers_max: 65_536, body_bytes_max: 16 * 1_024 * 1_024 }
+        const MIB: usize = 1_024 * 1_024;
+        Self {
+            calls_of_peer_max: 4_096,
+            calls_max: 65_536,
+            callers_max: 65_536,
+            body_bytes_max: 16 * MIB,
+            bytes_of_peer_max: 128 * MIB,
+            bytes_max: 1_024 * MIB,
+        }
     }
 }
 
@@ -60,6 +72,7 @@ pub struct Incoming<'a> {
 pub struct Permit {
     caller: Instance,
     seq: u64,
+    bytes: usize,
 }
 
 impl Permit {
@@ -109,7 +122,30 @@ pub struct AdmissionStats {
 #[derive(Clone, Debug, Default)]
 struct Caller {
     window: Window,
-    running: usize,
+    under_way: Load,
+}
+
+/// Calls that run, and the bytes of their bodies.
+#[derive(Copy, Clone, Debug, Default)]
+struct Load {
+    calls: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, bytes: usize) {
+        self.calls += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.calls -= 1;
+        self.bytes -= bytes;
+    }
+
+    fn has_room(&self, bytes: usize, calls_max: usize, bytes_max: usize) -> bool {
+        self.calls < calls_max && self.bytes + bytes <= bytes_max
+    }
 }
 
 /// The calls that others send to this process.
@@ -118,7 +154,7 @@ pub struct Admission {
     me: Instance,
     limits: Limits,
     callers: BTreeMap<Instance, Caller>,
-    running: usize,
+    under_way: Load,
     leaving: bool,
     stats: AdmissionStats,
 }
@@ -126,7 +162,14 @@ pub struct Admission {
 impl Admission {
     /// Nothing has been sent yet.
     pub fn new(me: Instance, limits: Limits) -> Self {
-        Self { me, limits, callers: BTreeMap::new(), running: 0, leaving: false, stats: AdmissionStats::default() }
+        Self {
+            me,
+            limits,
+            callers: BTreeMap::new(),
+            under_way: Load::default(),
+            leaving: false,
+            stats: AdmissionStats::default(),
+        }
     }
 
     /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
@@ -137,7 +180,7 @@ impl Admission {
         confirmed: bool,
         ownership: impl FnOnce() -> Ownership,
     ) -> Verdict {
-        let Incoming { caller, header, .. } = incoming;
+        let Incoming { caller, header, body_bytes } = incoming;
         if header.life != self.me.life {
             self.stats.wrong_process += 1;
             return Verdict::Refuse(Refusal::WrongProcess, None);
@@ -153,33 +196,53 @@ impl Admission {
             self.stats.doubles += 1;
             return Verdict::Ignore;
         }
-        let running = held.running;
-        if let Some(refusal) = self.refusal(now, &incoming, confirmed, running) {
+        let of_peer = held.under_way;
+        if let Some(refusal) = self.refusal(&incoming, of_peer) {
             return Verdict::Refuse(refusal, None);
         }
-        match ownership() {
-            Ownership::Mine => {}
-            Ownership::Theirs(owner, record) => {
-                self.stats.not_owner += 1;
-                return Verdict::Refuse(Refusal::NotOwner, Some((owner, record)));
-            }
-            Ownership::Nobody => {
-                self.stats.not_owner += 1;
-                return Verdict::Refuse(Refusal::NotOwner, None);
-            }
+        if let Err((why, owner)) = self.begin(now, header, confirmed, ownership) {
+            return Verdict::Refuse(why, owner);
         }
         self.stats.admitted += 1;
-        self.running += 1;
+        self.under_way.add(body_bytes);
         if let Some(held) = self.callers.get_mut(&caller) {
-            held.running += 1;
+            held.under_way.add(body_bytes);
         }
-        Verdict::Run(Permit { caller, seq: header.seq })
+        Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes })
     }
 
-    /// Whatever speaks against running it, ownership aside.
-    fn refusal(&mut self, now: Instant, incoming: &Incoming<'_>, confirmed: bool, of_peer: usize) -> Option<Refusal> {
-        let header = incoming.header;
+    /// Asks, right before an admitted call begins, what may have changed since: its body can have taken a while.
+    ///
+    /// # Errors
+    /// Why it must not begin any more, with the owner and the record that decided so if there is one.
+    pub fn begin(
+        &mut self,
+        now: Instant,
+        header: &CallHeader,
+        confirmed: bool,
+        ownership: impl FnOnce() -> Ownership,
+    ) -> Result<(), (Refusal, Option<(NodeId, Blob)>)> {
         let latest = Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us));
+        if now > latest {
+            self.stats.expired += 1;
+            return Err((Refusal::Expired, None));
+        }
+        if !confirmed {
+            self.stats.unconfirmed += 1;
+            return Err((Refusal::Unconfirmed, None));
+        }
+        let owner = match ownership() {
+            Ownership::Mine => return Ok(()),
+            Ownership::Theirs(owner, record) => Some((owner, record)),
+            Ownership::Nobody => None,
+        };
+        self.stats.not_owner += 1;
+        Err((Refusal::NotOwner, owner))
+    }
+
+    /// Whatever speaks against running it here, whoever owns its key.
+    fn refusal(&mut self, incoming: &Incoming<'_>, of_peer: Load) -> Option<Refusal> {
+        let header = incoming.header;
         if incoming.body_bytes > self.limits.body_bytes_max
             || header.hop == 0
             || header.hop > HOPS_MAX
@@ -187,15 +250,9 @@ impl Admission {
         {
             self.stats.invalid += 1;
             Some(Refusal::Invalid)
-        } else if now > latest {
-            self.stats.expired += 1;
-            Some(Refusal::Expired)
-        } else if !confirmed {
-            self.stats.unconfirmed += 1;
-            Some(Refusal::Unconfirmed)
         } else if self.leaving {
             Some(Refusal::Leaving)
-        } else if of_peer >= self.limits.calls_of_peer_max || self.running >= self.limits.calls_max {
+        } else if !self.has_room(incoming.body_bytes, of_peer) {
             self.stats.overloaded += 1;
             Some(Refusal::Overloaded)
         } else {
@@ -203,11 +260,24 @@ impl Admission {
         }
     }
 
+    fn has_room(&self, bytes: usize, of_peer: Load) -> bool {
+        let limits = &self.limits;
+        of_peer.has_room(bytes, limits.calls_of_peer_max, limits.bytes_of_peer_max)
+            && self.under_way.has_room(bytes, limits.calls_max, limits.bytes_max)
+    }
+
+    /// The caller does not wait any more for what it sent under this number: if that has not begun, it will not.
+    pub fn cancel(&mut self, caller: Instance, seq: u64) {
+        if self.callers.len() < self.limits.callers_max || self.callers.contains_key(&caller) {
+            self.callers.entry(caller).or_default().window.admit(seq, 0);
+        }
+    }
+
     /// The handler has ended.
     pub fn complete(&mut self, permit: Permit) {
-        self.running -= 1;
+        self.under_way.remove(permit.bytes);
         if let Some(held) = self.callers.get_mut(&permit.caller) {
-            held.running -= 1;
+            held.under_way.remove(permit.bytes);
         }
     }
 
@@ -218,7 +288,7 @@ impl Admission {
 
     /// How many calls of others run now.
     pub fn running(&self) -> usize {
-        self.running
+        self.under_way.calls
     }
 
     /// The limits.
@@ -228,7 +298,7 @@ impl Admission {
 
     /// A caller's process is gone for good: no connection of it is left, and none will come.
     pub fn forget(&mut self, caller: Instance) {
-        if self.callers.get(&caller).is_some_and(|held| held.running == 0) {
+        if self.callers.get(&caller).is_some_and(|held| held.under_way.calls == 0) {
             self.callers.remove(&caller);
         }
     }
@@ -264,7 +334,8 @@ mod tests {
     }
 
     fn admission() -> Admission {
-        Admission::new(ME, Limits { calls_of_peer_max: 2, calls_max: 3, callers_max: 8, body_bytes_max: 100 })
+        let few = Limits { calls_of_peer_max: 2, calls_max: 3, callers_max: 8, ..Limits::default() };
+        Admission::new(ME, Limits { body_bytes_max: 100, bytes_of_peer_max: 150, bytes_max: 200, ..few })
     }
 
     fn admit(admission: &mut Admission, header: &CallHeader) -> Verdict {
@@ -335,6 +406,44 @@ mod tests {
         assert!(matches!(admission.admit(NOW, other, true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(second);
         assert_eq!(admission.running(), 2);
+    }
+
+    #[test]
+    fn bytes_are_limited_for_a_peer_and_for_the_node_and_come_back() {
+        let mut admission = admission();
+        let sends = |admission: &mut Admission, life, seq| {
+            let header = header(seq);
+            let incoming = Incoming { caller: Instance { life, ..CALLER }, header: &header, body_bytes: 80 };
+            admission.admit(NOW, incoming, true, || Ownership::Mine)
+        };
+        let Verdict::Run(first) = sends(&mut admission, 20, 1) else { panic!("there is room") };
+        assert_eq!(sends(&mut admission, 20, 2), refused(Refusal::Overloaded), "of one peer");
+        assert!(matches!(sends(&mut admission, 21, 1), Verdict::Run(_)));
+        assert_eq!(sends(&mut admission, 22, 1), refused(Refusal::Overloaded), "of all");
+        admission.complete(first);
+        assert!(matches!(sends(&mut admission, 22, 2), Verdict::Run(_)));
+    }
+
+    #[test]
+    fn what_changed_while_its_body_came_in_is_asked_again() {
+        let mut admission = admission();
+        let first = header(1);
+        let Verdict::Run(_) = admit(&mut admission, &first) else { panic!("there is room") };
+        let (owner, record) = (NodeId::from_u128(7), Blob(vec![9]));
+        let late = NOW + Duration::from_secs(1);
+        assert_eq!(admission.begin(NOW, &first, true, || Ownership::Mine), Ok(()));
+        assert_eq!(admission.begin(late, &first, true, || Ownership::Mine), Err((Refusal::Expired, None)));
+        assert_eq!(admission.begin(NOW, &first, false, || Ownership::Mine), Err((Refusal::Unconfirmed, None)));
+        let theirs = || Ownership::Theirs(owner, record.clone());
+        let moved = Err((Refusal::NotOwner, Some((owner, record.clone()))));
+        assert_eq!(admission.begin(NOW, &first, true, theirs), moved);
+    }
+
+    #[test]
+    fn what_was_cancelled_before_it_came_does_not_run() {
+        let mut admission = admission();
+        admission.cancel(CALLER, 1);
+        assert_eq!(admit(&mut admission, &header(1)), Verdict::Ignore);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The frames of calls and replies.
 //!
 //! Frame: length of the rest (4 bytes, little endian), kind (1), version (1), header length (2), header, body.
-//! The body is the application's and not looked at. An unknown kind is skipped by its length.
+//! The body is the application's and not looked at. An unknown kind is skipped by its length. Frames with a body
+//! of up to [`LANE_BODY_BYTES_MAX`] share a lane; a longer one has a stream of its own.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,6 +17,8 @@ pub const VERSION: u8 = 1;
 pub const PREFIX_BYTES: usize = 8;
 /// Longest header, in bytes: the longest key, a member record, and the rest.
 pub const HEADER_BYTES_MAX: usize = 8 * 1_024;
+/// Longest body of a frame that shares a stream with others, in bytes: what waits behind it must not wait long.
+pub const LANE_BODY_BYTES_MAX: usize = 64 * 1_024;
 /// Longest name of a service, in bytes.
 pub const SERVICE_BYTES_MAX: usize = 64;
 
@@ -162,22 +165,16 @@ impl Frame {
         out[start + 6..start + 8].copy_from_slice(&(header as u16).to_le_bytes());
     }
 
-    /// How long the frame that begins with `bytes` is, once its length is there.
+    /// How long the frame that begins with `bytes` is, once its prefix is there.
     ///
     /// # Errors
-    /// If it would be longer than a header and `body_max` bytes.
+    /// If its prefix is none, or announces more than a header and `body_max` bytes.
     pub fn length(bytes: &[u8], body_max: usize) -> Result<Option<usize>, Malformed> {
-        let Some(length) = bytes.first_chunk::<4>() else {
+        let Some(prefix) = bytes.first_chunk() else {
             return Ok(None);
         };
-        let length = u32::from_le_bytes(*length) as usize;
-        if length < PREFIX_BYTES - 4 {
-            return Err(Malformed::Truncated);
-        }
-        if length > PREFIX_BYTES + HEADER_BYTES_MAX + body_max {
-            return Err(Malformed::TooLong);
-        }
-        Ok(Some(length + 4))
+        let prefix = Prefix::read(prefix, body_max)?;
+        Ok(Some(PREFIX_BYTES + prefix.header_bytes + prefix.body_bytes))
     }
 
     /// Reads one whole frame and its body. `Ok(None)`: a kind of a later version, to be skipped.
@@ -185,31 +182,61 @@ impl Frame {
     /// # Errors
     /// If the bytes are no frame; the peer's fault.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, &[u8])>, Malformed> {
-        let (prefix, rest) = bytes.split_first_chunk::<PREFIX_BYTES>().ok_or(Malformed::Truncated)?;
-        let [a, b, c, d, kind, version, low, high] = *prefix;
-        if u32::from_le_bytes([a, b, c, d]) as usize + 4 != bytes.len() {
+        let (prefix, rest) = bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
+        let prefix = Prefix::read(prefix, rest.len())?;
+        let (header, body) = rest.split_at_checked(prefix.header_bytes).ok_or(Malformed::Truncated)?;
+        if body.len() != prefix.body_bytes {
             return Err(Malformed::Truncated);
         }
+        Ok(prefix.frame(header)?.map(|frame| (frame, body)))
+    }
+}
+
+/// What stands before the header of a frame.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    kind: u8,
+    /// Bytes of the header that follows.
+    pub header_bytes: usize,
+    /// Bytes of the body that follows the header.
+    pub body_bytes: usize,
+}
+
+impl Prefix {
+    /// Reads a prefix.
+    ///
+    /// # Errors
+    /// If it is none, of another version, or announces more than a header and `body_max` bytes.
+    pub fn read(bytes: &[u8; PREFIX_BYTES], body_max: usize) -> Result<Self, Malformed> {
+        let [a, b, c, d, kind, version, low, high] = *bytes;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
         if version != VERSION {
             return Err(Malformed::Version(version));
         }
-        let header = usize::from(u16::from_le_bytes([low, high]));
-        if header > HEADER_BYTES_MAX {
+        let header_bytes = usize::from(u16::from_le_bytes([low, high]));
+        let body_bytes = length.checked_sub(PREFIX_BYTES - 4 + header_bytes).ok_or(Malformed::Truncated)?;
+        if header_bytes > HEADER_BYTES_MAX || body_bytes > body_max {
             return Err(Malformed::TooLong);
         }
-        let (header, body) = rest.split_at_checked(header).ok_or(Malformed::Truncated)?;
-        let frame = match kind {
-            1 => Self::Call(call_header(header)?),
-            2 => codec::decode(header).map(|(seq, fence)| Self::Ok { seq, fence })?,
-            3 => codec::decode(header).map(|(seq, fence)| Self::Executed { seq, fence })?,
+        Ok(Self { kind, header_bytes, body_bytes })
+    }
+
+    /// Reads the header that follows. `Ok(None)`: a kind of a later version, to be skipped.
+    ///
+    /// # Errors
+    /// If the bytes are no header; the peer's fault.
+    pub fn frame(&self, header: &[u8]) -> Result<Option<Frame>, Malformed> {
+        Ok(Some(match self.kind {
+            1 => Frame::Call(call_header(header)?),
+            2 => codec::decode(header).map(|(seq, fence)| Frame::Ok { seq, fence })?,
+            3 => codec::decode(header).map(|(seq, fence)| Frame::Executed { seq, fence })?,
             4 => refused(header)?,
-            5 => codec::decode(header).map(|seq| Self::Cancel { seq })?,
-            6 => codec::decode(header).map(|sent| Self::Clock { sent })?,
-            7 => codec::decode(header).map(|(sent, clock)| Self::ClockIs { sent, clock })?,
-            8 => codec::decode(header).map(|()| Self::Goodbye)?,
+            5 => codec::decode(header).map(|seq| Frame::Cancel { seq })?,
+            6 => codec::decode(header).map(|sent| Frame::Clock { sent })?,
+            7 => codec::decode(header).map(|(sent, clock)| Frame::ClockIs { sent, clock })?,
+            8 => codec::decode(header).map(|()| Frame::Goodbye)?,
             _ => return Ok(None),
-        };
-        Ok(Some((frame, body)))
+        }))
     }
 }
 
@@ -300,7 +327,7 @@ mod tests {
 
     #[test]
     fn limits_hold_on_what_comes_in() {
-        assert_eq!(Frame::length(&[255, 255, 255, 255], 1_000), Err(Malformed::TooLong));
+        assert_eq!(Frame::length(&[255, 255, 255, 255, 1, VERSION, 0, 0], 1_000), Err(Malformed::TooLong));
         let Frame::Call(header) = frames().remove(0) else { unreachable!("the first one is a call") };
         let long = CallHeader { key: Blob(vec![0; swimring_ring::KEY_BYTES_MAX + 1]), ..header };
         let mut bytes = Vec::new();

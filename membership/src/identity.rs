@@ -180,7 +180,8 @@ impl Membership {
         }
     }
 
-    fn stall_limit(&self) -> Duration {
+    /// After how long a stall others may have removed this node.
+    pub fn stall_limit(&self) -> Duration {
         self.config.suspicion(self.roster.present_count()).min
     }
 

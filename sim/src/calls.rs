@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
-use swimring::core::link::{Arrival, Link, Outbound};
+use swimring::core::link::{Arrival, Link, LinkLimits, Outbound};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, Refusal};
@@ -62,7 +62,7 @@ pub(crate) struct App {
     me: Instance,
     peer: Peer,
     pub(crate) peers: Peers,
-    pub(crate) links: BTreeMap<Instance, Link<Token>>,
+    pub(crate) links: BTreeMap<Instance, Link<Token, Arc<[u8]>>>,
     conns: BTreeMap<ConnId, Instance>,
     waiting: BTreeMap<Peer, BTreeSet<Instance>>,
     admission: Admission,
@@ -263,7 +263,7 @@ impl World {
         };
         let instance = Instance { node: hello.peer.id, life: hello.life };
         app.conns.insert(conn, instance);
-        let link = app.links.entry(instance).or_insert_with(|| Link::new(instance, 4_096));
+        let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
         link.connected(now, conn, asked, hello.clock());
         // Whoever waits for another process of this node waits in vain.
         let others = app.waiting.remove(&hello.peer).unwrap_or_default();
@@ -290,6 +290,25 @@ impl World {
         }
         for token in cut.lost {
             self.report(index, token, |call, now, budget| call.lost(now, token.attempt, budget));
+        }
+        self.drop_link(index, instance);
+    }
+
+    /// A link to a process that is gone for good is not needed any more, nor what it sent here.
+    fn drop_link(&mut self, index: usize, instance: Instance) {
+        if self.hosts[index].control.is_none() {
+            return;
+        }
+        let view = self.view(index);
+        let current = view
+            .member(instance.node)
+            .is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        if !current && app.links.get(&instance).is_some_and(Link::is_idle) {
+            app.links.remove(&instance);
+            app.admission.forget(instance);
         }
     }
 
@@ -386,7 +405,7 @@ impl World {
             hop,
             record: active.record.clone().filter(|_| hop > 1),
         };
-        let link = app.links.entry(to).or_insert_with(|| Link::new(to, 4_096));
+        let link = app.links.entry(to).or_insert_with(|| Link::new(now, to, LinkLimits::default()));
         match link.enqueue(outbound, token) {
             Ok(seq) => active.sent = Some((to, seq)),
             Err((_, proof)) => {
@@ -474,12 +493,16 @@ impl World {
                 self.on_call_peers_event(index, &event);
                 continue;
             }
-            let ready = app.links.iter_mut().find(|(_, link)| link.has_work() && link.is_connected());
+            let has_work = |link: &Link<Token, Arc<[u8]>>| link.has_work() || link.has_large_work();
+            let ready = app.links.iter_mut().find(|(_, link)| link.is_connected() && has_work(link));
             let Some((_, link)) = ready else { break };
             let Some(conn) = link.preferred() else { break };
             let mut bytes = Vec::new();
             let mut handed = Vec::new();
             link.take(now, conn, BATCH, &mut bytes, |token| handed.push(*token));
+            if bytes.is_empty() {
+                link.take_large(now, conn, &mut bytes, |token| handed.push(*token));
+            }
             for token in handed {
                 if let Some(active) = app.active.get_mut(&token.call) {
                     active.call.handed_over(token.attempt);
@@ -514,7 +537,7 @@ impl World {
     /// Hands a batch of frames to the connection, one by one, in order.
     fn write(&mut self, process: Process, conn: ConnId, bytes: &[u8]) {
         let mut rest = bytes;
-        while let Ok(Some(length)) = Frame::length(rest, BATCH) {
+        while let Ok(Some(length)) = Frame::length(rest, bytes.len()) {
             let (frame, tail) = rest.split_at(length);
             self.send_ordered(process, conn.0, frame.to_vec());
             rest = tail;

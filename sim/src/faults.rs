@@ -222,7 +222,7 @@ impl World {
             let machine = &mut self.hosts[*host];
             let (now, process) = (machine.local(self.now), machine.process());
             if let Some(control) = &mut machine.control {
-                control.membership_mut().leave(now);
+                control.command(now, |membership| membership.leave(now));
             }
             self.pump(*host);
             self.schedule(self.now + Duration::from_secs(1), Happening::End(Ending::Exit(process)));

@@ -196,8 +196,8 @@ impl Host {
         let mut control =
             Control::new(local, config, PeersConfig::default(), start, [7; 16]).expect("the profile keeps its limits");
         let contacts = self.disk.contacts.clone();
-        control.membership_mut().remember_contacts(contacts);
-        control.membership_mut().join(local, seeds);
+        control.command(local, |membership| membership.remember_contacts(contacts));
+        control.command(local, |membership| membership.join(local, seeds));
         let record = control.membership().record();
         self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.rng.fork(u64::from(self.life))));
         self.control = Some(control);

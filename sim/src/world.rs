@@ -431,7 +431,7 @@ impl World {
                 let host = &mut self.hosts[index];
                 let now = host.local(self.now);
                 if let Some(control) = &mut host.control {
-                    control.membership_mut().set_phase(now, swimring_membership::Phase::Ready);
+                    control.command(now, |membership| membership.set_phase(now, swimring_membership::Phase::Ready));
                 }
             }
             _ => {}

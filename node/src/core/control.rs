@@ -91,9 +91,11 @@ impl Control {
         &self.membership
     }
 
-    /// The membership, for the application's commands. Drain the outputs afterwards.
-    pub fn membership_mut(&mut self) -> &mut Membership {
-        &mut self.membership
+    /// Gives the membership a command of the application, and does what follows from it.
+    pub fn command<R>(&mut self, now: Instant, give: impl FnOnce(&mut Membership) -> R) -> R {
+        let result = give(&mut self.membership);
+        self.settle(now);
+        result
     }
 
     /// The gossip connections, to look at.

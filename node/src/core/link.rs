@@ -2,13 +2,14 @@
 //! and what the other's clock shows.
 //!
 //! The only place that knows whether an attempt was handed to the transport, and so the only one that
-//! testifies that it was not. Knows no streams; the shell writes what [`Link::take`] gives it.
+//! testifies that it was not. Knows no streams; the shell writes what [`Link::take`] and [`Link::take_large`]
+//! give it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring_forwarder::wire::{CallHeader, Frame, Refusal};
+use swimring_forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
 use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Blob, Malformed};
 use swimring_membership::{Instance, Instant, NodeId};
@@ -17,16 +18,33 @@ use super::peers::ConnId;
 
 /// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
 const DRIFT_PPM: u64 = 500;
+/// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
+const BACKLOG_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
-/// A call to send, before it has a number and a deadline in the other's time.
+/// How much may be under way to one process.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct LinkLimits {
+    /// Most attempts that are queued or wait for an answer.
+    pub calls_max: usize,
+    /// Most bytes of bodies that are queued.
+    pub bytes_max: usize,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self { calls_max: 4_096, bytes_max: 128 * 1_024 * 1_024 }
+    }
+}
+
+/// A call to send, before it has a number and a deadline in the other's time. `B` holds bytes.
 #[derive(Clone, Debug)]
-pub struct Outbound {
+pub struct Outbound<B> {
     /// Which service.
     pub service: Arc<str>,
     /// Which key.
-    pub key: Arc<[u8]>,
+    pub key: B,
     /// What for.
-    pub body: Arc<[u8]>,
+    pub body: B,
     /// By when, on this process's clock.
     pub deadline: Instant,
     /// 1 or 2.
@@ -46,6 +64,8 @@ pub enum Arrival<'a, T> {
     Refused(T, Refusal, Option<NodeId>, Option<Blob>),
     /// It does not wait any more for what it sent under this number.
     Cancel(u64),
+    /// It takes nothing new on this connection, and without another one these go back.
+    Goodbye(Vec<(T, NeverSent)>),
     /// Nothing that anybody has to hear of.
     Nothing,
 }
@@ -60,10 +80,10 @@ pub struct CutOff<T> {
 }
 
 #[derive(Debug)]
-struct Queued<T> {
+struct Queued<T, B> {
     seq: u64,
     token: T,
-    call: Outbound,
+    call: Outbound<B>,
 }
 
 /// The other's clock: what to add to ours, and how wrong that was when it was measured.
@@ -87,34 +107,60 @@ impl Timebase {
     }
 }
 
+/// Frames on their way out that share the lanes, or each have a stream of their own.
+#[derive(Debug)]
+struct Outbox<T, B> {
+    calls: VecDeque<Queued<T, B>>,
+    /// Frames that nobody waits for: replies, mostly.
+    frames: VecDeque<Vec<u8>>,
+}
+
+impl<T, B> Default for Outbox<T, B> {
+    fn default() -> Self {
+        Self { calls: VecDeque::new(), frames: VecDeque::new() }
+    }
+}
+
+impl<T, B> Outbox<T, B> {
+    fn has_work(&self, has_timebase: bool) -> bool {
+        !self.frames.is_empty() || (has_timebase && !self.calls.is_empty())
+    }
+}
+
 /// Everything between this process and one other.
 #[derive(Debug)]
-pub struct Link<T> {
+pub struct Link<T, B> {
     to: Instance,
+    limits: LinkLimits,
+    /// Connections that take something new, the oldest first.
     conns: Vec<ConnId>,
     /// The connection that both ends keep.
     kept: Option<ConnId>,
     timebase: Option<Timebase>,
     next_seq: u64,
-    queue: VecDeque<Queued<T>>,
-    control: VecDeque<Vec<u8>>,
+    lanes: Outbox<T, B>,
+    large: Outbox<T, B>,
+    queued_bytes: usize,
+    backlog_bytes: usize,
     pending: BTreeMap<u64, (ConnId, T)>,
-    calls_max: usize,
 }
 
-impl<T> Link<T> {
-    /// No connection yet; at most `calls_max` attempts under way.
-    pub fn new(to: Instance, calls_max: usize) -> Self {
+impl<T, B: AsRef<[u8]>> Link<T, B> {
+    /// No connection yet. Attempts are numbered from the microsecond: a link to the same process that was
+    /// forgotten meanwhile never numbered as many.
+    pub fn new(now: Instant, to: Instance, limits: LinkLimits) -> Self {
         Self {
             to,
+            limits,
             conns: Vec::new(),
             kept: None,
             timebase: None,
-            next_seq: 1,
-            queue: VecDeque::new(),
-            control: VecDeque::new(),
+            next_seq: now.as_nanos() / 1_000 + 1,
+            lanes: Outbox::default(),
+            large: Outbox::default(),
+            queued_bytes: 0,
+            backlog_bytes: 0,
             pending: BTreeMap::new(),
-            calls_max,
         }
     }
 
@@ -144,9 +190,14 @@ impl<T> Link<T> {
         self.send(&Frame::Clock { sent: now.as_nanos() }, &[]);
     }
 
-    /// Whether there is a connection.
+    /// Whether there is a connection that takes something new.
     pub fn is_connected(&self) -> bool {
         !self.conns.is_empty()
+    }
+
+    /// Whether nothing is under way, so that the link can be forgotten.
+    pub fn is_idle(&self) -> bool {
+        self.conns.is_empty() && self.open_count() == 0
     }
 
     /// Of several connections, [`Peers`](super::peers::Peers) keeps this one: only on it is anything written.
@@ -159,35 +210,58 @@ impl<T> Link<T> {
         self.kept.filter(|kept| self.conns.contains(kept)).or(self.conns.last().copied())
     }
 
-    /// Whether something waits to be written.
+    /// Whether something waits for [`take`](Self::take).
     pub fn has_work(&self) -> bool {
-        !self.control.is_empty() || (!self.queue.is_empty() && self.timebase.is_some())
+        self.lanes.has_work(self.timebase.is_some())
+    }
+
+    /// Whether something waits for [`take_large`](Self::take_large).
+    pub fn has_large_work(&self) -> bool {
+        self.large.has_work(self.timebase.is_some())
+    }
+
+    /// Whether the other does not read what it is sent: its calls are better passed over.
+    pub fn is_choked(&self) -> bool {
+        self.backlog_bytes > BACKLOG_BYTES_MAX
     }
 
     /// How many attempts are queued or wait for an answer.
     pub fn open_count(&self) -> usize {
-        self.queue.len() + self.pending.len()
+        self.lanes.calls.len() + self.large.calls.len() + self.pending.len()
+    }
+
+    /// Whether somebody waits for the answer to this attempt.
+    pub fn is_pending(&self, seq: u64) -> bool {
+        self.pending.contains_key(&seq)
     }
 
     /// Queues an attempt. It has its number from now on.
     ///
     /// # Errors
     /// With the proof that it was not sent, when too many are under way.
-    pub fn enqueue(&mut self, call: Outbound, token: T) -> Result<u64, (T, NeverSent)> {
-        if self.open_count() >= self.calls_max {
+    pub fn enqueue(&mut self, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
+        let bytes = call.body.as_ref().len();
+        if self.open_count() >= self.limits.calls_max || self.queued_bytes + bytes > self.limits.bytes_max {
             return Err((token, NeverSent::testify(Unsent::Full)));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.queue.push_back(Queued { seq, token, call });
+        self.queued_bytes += bytes;
+        let outbox = if bytes > LANE_BODY_BYTES_MAX { &mut self.large } else { &mut self.lanes };
+        outbox.calls.push_back(Queued { seq, token, call });
         Ok(seq)
     }
 
     /// Takes an attempt back, if it was not handed over.
     pub fn withdraw(&mut self, seq: u64) -> Option<NeverSent> {
-        let index = self.queue.iter().position(|queued| queued.seq == seq)?;
-        self.queue.remove(index);
-        Some(NeverSent::testify(Unsent::Withdrawn))
+        for outbox in [&mut self.lanes, &mut self.large] {
+            if let Ok(index) = outbox.calls.binary_search_by_key(&seq, |queued| queued.seq) {
+                let taken = outbox.calls.remove(index)?;
+                self.queued_bytes -= taken.call.body.as_ref().len();
+                return Some(NeverSent::testify(Unsent::Withdrawn));
+            }
+        }
+        None
     }
 
     /// The caller does not wait any more for an attempt that was handed over.
@@ -204,11 +278,13 @@ impl<T> Link<T> {
         }
         let mut bytes = Vec::with_capacity(64 + body.len());
         frame.encode(body, &mut bytes);
-        self.control.push_back(bytes);
+        self.backlog_bytes += bytes.len();
+        let outbox = if body.len() > LANE_BODY_BYTES_MAX { &mut self.large } else { &mut self.lanes };
+        outbox.frames.push_back(bytes);
     }
 
-    /// Appends what waits to `out`, up to about `bytes_max`, for the shell to write on `conn`. From this moment
-    /// the attempts among it are handed over; each of their tokens is shown to `handed`.
+    /// Appends what waits for the lanes to `out`, up to about `bytes_max`, for the shell to write on `conn`. From
+    /// this moment the attempts among it are handed over; each of their tokens is shown to `handed`.
     pub fn take(
         &mut self,
         now: Instant,
@@ -222,39 +298,83 @@ impl<T> Link<T> {
             return;
         }
         while out.len() < bytes_max {
-            if let Some(frame) = self.control.pop_front() {
+            if let Some(frame) = self.lanes.frames.pop_front() {
+                self.backlog_bytes -= frame.len();
                 out.extend_from_slice(&frame);
                 continue;
             }
             let Some(timebase) = self.timebase else {
                 return;
             };
-            let Some(queued) = self.queue.pop_front() else {
+            let Some(queued) = self.lanes.calls.pop_front() else {
                 return;
             };
-            let floor = self.pending.first_key_value().map_or(queued.seq, |(first, _)| *first);
-            let header = CallHeader {
-                seq: queued.seq,
-                floor,
-                life: self.to.life,
-                deadline: queued.call.deadline.offset(timebase.offset).as_nanos(),
-                error_us: u32::try_from(timebase.error(now).as_micros()).unwrap_or(u32::MAX),
-                hop: queued.call.hop,
-                service: queued.call.service.as_ref().into(),
-                key: Blob(queued.call.key.to_vec()),
-                record: queued.call.record,
-            };
-            Frame::Call(header).encode(&queued.call.body, out);
-            handed(&queued.token);
-            self.pending.insert(queued.seq, (conn, queued.token));
+            self.hand_over(now, conn, timebase, queued, out, &mut handed);
         }
     }
 
-    /// A whole frame came in.
+    /// Appends one frame with a large body to `out`, for the shell to write on a stream of its own on `conn`.
+    /// False if there is none.
+    pub fn take_large(&mut self, now: Instant, conn: ConnId, out: &mut Vec<u8>, mut handed: impl FnMut(&T)) -> bool {
+        if self.preferred() != Some(conn) {
+            return false;
+        }
+        if let Some(frame) = self.large.frames.pop_front() {
+            self.backlog_bytes -= frame.len();
+            *out = frame;
+            return true;
+        }
+        let Some(timebase) = self.timebase else {
+            return false;
+        };
+        let Some(queued) = self.large.calls.pop_front() else {
+            return false;
+        };
+        self.hand_over(now, conn, timebase, queued, out, &mut handed);
+        true
+    }
+
+    fn hand_over(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        timebase: Timebase,
+        queued: Queued<T, B>,
+        out: &mut Vec<u8>,
+        handed: &mut impl FnMut(&T),
+    ) {
+        let Queued { seq, token, call } = queued;
+        let body = call.body.as_ref();
+        self.queued_bytes -= body.len();
+        // What waits in a queue has a number, too, and must not fall below the floor.
+        let waiting = [&self.lanes, &self.large].into_iter().filter_map(|outbox| outbox.calls.front());
+        let lowest = waiting.map(|queued| queued.seq).chain(self.pending.keys().next().copied()).min();
+        let header = CallHeader {
+            seq,
+            floor: lowest.map_or(seq, |lowest| lowest.min(seq)),
+            life: self.to.life,
+            deadline: call.deadline.offset(timebase.offset).as_nanos(),
+            error_us: u32::try_from(timebase.error(now).as_micros()).unwrap_or(u32::MAX),
+            hop: call.hop,
+            service: call.service.as_ref().into(),
+            key: Blob(call.key.as_ref().to_vec()),
+            record: call.record,
+        };
+        Frame::Call(header).encode(body, out);
+        handed(&token);
+        self.pending.insert(seq, (conn, token));
+    }
+
+    /// A whole frame came in on `conn`.
     ///
     /// # Errors
     /// If it is none; the other's fault.
-    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T>, Malformed> {
+    pub fn handle_frame<'a>(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        bytes: &'a [u8],
+    ) -> Result<Arrival<'a, T>, Malformed> {
         let Some((frame, body)) = Frame::decode(bytes)? else {
             return Ok(Arrival::Nothing);
         };
@@ -280,26 +400,36 @@ impl<T> Link<T> {
                 }
                 Arrival::Nothing
             }
-            Frame::Goodbye => Arrival::Nothing,
+            Frame::Goodbye => Arrival::Goodbye(self.retire(conn, Unsent::Unreachable)),
         })
     }
 
     /// A connection has ended: what was handed over on it is lost, and without another connection what waits
     /// goes back.
     pub fn closed(&mut self, conn: ConnId, why: Unsent) -> CutOff<T> {
-        self.conns.retain(|held| *held != conn);
         let lost: Vec<u64> = self.pending.iter().filter(|(_, (on, _))| *on == conn).map(|(seq, _)| *seq).collect();
         let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|(_, token)| token).collect();
-        let unsent = if self.conns.is_empty() { self.give_back(why) } else { Vec::new() };
-        CutOff { lost, unsent }
+        CutOff { lost, unsent: self.retire(conn, why) }
+    }
+
+    /// Nothing new goes on this connection.
+    fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
+        self.conns.retain(|held| *held != conn);
+        if self.conns.is_empty() { self.give_back(why) } else { Vec::new() }
     }
 
     /// There will be no connection: what waits goes back.
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
-        if self.conns.is_empty() {
-            self.control.clear();
+        let mut back = Vec::new();
+        for outbox in [&mut self.lanes, &mut self.large] {
+            if self.conns.is_empty() {
+                outbox.frames.clear();
+                self.backlog_bytes = 0;
+            }
+            back.extend(outbox.calls.drain(..).map(|queued| (queued.token, NeverSent::testify(why))));
         }
-        self.queue.drain(..).map(|queued| (queued.token, NeverSent::testify(why))).collect()
+        self.queued_bytes = 0;
+        back
     }
 }
 
@@ -310,25 +440,20 @@ mod tests {
     const TO: Instance = Instance { node: NodeId::from_u128(1), life: 7 };
     const NOW: Instant = Instant::from_millis(100);
 
-    fn outbound(deadline: Instant) -> Outbound {
-        Outbound {
-            service: "kv".into(),
-            key: Arc::from(&b"k"[..]),
-            body: Arc::from(&b"v"[..]),
-            deadline,
-            hop: 1,
-            record: None,
-        }
+    fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
+        Outbound { service: "kv".into(), key: b"k".to_vec(), body: b"v".to_vec(), deadline, hop: 1, record: None }
     }
 
-    fn link() -> Link<&'static str> {
-        let mut link = Link::new(TO, 2);
+    type TestLink = Link<&'static str, Vec<u8>>;
+
+    fn link() -> TestLink {
+        let mut link = Link::new(NOW, TO, LinkLimits { calls_max: 2, bytes_max: 100_000 });
         // Asked at 90, heard at 100, and its clock showed 1,000: at 95 here.
         link.connected(NOW, ConnId(1), Some(Instant::from_millis(90)), Instant::from_millis(1_000));
         link
     }
 
-    fn take(link: &mut Link<&'static str>) -> Vec<Frame> {
+    fn take(link: &mut TestLink) -> Vec<Frame> {
         let mut bytes = Vec::new();
         link.take(NOW, ConnId(1), 1 << 20, &mut bytes, |_| {});
         let mut frames = Vec::new();
@@ -376,7 +501,7 @@ mod tests {
         link.connected(NOW, ConnId(2), Some(NOW), NOW);
         link.prefer(Some(ConnId(1)));
         link.enqueue(outbound(NOW), "a").unwrap();
-        let taken = |link: &mut Link<&'static str>, conn| {
+        let taken = |link: &mut TestLink, conn| {
             let mut bytes = Vec::new();
             link.take(NOW, ConnId(conn), 1 << 20, &mut bytes, |_| {});
             !bytes.is_empty()
@@ -394,8 +519,8 @@ mod tests {
         take(&mut link);
         let mut answer = Vec::new();
         Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
-        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Nothing)));
+        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
+        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Nothing)));
     }
 
     #[test]
@@ -413,5 +538,55 @@ mod tests {
         link.enqueue(outbound(NOW), "b").unwrap();
         let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
         assert_eq!((header.seq, header.floor), (first + 1, first));
+    }
+
+    #[test]
+    fn a_large_body_takes_a_way_of_its_own_and_bytes_are_limited() {
+        let mut link = link();
+        let large = |size| Outbound { body: vec![7; size], ..outbound(NOW) };
+        let seq = link.enqueue(large(LANE_BODY_BYTES_MAX + 1), "large").unwrap();
+        assert!(matches!(link.enqueue(large(50_000), "too much"), Err((_, _))));
+        assert!(take(&mut link).is_empty() && link.has_large_work() && !link.has_work());
+        let mut bytes = Vec::new();
+        assert!(link.take_large(NOW, ConnId(1), &mut bytes, |_| {}));
+        assert!(matches!(Frame::decode(&bytes), Ok(Some((Frame::Call(header), _))) if header.seq == seq));
+        assert!(link.withdraw(seq).is_none(), "it is handed over");
+        assert!(link.enqueue(large(50_000), "there is room again").is_ok());
+    }
+
+    #[test]
+    fn after_a_goodbye_nothing_new_goes_there_and_answers_still_come() {
+        let mut link = link();
+        let seq = link.enqueue(outbound(NOW), "handed over").unwrap();
+        take(&mut link);
+        link.enqueue(outbound(NOW), "queued").unwrap();
+        let (mut goodbye, mut answer) = (Vec::new(), Vec::new());
+        Frame::Goodbye.encode(&[], &mut goodbye);
+        Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
+        let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, ConnId(1), &goodbye) else { panic!("a goodbye") };
+        assert_eq!(back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
+        assert!(!link.is_connected() && !link.is_idle());
+        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("handed over", ..))));
+    }
+
+    #[test]
+    fn a_link_made_anew_never_gives_a_number_again() {
+        let mut link = link();
+        let first = link.enqueue(outbound(NOW), "a").unwrap();
+        let mut later = Link::new(NOW + Duration::from_millis(1), TO, LinkLimits::default());
+        later.connected(NOW, ConnId(2), Some(NOW), NOW);
+        assert!(later.enqueue(outbound(NOW), "b").unwrap() > first);
+    }
+
+    #[test]
+    fn whoever_does_not_read_its_answers_chokes_the_link() {
+        let mut link = link();
+        let reply = vec![0; LANE_BODY_BYTES_MAX];
+        while !link.is_choked() {
+            link.send(&Frame::Ok { seq: 1, fence: 1 }, &reply);
+        }
+        let mut bytes = Vec::new();
+        link.take(NOW, ConnId(1), usize::MAX, &mut bytes, |_| {});
+        assert!(!link.is_choked());
     }
 }

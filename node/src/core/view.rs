@@ -20,10 +20,21 @@ impl Rings {
             return ring;
         }
         held.retain(|_, ring| ring.strong_count() > 0);
-        let ring = Arc::new(Ring::build(placement, members.iter().cloned()));
+        let others = held.values().filter_map(Weak::upgrade).filter(|ring| ring.placement() == placement);
+        let nearest = others.min_by_key(|ring| difference(ring.members(), members));
+        let ring = Arc::new(match nearest {
+            Some(ring) => ring.change(members.iter().cloned()),
+            None => Ring::build(placement, members.iter().cloned()),
+        });
         held.insert(digest, Arc::downgrade(&ring));
         ring
     }
+}
+
+/// How many members two lists, both in the order of ids, do not share.
+fn difference(one: &[RingMember], other: &[RingMember]) -> usize {
+    let shared = one.iter().filter(|member| other.binary_search(member).is_ok()).count();
+    one.len() + other.len() - 2 * shared
 }
 
 /// An immutable snapshot of one node's knowledge. Share it.

@@ -259,7 +259,7 @@ impl Builder {
             seed: system.seed(),
         };
         let mut control = Control::new(clock.now(), config, PeersConfig::default(), start, fingerprint)?;
-        control.membership_mut().remember_contacts(state.contacts());
+        control.command(clock.now(), |membership| membership.remember_contacts(state.contacts()));
         let (me, peer) = (control.membership().record().instance(), control.membership().record().peer());
         let gossip = gossip::start(GossipStart {
             control,
@@ -279,7 +279,8 @@ impl Builder {
             fingerprint,
             clock,
             hasher: KeyHasher::new(&identity.secret),
-            view: Arc::clone(&gossip.view),
+            view: Arc::clone(&gossip.published.view),
+            pulse: Arc::clone(&gossip.pulse),
             control: gossip.inbox.clone(),
             services: Services::new(self.services),
             port,

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportErrorCode, VarInt};
 use swimring_membership::{Instant, NodeId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::metrics;
 use super::once::Once;
 use super::sieve::{Ids, QUIC_VERSION, Sieve};
 use super::system::{Clock, Socket, System};
@@ -21,6 +23,9 @@ use crate::core::peers::{ConnId, Goodbye};
 
 /// How long the other end of a new connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Most strangers greeted at once, on each port.
+pub(crate) const GREETINGS_MAX: usize = 256;
 
 /// Numbers every connection of this process, whatever its class.
 static NEXT_CONN: AtomicU64 = AtomicU64::new(1);
@@ -181,9 +186,21 @@ impl Port {
         }
     }
 
-    /// The next connection that somebody wants, before its handshake.
-    pub(crate) async fn accept(&self) -> Option<quinn::Incoming> {
-        self.endpoint.accept().await
+    /// The next connection that somebody wants, before its handshake, and its place among those greeted. Whoever
+    /// comes when half of the places are taken has to prove its address first; when all are, it is turned away.
+    pub(crate) async fn accept(&self, places: &Arc<Semaphore>) -> Option<(quinn::Incoming, OwnedSemaphorePermit)> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let free = places.available_permits();
+            match Arc::clone(places).try_acquire_owned() {
+                Err(_) => {
+                    metrics::hello_refused(self.class, Refusal::Full);
+                    incoming.refuse();
+                }
+                Ok(_) if free < GREETINGS_MAX / 2 && incoming.may_retry() => _ = incoming.retry(),
+                Ok(place) => return Some((incoming, place)),
+            }
+        }
     }
 
     /// Shakes hands with whoever dialled, and hears who it is. The answer is the caller's to give.

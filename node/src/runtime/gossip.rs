@@ -9,17 +9,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
-use swimring_membership::{Delivery, Event, NodeId, Peer, Phase, Profile};
+use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile};
 use swimring_ring::Placement;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::endpoint::{Established, Port, TransportKeys, close_code};
+use super::endpoint::{Established, GREETINGS_MAX, Port, TransportKeys, close_code};
 use super::metrics;
+use super::publisher::{self, Publication, Published};
+use super::pulse::{BEAT_EVERY, Pulse};
 use super::state::State;
 use super::system::{Clock, Socket, System};
 use super::tls::Tls;
@@ -59,7 +60,8 @@ pub(crate) enum Ask {
     /// A record that another node gave as its reason; answered once it is in the view.
     Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
     Seeds(Vec<SocketAddr>),
-    Phase(Phase),
+    /// Take no keys any more.
+    Drain,
     Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
     /// Say goodbye; answered when it is on its way.
     Leave(oneshot::Sender<()>),
@@ -71,8 +73,8 @@ pub(crate) enum Ask {
 #[derive(Clone)]
 pub(crate) struct Gossip {
     pub(crate) inbox: mpsc::Sender<Input>,
-    pub(crate) view: Arc<ArcSwap<View>>,
-    pub(crate) changed: watch::Receiver<u64>,
+    pub(crate) published: Published,
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) address: SocketAddr,
 }
@@ -92,14 +94,15 @@ pub(crate) struct GossipStart {
 /// Starts the thread.
 pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let rings = Arc::new(Rings::default());
-    let view = Arc::new(ArcSwap::from_pointee(View::of(start.control.membership(), start.placement, &rings, 0)));
+    let first = View::of(start.control.membership(), start.placement, &rings, 0);
+    let (publisher, published) = publisher::start(first)?;
     let (inbox, inputs) = mpsc::channel(INBOX);
-    let (publish, changed) = watch::channel(0);
+    let pulse = Arc::new(Pulse::default());
     let (events, _) = broadcast::channel(EVENTS);
     let gossip = Gossip {
         inbox: inbox.clone(),
-        view: Arc::clone(&view),
-        changed,
+        published,
+        pulse: Arc::clone(&pulse),
         events: events.clone(),
         address: start.address,
     };
@@ -119,11 +122,13 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         streams: 0,
         placement: start.placement,
         rings,
-        view,
-        publish,
+        publisher,
+        merged: Vec::new(),
         published: None,
         ring: None,
         fence: 0,
+        pulse,
+        draining: false,
         events,
         warned: HashMap::new(),
     };
@@ -142,11 +147,15 @@ struct Driver {
     streams: usize,
     placement: Placement,
     rings: Arc<Rings>,
-    view: Arc<ArcSwap<View>>,
-    publish: watch::Sender<u64>,
+    publisher: std::sync::mpsc::Sender<Publication>,
+    /// Who waits for a record to be in the published view.
+    merged: Vec<oneshot::Sender<()>>,
     published: Option<(u64, bool)>,
     ring: Option<u128>,
     fence: u64,
+    pulse: Arc<Pulse>,
+    /// The application wants to leave: being in the cluster is no reason to take keys.
+    draining: bool,
     events: broadcast::Sender<Event>,
     /// What was last said of a target, so that it is said once.
     warned: HashMap<Target, String>,
@@ -157,6 +166,7 @@ impl Driver {
         let accepting = tokio::spawn(accept(self.port.clone(), self.inbox.clone()));
         let mut store = tokio::time::interval(STORE_EVERY);
         let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
+        let mut beat = tokio::time::interval(BEAT_EVERY);
         self.settle();
         loop {
             let deadline = self.control.poll_timeout();
@@ -171,6 +181,7 @@ impl Driver {
                     self.store_contacts();
                     true
                 }
+                _ = beat.tick() => true,
                 _ = observe.tick() => {
                     let membership = self.control.membership();
                     metrics::observe_membership(&membership.stats(), membership.roster());
@@ -241,19 +252,23 @@ impl Driver {
         let now = self.clock.now();
         match ask {
             Ask::Merge(from, record, done) => {
-                if let Err(problem) = self.control.membership_mut().merge_record(now, from, &record) {
+                if let Err(problem) =
+                    self.control.command(now, |membership| membership.merge_record(now, from, &record))
+                {
                     tracing::warn!(%problem, node = %from, "a node gave as its reason what is no member record");
                 }
-                self.settle();
-                let _ = done.send(());
+                self.merged.push(done);
             }
-            Ask::Seeds(seeds) => self.control.membership_mut().join(now, &seeds),
-            Ask::Phase(phase) => self.control.membership_mut().set_phase(now, phase),
+            Ask::Seeds(seeds) => self.control.command(now, |membership| membership.join(now, &seeds)),
+            Ask::Drain => {
+                self.draining = true;
+                self.control.command(now, |membership| membership.set_phase(now, Phase::Draining));
+            }
             Ask::Profile(change, done) => {
-                let _ = done.send(self.control.membership_mut().update_profile(now, change));
+                let _ = done.send(self.control.command(now, |membership| membership.update_profile(now, change)));
             }
             Ask::Leave(done) => {
-                self.control.membership_mut().leave(now);
+                self.control.command(now, |membership| membership.leave(now));
                 self.settle();
                 let _ = done.send(());
             }
@@ -326,7 +341,15 @@ impl Driver {
             }
         }
         let membership = self.control.membership();
+        let confirmed_for = membership.is_confirmed().then(|| membership.stall_limit());
+        self.pulse.beat(self.clock.now(), confirmed_for);
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let membership = self.control.membership();
         let version = (membership.roster().version(), membership.is_confirmed());
+        let mut publication = Publication { view: None, waiting: std::mem::take(&mut self.merged) };
         if self.published != Some(version) {
             self.published = Some(version);
             let view = View::of(membership, self.placement, &self.rings, self.fence);
@@ -334,10 +357,13 @@ impl Driver {
             if self.ring != Some(ring) {
                 // Minted before anybody can run a call under the new ring.
                 self.ring = Some(ring);
-                self.fence = self.control.membership_mut().mint_fence();
+                self.fence = self.control.command(self.clock.now(), Membership::mint_fence);
             }
-            self.view.store(Arc::new(view.with_fence(self.fence)));
-            self.publish.send_replace(version.0);
+            publication.view = Some(view.with_fence(self.fence));
+        }
+        if publication.view.is_some() || !publication.waiting.is_empty() {
+            // The publisher ends only after this thread.
+            let _ = self.publisher.send(publication);
         }
     }
 
@@ -436,7 +462,13 @@ impl Driver {
             Event::Superseded { by } => {
                 tracing::error!(%by, "a newer process has this name: giving up the keys")
             }
-            Event::Joined => tracing::info!("joined"),
+            Event::Joined => {
+                tracing::info!("joined");
+                if !self.draining {
+                    let now = self.clock.now();
+                    self.control.command(now, |membership| membership.set_phase(now, Phase::Ready));
+                }
+            }
             other => tracing::debug!(event = ?other),
         }
     }
@@ -464,9 +496,11 @@ impl Driver {
 
 /// Greets whoever dials.
 async fn accept(port: Port, inbox: mpsc::Sender<Input>) {
-    while let Some(incoming) = port.accept().await {
+    let greetings = Arc::new(Semaphore::new(GREETINGS_MAX));
+    while let Some((incoming, place)) = port.accept(&greetings).await {
         let (port, inbox) = (port.clone(), inbox.clone());
         tokio::spawn(async move {
+            let _place = place;
             let address = incoming.remote_address();
             match Port::greet(incoming).await {
                 Ok((established, node)) => {

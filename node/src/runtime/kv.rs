@@ -1,15 +1,21 @@
 //! The built-in key-value service: in memory, at the owner of each key.
 //!
-//! A node that loses an arc drops its entries; one that wins an arc starts empty.
+//! A node that loses an arc drops its entries; one that wins an arc starts empty. A call that runs under a ring
+//! waits until the store has dropped what was lost on the way to it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use swimring_membership::{Instant, NodeId};
+use swimring_ring::{KeyHash, Ring};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::TryRecvError;
 
 use super::node::Swimring;
+use super::publisher::RingChange;
 use super::sabotage;
 use super::service::{Request, ServiceError};
 
@@ -17,6 +23,8 @@ use super::service::{Request, ServiceError};
 pub const SERVICE: &str = "kv";
 /// Most entries of a node.
 pub const ENTRIES_MAX: usize = 1_000_000;
+/// Longest time to live, in seconds: a century.
+const TTL_S_MAX: u64 = 3_155_760_000;
 /// Most bytes of keys and values of a node.
 pub const BYTES_MAX: usize = 1 << 30;
 
@@ -60,6 +68,7 @@ pub const MISROUTED: u8 = 0x80;
 
 #[derive(Debug)]
 struct Entry {
+    hash: KeyHash,
     value: Bytes,
     /// The value before, in builds that are told to serve it.
     previous: Option<Bytes>,
@@ -80,6 +89,11 @@ impl Entry {
 struct Entries {
     by_key: HashMap<Bytes, Entry>,
     bytes: usize,
+    /// The rings since, and whose entries these are.
+    rings: Option<(broadcast::Receiver<RingChange>, NodeId)>,
+    /// The last ring that the entries were held against, and its fence.
+    ring: Option<Arc<Ring>>,
+    fence: u64,
 }
 
 /// The entries of one node.
@@ -98,10 +112,14 @@ impl Store {
         let misrouted = request.view.ring().owner(request.hash) != Ok(request.view.me().node);
         let mark = if misrouted { MISROUTED } else { 0 };
         let mut entries = self.lock();
-        entries.expire(&request.key);
+        entries.catch_up(request.fence);
+        entries.expire(&request.key, request.received);
+        let lost = !misrouted && entries.has_lost(request.hash);
         match command {
+            Command::Put { .. } if lost => Ok(Bytes::copy_from_slice(&[FOUND | mark])),
             Command::Put { ttl_s } => {
-                entries.put(request.key, value, ttl_s)?;
+                let expires = ttl_s.map(|seconds| request.received + Duration::from_secs(seconds.min(TTL_S_MAX)));
+                entries.put(request.key, Entry { hash: request.hash, value, previous: None, writes: 0, expires })?;
                 Ok(Bytes::copy_from_slice(&[FOUND | mark]))
             }
             Command::Get => Ok(match entries.by_key.get(&request.key) {
@@ -129,44 +147,81 @@ impl Store {
         self.len() == 0
     }
 
-    /// Drops what `node` does not own any more, whenever its view changes.
+    /// Drops what `node` does not own any more, whenever its ring changes.
     pub async fn follow(self, node: Swimring) {
-        let mut changes = node.changes();
-        while changes.changed().await.is_ok() {
-            let view = node.view();
-            let me = view.me().node;
-            let ring = Arc::clone(view.ring());
+        let (mut changes, me) = (node.ring_changes(), node.view().me().node);
+        {
             let mut entries = self.lock();
-            let lost: Vec<Bytes> =
-                entries.by_key.keys().filter(|key| ring.owner(node.hash(key)) != Ok(me)).cloned().collect();
-            for key in lost {
-                entries.remove(&key);
-            }
+            entries.rings = Some((changes.resubscribe(), me));
+            // What was stored before is held against nothing.
+            entries.clear();
+        }
+        while !matches!(changes.recv().await, Err(broadcast::error::RecvError::Closed)) {
+            self.lock().catch_up(u64::MAX);
         }
     }
 }
 
 impl Entries {
-    fn expire(&mut self, key: &Bytes) {
-        let over = |entry: &Entry| entry.expires.is_some_and(|at| at <= Instant::now());
+    /// Drops what was lost by every ring up to the one with this fence.
+    fn catch_up(&mut self, fence: u64) {
+        while self.fence < fence {
+            let Some((rings, me)) = &mut self.rings else { return };
+            let (change, me) = (rings.try_recv(), *me);
+            match change {
+                Ok(change) => {
+                    self.fence = change.fence;
+                    self.drop_lost(&change.ring, me);
+                    self.ring = Some(change.ring);
+                }
+                // Nobody knows what was lost and won again meanwhile.
+                Err(TryRecvError::Lagged(_)) => self.clear(),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// Whether the key went to another node after the call was admitted: then it ran just before that, and what it
+    /// did is dropped.
+    fn has_lost(&self, hash: KeyHash) -> bool {
+        let me = self.rings.as_ref().map(|(_, me)| *me);
+        self.ring.as_ref().is_some_and(|ring| ring.owner(hash).ok() != me)
+    }
+
+    fn drop_lost(&mut self, ring: &Ring, me: NodeId) {
+        let mut dropped = 0;
+        self.by_key.retain(|key, entry| {
+            let keep = ring.owner(entry.hash) == Ok(me);
+            dropped += if keep { 0 } else { key.len() + entry.value.len() };
+            keep
+        });
+        self.bytes -= dropped;
+    }
+
+    fn clear(&mut self) {
+        self.by_key.clear();
+        self.bytes = 0;
+    }
+
+    fn expire(&mut self, key: &Bytes, now: Instant) {
+        let over = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
         if self.by_key.get(key).is_some_and(over) {
             self.remove(key);
         }
     }
 
-    fn put(&mut self, key: Bytes, value: Bytes, ttl_s: Option<u64>) -> Result<(), ServiceError> {
-        let added = key.len() + value.len();
+    fn put(&mut self, key: Bytes, mut entry: Entry) -> Result<(), ServiceError> {
+        let added = key.len() + entry.value.len();
         let replaced = self.by_key.get(&key).map_or(0, |entry| key.len() + entry.value.len());
         let full = replaced == 0 && self.by_key.len() >= ENTRIES_MAX;
         if full || self.bytes - replaced + added > BYTES_MAX {
             return Err(ServiceError(Bytes::from_static(b"the store is full")));
         }
         self.bytes = self.bytes - replaced + added;
-        let expires = ttl_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
         let before = self.by_key.remove(&key);
-        let writes = before.as_ref().map_or(0, |entry| entry.writes).saturating_add(1);
-        let previous = before.map(|entry| entry.value).filter(|_| sabotage::reads_are_stale());
-        self.by_key.insert(key, Entry { value, previous, writes, expires });
+        entry.writes = before.as_ref().map_or(0, |entry| entry.writes).saturating_add(1);
+        entry.previous = before.map(|entry| entry.value).filter(|_| sabotage::reads_are_stale());
+        self.by_key.insert(key, entry);
         Ok(())
     }
 

@@ -12,6 +12,8 @@ pub mod kv;
 pub mod metrics;
 pub mod node;
 mod once;
+mod publisher;
+mod pulse;
 mod sabotage;
 pub mod service;
 mod sieve;
@@ -20,3 +22,4 @@ pub mod system;
 mod tls;
 
 pub use calls::Answered;
+pub use publisher::RingChange;

@@ -15,6 +15,7 @@ use super::builder::Builder;
 use super::calls::{Answered, Calls, Wish};
 use super::gossip::{Ask, Gossip, Input};
 use super::metrics;
+use super::publisher::RingChange;
 use crate::core::view::View;
 
 /// The default deadline of a call.
@@ -127,7 +128,13 @@ impl Swimring {
 
     /// The version of the view, as it changes; [`view`](Self::view) has the view itself.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.gossip.changed.clone()
+        self.gossip.published.changed.clone()
+    }
+
+    /// Every other ring that decides who owns what, as it takes over. A listener that falls behind is told how much
+    /// it missed.
+    pub fn ring_changes(&self) -> broadcast::Receiver<RingChange> {
+        self.gossip.published.rings.subscribe()
     }
 
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.
@@ -170,7 +177,7 @@ impl Swimring {
     /// Leaves in an orderly way: gives up the keys, finishes what is under way, says goodbye, ends. Takes at most
     /// about `grace`.
     pub async fn leave(&self, grace: Duration) {
-        self.ask(Ask::Phase(Phase::Draining)).await;
+        self.ask(Ask::Drain).await;
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
         self.calls.leave();
@@ -180,6 +187,7 @@ impl Swimring {
             }
         };
         let _ = tokio::time::timeout(grace / 2, finished).await;
+        self.calls.say_goodbye();
         let (said, goodbye) = oneshot::channel();
         self.ask(Ask::Leave(said)).await;
         let _ = tokio::time::timeout(grace / 4, goodbye).await;
@@ -200,7 +208,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take to go out.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// Follows the control plane: takes keys once it is in, forgets who is gone.
+/// Follows the control plane: forgets who is gone. What is missed by falling behind is found by housekeeping.
 pub(super) async fn follow(node: Swimring, mut events: broadcast::Receiver<Event>) {
     loop {
         let event = tokio::select! {
@@ -208,7 +216,6 @@ pub(super) async fn follow(node: Swimring, mut events: broadcast::Receiver<Event
             () = node.gossip.inbox.closed() => return,
         };
         match event {
-            Ok(Event::Joined) if !node.calls.is_leaving() => node.ask(Ask::Phase(Phase::Ready)).await,
             Ok(Event::Changed { id, state, incarnation, .. }) if !state.is_present() => {
                 let view = node.view();
                 // The view may be older than the event, or much newer: then a new life of the member is meant.

@@ -27,6 +27,8 @@ pub struct Request {
     pub body: Bytes,
     /// The process that asks; this one, for a call of its own.
     pub caller: Instance,
+    /// When it began here, on this process's clock.
+    pub received: Instant,
     /// By when nobody waits any more, on this process's clock.
     pub deadline: Instant,
     /// The view under which this node took the call: by it, the key is this node's.

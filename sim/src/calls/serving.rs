@@ -16,7 +16,7 @@ impl World {
         let Some(link) = app.links.get_mut(&from) else {
             return;
         };
-        match link.handle_frame(now, bytes) {
+        match link.handle_frame(now, conn, bytes) {
             Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
             Ok(Arrival::Ran(token, result, _)) => {
                 let result = result.map(<[u8]>::to_vec).map_err(<[u8]>::to_vec);
@@ -33,7 +33,11 @@ impl World {
                     call.refused(now, token.attempt, from, why, owner, budget)
                 });
             }
-            Ok(Arrival::Cancel(_) | Arrival::Nothing) => {}
+            Ok(Arrival::Goodbye(back)) => {
+                back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
+            }
+            Ok(Arrival::Cancel(seq)) => app.admission.cancel(from, seq),
+            Ok(Arrival::Nothing) => {}
             Err(problem) => self.check(index, "W2", false, || format!("refused a frame of another node: {problem}")),
         }
     }
@@ -42,7 +46,7 @@ impl World {
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
         if let Some(control) = &mut host.control {
-            let merged = control.membership_mut().merge_record(now, from.node, &record.0);
+            let merged = control.command(now, |membership| membership.merge_record(now, from.node, &record.0));
             self.check(index, "W2", merged.is_ok(), || "refused a record of another node".into());
         }
         self.pump(index);

@@ -1,103 +1,69 @@
-//! The tasks of a connection: greeting, writing what waits, reading what comes.
+//! The streams of a connection: lanes that frames share, and one for each large body.
 
+use quinn::{RecvStream, SendStream, VarInt};
+use swimring_forwarder::wire::{LANE_BODY_BYTES_MAX, PREFIX_BYTES, Prefix};
 use swimring_membership::codec::Malformed;
 
+use super::super::endpoint::close_code;
+use super::connections::Lane;
+use super::serving::{Body, on_call, on_cancel};
 use super::*;
+use crate::core::hello::Class;
+use crate::core::link::Arrival;
+use crate::core::peers::Goodbye;
 
-/// How often the clocks of connected processes are compared.
-const CLOCKS_EVERY: Duration = Duration::from_secs(10);
+/// Lanes of a connection. With one, a lost packet holds up everything behind it.
+const LANES: usize = 2;
+/// Most bytes written at once.
+const BATCH: usize = 64 * 1_024;
+/// Most bytes read at once.
+const READ: usize = 64 * 1_024;
+/// Most large bodies on their way out on one connection.
+const LARGE_MAX: usize = 8;
+/// How long a large body may take, either way.
+const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
-    link.lock().send(frame, body);
-    link.wake();
-}
-
-pub(super) fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
-    let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
-    reply(link, &Frame::Refused { seq, why, owner, record }, &[]);
-}
-
-/// Greets whoever dials.
-pub(super) async fn accept(calls: Arc<Calls>) {
-    while let Some(incoming) = calls.port.accept().await {
-        let calls_here = Arc::clone(&calls);
-        calls.spawn(async move {
-            let address = incoming.remote_address();
-            let (mut established, node) = match Port::greet(incoming).await {
-                Ok(greeted) => greeted,
-                Err(problem) => {
-                    metrics::handshake_refused(Class::Calls, &problem);
-                    if calls_here.port.is_new(address, &problem) {
-                        tracing::warn!(%address, %problem, "refused a handshake for calls");
-                    }
-                    return;
-                }
-            };
-            let judged = calls_here.lock_peers().judge(&established.hello, node, &calls_here.fingerprint);
-            if let Err(refusal) = judged {
-                metrics::hello_refused(Class::Calls, refusal);
-                if calls_here.port.is_new(address, &refusal) {
-                    tracing::warn!(%address, %refusal, "refused a connection for calls");
-                }
-                return established.answer(&Answer::Refused(refusal)).await;
-            }
-            established.answer(&Answer::Welcome(calls_here.hello())).await;
-            let now = calls_here.clock.now();
-            calls_here.adopt(established, |peers, id, hello| peers.handle_accepted(now, id, hello));
-            calls_here.settle();
-        });
-    }
-}
-
-/// Tells the connections what is due.
-pub(super) async fn keep_time(calls: Arc<Calls>) {
-    let mut clocks = tokio::time::interval(CLOCKS_EVERY);
-    let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
-    loop {
-        let next = calls.lock_peers().poll_timeout();
-        tokio::select! {
-            _ = clocks.tick() => {
-                // Clocks drift: an estimate is only as good as it is new.
-                for link in calls.links.iter() {
-                    let mut held = link.lock();
-                    if held.is_connected() {
-                        held.ask_clock(calls.clock.now());
-                        drop(held);
-                        link.wake();
-                    }
-                }
-            }
-            () = calls.clock.wait_for(next) => {
-                calls.lock_peers().handle_timeout(calls.clock.now());
-                calls.settle();
-            }
-            () = calls.timers.notified() => {}
-            _ = observe.tick() => {
-                metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
-                metrics::observe_admission(&calls.admission_stats());
-                metrics::observe_connections(Class::Calls, calls.lock_peers().len());
+/// Opens the lanes beside the first, or takes those that the other end opens.
+pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
+    for _ in 1..LANES {
+        let streams = if dialled { lane.connection.open_bi().await } else { lane.connection.accept_bi().await };
+        let Ok((mut send, recv)) = streams else { return };
+        if dialled {
+            // A stream is seen by the other end once something comes on it.
+            let mut bytes = Vec::new();
+            Frame::Clock { sent: lane.calls.clock.now().as_nanos() }.encode(&[], &mut bytes);
+            if send.write_all(&bytes).await.is_err() {
+                return;
             }
         }
+        let (calls, lane) = (Arc::clone(&lane.calls), lane.clone());
+        calls.spawn(async move { keep_lane(&lane, send, recv).await });
     }
 }
 
-/// Writes what waits for a link, in batches.
-pub(super) async fn write(
-    calls: Arc<Calls>,
-    link: Arc<PeerLink>,
-    (conn, work): (ConnId, Arc<Notify>),
-    mut send: SendStream,
-    closing: CancellationToken,
-) {
+/// Writes and reads on one lane until it ends.
+pub(super) async fn keep_lane(lane: &Lane, send: SendStream, recv: RecvStream) {
+    tokio::join!(write(lane, send), read(lane, recv));
+}
+
+/// Writes what waits for the lanes, in batches.
+async fn write(lane: &Lane, mut send: SendStream) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         batch.clear();
-        link.lock().take(calls.clock.now(), conn, BATCH, &mut batch, |_| {});
+        let more = {
+            let mut link = lane.link.lock();
+            link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch, |_| {});
+            link.has_work()
+        };
         if batch.is_empty() {
             tokio::select! {
-                () = work.notified() => continue,
-                () = closing.cancelled() => return,
+                () = lane.writers.lanes.notified() => continue,
+                _ = lane.connection.closed() => return,
             }
+        }
+        if more {
+            lane.writers.lanes.notify_one();
         }
         if send.write_all(&batch).await.is_err() {
             return;
@@ -105,66 +71,129 @@ pub(super) async fn write(
     }
 }
 
-/// Reads frames until the stream ends or holds what is no frame.
-pub(super) async fn read(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instance, mut recv: RecvStream) {
+/// Reads frames until the lane ends or holds what is no frame.
+async fn read(lane: &Lane, mut recv: RecvStream) {
     let mut buffer: Vec<u8> = Vec::with_capacity(READ);
-    loop {
-        match recv.read_chunk(READ, true).await {
-            Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
-            Ok(None) | Err(_) => return,
-        }
-        let mut taken = 0;
-        loop {
-            let length = match Frame::length(&buffer[taken..], calls.body_bytes_max) {
-                Ok(Some(length)) if buffer.len() - taken >= length => length,
-                Ok(_) => break,
-                Err(problem) => return not_a_frame(from, problem),
-            };
-            let frame = &buffer[taken..taken + length];
-            if let Err(problem) = on_frame(calls, link, from, frame) {
-                return not_a_frame(from, problem);
-            }
-            taken += length;
-        }
-        buffer.drain(..taken);
-        if buffer.is_empty() {
-            buffer.shrink_to(READ);
+    while let Ok(Some(chunk)) = recv.read_chunk(READ, true).await {
+        buffer.extend_from_slice(&chunk.bytes);
+        match take_frames(lane, &buffer) {
+            Ok(taken) => _ = buffer.drain(..taken),
+            Err(problem) => return expel(lane, problem),
         }
     }
+    // A lane ends with its connection.
+    lane.connection.close(close_code(Goodbye::Gone), b"");
 }
 
-fn not_a_frame(from: Instance, problem: Malformed) {
+/// Handles every whole frame; how many bytes they took.
+fn take_frames(lane: &Lane, buffer: &[u8]) -> Result<usize, Malformed> {
+    let mut taken = 0;
+    while let Some(length) = Frame::length(&buffer[taken..], LANE_BODY_BYTES_MAX)? {
+        let Some(frame) = buffer.get(taken..taken + length) else {
+            break;
+        };
+        on_frame(lane, frame)?;
+        taken += length;
+    }
+    Ok(taken)
+}
+
+fn expel(lane: &Lane, problem: Malformed) {
     metrics::malformed(Class::Calls);
-    tracing::warn!(%problem, node = %from.node, "closed a connection whose bytes are no frame");
+    if lane.calls.port.is_new(lane.connection.remote_address(), &problem) {
+        tracing::warn!(%problem, node = %lane.from.node, "closed a connection whose bytes are no frame");
+    }
+    lane.connection.close(close_code(Goodbye::Malformed), b"no frame");
 }
 
-fn on_frame(calls: &Arc<Calls>, link: &Arc<PeerLink>, from: Instance, frame: &[u8]) -> Result<(), Malformed> {
+fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
     let (arrival, work) = {
-        let mut held = link.lock();
-        let arrival = held.handle_frame(calls.clock.now(), frame)?;
-        (arrival, held.has_work())
+        let mut link = lane.link.lock();
+        let arrival = link.handle_frame(lane.calls.clock.now(), lane.conn, frame)?;
+        (arrival, link.has_work())
     };
     if work {
-        link.wake();
+        lane.link.wake();
     }
     match arrival {
-        Arrival::Call(header, body) => {
-            let body = Bytes::copy_from_slice(body);
-            calls.spawn(Arc::clone(calls).on_incoming(from, Arc::clone(link), header, body));
-        }
+        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body))),
         Arrival::Ran(token, result, fence) => {
             let result = result.map(Bytes::copy_from_slice).map_err(Bytes::copy_from_slice);
             let _ = token.send(Report::Ran(result, fence));
         }
         Arrival::Refused(token, why, owner, record) => {
-            let _ = token.send(Report::Refused(from, why, owner, record));
+            let _ = token.send(Report::Refused(lane.from, why, owner, record));
         }
-        Arrival::Cancel(seq) => {
-            if let Some(running) = link.running.lock().expect("nothing panics while it holds the lock").remove(&seq) {
-                running.cancel();
+        Arrival::Cancel(seq) => on_cancel(lane, seq),
+        Arrival::Goodbye(back) => {
+            for (token, proof) in back {
+                let _ = token.send(Report::Unsent(proof));
             }
         }
         Arrival::Nothing => {}
+    }
+    Ok(())
+}
+
+/// Sends every frame with a large body on a stream of its own.
+pub(super) async fn send_large(lane: Lane) {
+    let places = Arc::new(Semaphore::new(LARGE_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // Taken only once there is a stream for it: until then it can be withdrawn.
+        let stream = lane.connection.open_uni().await;
+        let Ok(mut stream) = stream else { return };
+        let mut frame = Vec::new();
+        while !lane.link.lock().take_large(lane.calls.clock.now(), lane.conn, &mut frame, |_| {}) {
+            tokio::select! {
+                () = lane.writers.large.notified() => {}
+                _ = lane.connection.closed() => return,
+            }
+        }
+        lane.calls.spawn(async move {
+            let _place = place;
+            if tokio::time::timeout(LARGE_TIMEOUT, stream.write_all(&frame)).await.is_ok_and(|sent| sent.is_ok()) {
+                let _ = stream.finish();
+            }
+        });
+    }
+}
+
+/// Takes every frame with a large body.
+pub(super) async fn receive_large(lane: Lane) {
+    while let Ok(stream) = lane.connection.accept_uni().await {
+        let (calls, lane) = (Arc::clone(&lane.calls), lane.clone());
+        calls.spawn(async move {
+            // Whoever waits for a body that ends early or takes too long hears of it at the deadline.
+            if let Ok(Err(problem)) = tokio::time::timeout(LARGE_TIMEOUT, on_stream(&lane, stream)).await {
+                expel(&lane, problem);
+            }
+        });
+    }
+}
+
+/// Reads the head of a frame before its body, so that what is not wanted is not taken.
+async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed> {
+    let mut bytes = [0; PREFIX_BYTES];
+    if stream.read_exact(&mut bytes).await.is_err() {
+        return Ok(());
+    }
+    let prefix = Prefix::read(&bytes, lane.calls.body_bytes_max)?;
+    let mut frame = bytes.to_vec();
+    frame.resize(PREFIX_BYTES + prefix.header_bytes, 0);
+    if stream.read_exact(&mut frame[PREFIX_BYTES..]).await.is_err() {
+        return Ok(());
+    }
+    match prefix.frame(&frame[PREFIX_BYTES..])? {
+        Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes)),
+        Some(Frame::Ok { seq, .. } | Frame::Executed { seq, .. }) if lane.link.lock().is_pending(seq) => {
+            let head = frame.len();
+            frame.resize(head + prefix.body_bytes, 0);
+            if stream.read_exact(&mut frame[head..]).await.is_ok() {
+                on_frame(lane, &frame)?;
+            }
+        }
+        _ => _ = stream.stop(VarInt::from_u32(0)),
     }
     Ok(())
 }

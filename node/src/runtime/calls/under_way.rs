@@ -1,5 +1,10 @@
 //! One call of this node, driven by the task that asked: does what [`Call`] says, and tells it what came of it.
 
+use swimring_forwarder::Step;
+use tokio::sync::oneshot;
+
+use super::super::sabotage;
+use super::super::service::{self, Request};
 use super::*;
 
 /// One call of this node, from the wish to the outcome.
@@ -9,8 +14,6 @@ pub(super) struct UnderWay {
     pub(super) wish: Wish,
     pub(super) hash: KeyHash,
     pub(super) view: Arc<View>,
-    pub(super) key: Arc<[u8]>,
-    pub(super) body: Arc<[u8]>,
     pub(super) report: Option<(u32, oneshot::Receiver<Report>)>,
     pub(super) sent: Option<(Arc<PeerLink>, u64)>,
     pub(super) record: Option<Blob>,
@@ -53,7 +56,7 @@ impl UnderWay {
         self.owner = Some(calls.me.node);
         // The view that said so: a newer one may say otherwise, and then this call came before it.
         let (now, view) = (calls.clock.now(), Arc::clone(&self.view));
-        if !view.is_confirmed() {
+        if !calls.is_confirmed(&view, now) {
             return self.call.not_run(now, Refusal::Unconfirmed, &mut calls.lock_budget());
         }
         let Some(service) = calls.services.find(&self.wish.service) else {
@@ -65,6 +68,7 @@ impl UnderWay {
             hash: self.hash,
             body: self.wish.body.clone(),
             caller: calls.me,
+            received: now,
             deadline: self.call.deadline(),
             view,
             fence: self.fence,
@@ -80,8 +84,8 @@ impl UnderWay {
         self.owner = Some(to.node);
         let outbound = Outbound {
             service: Arc::clone(&self.wish.service),
-            key: Arc::clone(&self.key),
-            body: Arc::clone(&self.body),
+            key: self.wish.key.clone(),
+            body: self.wish.body.clone(),
             deadline: self.call.deadline(),
             hop,
             record: self.record.take().filter(|_| hop > 1),
@@ -132,7 +136,7 @@ impl UnderWay {
     async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
         self.sent = None;
         if let Report::Refused(from, _, _, Some(record)) = &report {
-            calls.merge(from.node, record).await;
+            calls.merge(from.node, record, self.call.deadline().since(calls.clock.now())).await;
         }
         let now = calls.clock.now();
         let mut budget = calls.lock_budget();

@@ -1,0 +1,268 @@
+//! The connections of the data plane: dialling, greeting, adopting, forgetting.
+
+use swimring_forwarder::Unsent;
+
+use super::super::endpoint::{Established, GREETINGS_MAX, close_code};
+use super::streams::{keep_lane, open_lanes, receive_large, send_large};
+use super::*;
+use crate::core::hello::{Answer, Class, Hello, Refusal as HelloRefusal};
+use crate::core::peers::{Command, Goodbye, PeersEvent, Route, Target};
+
+/// How often the clocks of connected processes are compared, and what is not needed any more is dropped.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+impl Calls {
+    pub(super) fn connect(self: &Arc<Self>, to: Instance) {
+        let view = self.view();
+        let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
+        let Some((peer, calls)) = address else {
+            return self.give_back(to, Unsent::Unreachable);
+        };
+        let target = Target::Peer(peer, calls);
+        {
+            // Held until it is noted who waits: the dial may end at any moment.
+            let mut waiting = lock(&self.waiting);
+            let mut route = self.lock_peers().route(self.clock.now(), target);
+            if self.link(to).lock().is_connected() {
+                return;
+            }
+            if matches!(route, Route::Connected(_)) {
+                // To another process of that node, which is dead or about to be forgotten.
+                route = self.lock_peers().route_anew(self.clock.now(), target);
+            }
+            if route == Route::Dialling {
+                let waiting = waiting.entry(peer).or_default();
+                if !waiting.contains(&to) {
+                    waiting.push(to);
+                }
+            } else {
+                self.give_back(to, Unsent::Unreachable);
+            }
+        }
+        self.settle();
+    }
+
+    fn give_back(&self, to: Instance, why: Unsent) {
+        let back = self.link(to).lock().give_back(why);
+        for (token, proof) in back {
+            let _ = token.send(Report::Unsent(proof));
+        }
+    }
+
+    /// Does what the connections want.
+    fn settle(self: &Arc<Self>) {
+        loop {
+            let command = self.lock_peers().poll_command();
+            let Some(command) = command else { break };
+            match command {
+                Command::Dial { dial, address, expect } => {
+                    let calls = Arc::clone(self);
+                    let task = self.tracker.spawn(async move { calls.dial(dial, address, expect).await });
+                    lock(&self.dials).insert(dial, task.abort_handle());
+                }
+                Command::Abort { dial } => {
+                    let task = lock(&self.dials).remove(&dial);
+                    if let Some(task) = task {
+                        metrics::dial_failed(Class::Calls, "silent");
+                        task.abort();
+                    }
+                }
+                Command::Close { conn, why } => {
+                    if let Some((_, (connection, _))) = self.conns.remove(&conn) {
+                        connection.close(close_code(why), b"");
+                    }
+                }
+            }
+        }
+        loop {
+            let event = self.lock_peers().poll_event();
+            let Some(event) = event else { break };
+            if let PeersEvent::Failed { target: Target::Peer(peer, _), why } = event {
+                tracing::debug!(address = %peer.address, why, "cannot connect for calls");
+                let waiting = lock(&self.waiting).remove(&peer);
+                waiting.unwrap_or_default().into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
+            }
+        }
+        self.timers.notify_one();
+    }
+
+    fn hello(&self) -> Hello {
+        let clock = self.clock.now().as_nanos();
+        Hello { class: Class::Calls, peer: self.peer, life: self.me.life, fingerprint: self.fingerprint, clock }
+    }
+
+    async fn dial(self: Arc<Self>, dial: DialId, address: SocketAddr, expect: Option<NodeId>) {
+        let result = self.port.dial(address, expect, self.hello()).await;
+        let now = self.clock.now();
+        lock(&self.dials).remove(&dial);
+        match result {
+            Ok(established) => {
+                let certified = super::super::tls::certified(&established.connection).ok_or(HelloRefusal::Identity);
+                let judged =
+                    certified.and_then(|node| self.lock_peers().judge(&established.hello, node, &self.fingerprint));
+                match judged {
+                    Ok(()) => {
+                        self.adopt(established, |peers, id, hello| peers.handle_dialled(now, dial, id, hello));
+                    }
+                    Err(refusal) => {
+                        metrics::dial_refused(Class::Calls, refusal);
+                        self.lock_peers().handle_dial_failed(now, dial, refusal.to_string());
+                    }
+                }
+            }
+            Err(problem) => {
+                metrics::dial_failed(Class::Calls, metrics::dial_reason(&problem));
+                self.lock_peers().handle_dial_failed(now, dial, problem.explain());
+            }
+        }
+        self.settle();
+    }
+
+    /// A connection stands: its link writes and reads on it.
+    fn adopt(self: &Arc<Self>, established: Established, register: impl FnOnce(&mut Peers, ConnId, &Hello)) {
+        let Established { id, connection, send, recv, hello, asked } = established;
+        let instance = Instance { node: hello.peer.id, life: hello.life };
+        let link = self.link(instance);
+        self.conns.insert(id, (connection.clone(), instance));
+        let writers = Arc::new(Writers::default());
+        lock(&link.writers).push((id, Arc::clone(&writers)));
+        link.lock().connected(self.clock.now(), id, asked, hello.clock());
+        let kept = {
+            let mut peers = self.lock_peers();
+            register(&mut peers, id, &hello);
+            peers.connection(hello.peer)
+        };
+        link.lock().prefer(kept);
+        link.wake();
+        let others = lock(&self.waiting).remove(&hello.peer).unwrap_or_default();
+        others.into_iter().filter(|other| *other != instance).for_each(|other| {
+            self.give_back(other, Unsent::Replaced);
+        });
+        let lane = Lane { calls: Arc::clone(self), link, conn: id, from: instance, writers, connection };
+        self.spawn(send_large(lane.clone()));
+        self.spawn(receive_large(lane.clone()));
+        self.spawn(open_lanes(lane.clone(), asked.is_some()));
+        let calls = Arc::clone(self);
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = keep_lane(&lane, send, recv) => {}
+                _ = lane.connection.closed() => {}
+                () = calls.ending.cancelled() => {}
+            }
+            lane.connection.close(close_code(Goodbye::Gone), b"");
+            calls.on_closed(id, &lane.link);
+        });
+    }
+
+    fn on_closed(self: &Arc<Self>, conn: ConnId, link: &PeerLink) {
+        self.conns.remove(&conn);
+        lock(&link.writers).retain(|(id, _)| *id != conn);
+        let cut = link.lock().closed(conn, Unsent::Unreachable);
+        link.wake();
+        for token in cut.lost {
+            let _ = token.send(Report::Lost);
+        }
+        for (token, proof) in cut.unsent {
+            let _ = token.send(Report::Unsent(proof));
+        }
+        self.lock_peers().handle_closed(conn);
+        self.settle();
+    }
+
+    /// A member is gone: so are its connections, and what waits for it.
+    pub(crate) fn forget(self: &Arc<Self>, peer: Peer) {
+        self.lock_peers().forget(peer, Goodbye::Gone);
+        self.settle();
+    }
+
+    /// Compares clocks, for they drift; and drops what belongs to processes that are gone for good.
+    fn keep_house(self: &Arc<Self>) {
+        let (now, view) = (self.clock.now(), self.view());
+        let links: Vec<_> = self.links.iter().map(|link| (*link.key(), Arc::clone(link.value()))).collect();
+        for (instance, link) in links {
+            let member = view.member(instance.node);
+            if let Some(gone) = member.filter(|member| !member.state.is_present()) {
+                // Its end was missed by whoever follows the events.
+                self.lock_peers().forget(gone.record.peer(), Goodbye::Gone);
+            }
+            if link.lock().is_connected() {
+                link.lock().ask_clock(now);
+                link.wake();
+            }
+            let current =
+                member.is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
+            if !current && self.links.remove_if(&instance, |_, link| link.lock().is_idle()).is_some() {
+                self.lock_admission().forget(instance);
+            }
+        }
+        self.settle();
+    }
+}
+
+/// Greets whoever dials.
+pub(super) async fn accept(calls: Arc<Calls>) {
+    let greetings = Arc::new(Semaphore::new(GREETINGS_MAX));
+    while let Some((incoming, place)) = calls.port.accept(&greetings).await {
+        let calls_here = Arc::clone(&calls);
+        calls.spawn(async move {
+            let _place = place;
+            let address = incoming.remote_address();
+            let (mut established, node) = match Port::greet(incoming).await {
+                Ok(greeted) => greeted,
+                Err(problem) => {
+                    metrics::handshake_refused(Class::Calls, &problem);
+                    if calls_here.port.is_new(address, &problem) {
+                        tracing::warn!(%address, %problem, "refused a handshake for calls");
+                    }
+                    return;
+                }
+            };
+            let judged = calls_here.lock_peers().judge(&established.hello, node, &calls_here.fingerprint);
+            if let Err(refusal) = judged {
+                metrics::hello_refused(Class::Calls, refusal);
+                if calls_here.port.is_new(address, &refusal) {
+                    tracing::warn!(%address, %refusal, "refused a connection for calls");
+                }
+                return established.answer(&Answer::Refused(refusal)).await;
+            }
+            established.answer(&Answer::Welcome(calls_here.hello())).await;
+            let now = calls_here.clock.now();
+            calls_here.adopt(established, |peers, id, hello| peers.handle_accepted(now, id, hello));
+            calls_here.settle();
+        });
+    }
+}
+
+/// Does what is due.
+pub(super) async fn keep_time(calls: Arc<Calls>) {
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
+    loop {
+        let next = calls.lock_peers().poll_timeout();
+        tokio::select! {
+            _ = housekeeping.tick() => calls.keep_house(),
+            () = calls.clock.wait_for(next) => {
+                calls.lock_peers().handle_timeout(calls.clock.now());
+                calls.settle();
+            }
+            () = calls.timers.notified() => {}
+            _ = observe.tick() => {
+                metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
+                metrics::observe_admission(&calls.admission_stats());
+                metrics::observe_connections(Class::Calls, calls.lock_peers().len());
+            }
+        }
+    }
+}
+
+/// What the tasks of a connection share.
+#[derive(Clone)]
+pub(super) struct Lane {
+    pub(super) calls: Arc<Calls>,
+    pub(super) link: Arc<PeerLink>,
+    pub(super) conn: ConnId,
+    /// Who is at the other end.
+    pub(super) from: Instance,
+    pub(super) writers: Arc<Writers>,
+    pub(super) connection: Connection,
+}

@@ -1,0 +1,209 @@
+//! Calls of others: admitted by whoever reads them, run in a task of their own, answered on the same link.
+
+use quinn::{RecvStream, VarInt};
+use swimring_forwarder::wire::CallHeader;
+use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
+
+use super::super::gossip::Ask;
+use super::super::sabotage;
+use super::super::service::{self, Request};
+use super::connections::Lane;
+use super::*;
+
+/// How long the view may take to take in a record that a caller brought.
+const MERGE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Most calls that wait for a record to be taken in; the others are judged by what is known.
+pub(super) const MERGES_MAX: usize = 256;
+
+/// A body that is here, or comes on a stream.
+pub(super) enum Body {
+    Here(Bytes),
+    Coming(RecvStream, usize),
+}
+
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Self::Here(body) => body.len(),
+            Self::Coming(_, length) => *length,
+        }
+    }
+
+    /// The whole body; none if it ends early.
+    async fn whole(self) -> Option<Bytes> {
+        match self {
+            Self::Here(body) => Some(body),
+            Self::Coming(mut stream, length) => {
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).await.ok()?;
+                Some(body.into())
+            }
+        }
+    }
+
+    /// Nobody wants it.
+    fn refuse(self) {
+        if let Self::Coming(mut stream, _) = self {
+            let _ = stream.stop(VarInt::from_u32(0));
+        }
+    }
+}
+
+/// Another process wants something run.
+pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body) {
+    let calls = &lane.calls;
+    if lane.link.lock().is_choked() {
+        // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
+        return body.refuse();
+    }
+    let hash = calls.hash(&header.key.0);
+    let merging = header.record.is_some() && calls.view().ownership(hash) != Ownership::Mine;
+    if merging && let Ok(place) = Arc::clone(&calls.merging).try_acquire_owned() {
+        let lane = lane.clone();
+        calls.spawn(async move {
+            let _place = place;
+            if let Some(record) = &header.record {
+                lane.calls.merge(lane.from.node, record, MERGE_TIMEOUT).await;
+            }
+            admit(&lane, header, hash, body);
+        });
+    } else {
+        admit(lane, header, hash, body);
+    }
+}
+
+fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
+    let calls = &lane.calls;
+    let (now, view) = (calls.clock.now(), calls.view());
+    let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
+    let confirmed = calls.is_confirmed(&view, now);
+    let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash));
+    let permit = match verdict {
+        Verdict::Run(permit) => permit,
+        Verdict::Refuse(why, owner) => {
+            refuse(&lane.link, header.seq, why, owner);
+            return body.refuse();
+        }
+        Verdict::Ignore => return body.refuse(),
+    };
+    let cancelled = CancellationToken::new();
+    lock(&lane.link.running).insert(header.seq, cancelled.clone());
+    let running = Running {
+        calls: Arc::clone(calls),
+        link: Arc::clone(&lane.link),
+        permit: Some(permit),
+        seq: header.seq,
+        fence: None,
+    };
+    calls.spawn(async move {
+        let deadline = latest(&header);
+        let clock = running.calls.clock.clone();
+        tokio::select! {
+            () = run(running, header, hash, body) => {}
+            () = cancelled.cancelled() => {}
+            // Nobody waits any more.
+            () = clock.wait_until(deadline) => {}
+        }
+    });
+}
+
+/// When nobody waits any more, on this process's clock.
+fn latest(header: &CallHeader) -> Instant {
+    Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us))
+}
+
+async fn run(mut running: Running, header: CallHeader, hash: KeyHash, body: Body) {
+    let (calls, link, seq) = (Arc::clone(&running.calls), Arc::clone(&running.link), running.seq);
+    let Some(body) = body.whole().await else {
+        return;
+    };
+    let (now, view) = (calls.clock.now(), calls.view());
+    let confirmed = calls.is_confirmed(&view, now);
+    let begins = calls.lock_admission().begin(now, &header, confirmed, || ownership(&view, hash));
+    if let Err((why, owner)) = begins {
+        drop(running);
+        return refuse(&link, seq, why, owner);
+    }
+    let Some(service) = calls.services.find(&header.service) else {
+        drop(running);
+        return refuse(&link, seq, Refusal::NoService, None);
+    };
+    let fence = view.fence();
+    running.fence = Some(fence);
+    let deadline = latest(&header);
+    let caller = running.permit.as_ref().expect("it runs").caller();
+    let request = Request { key: header.key.0.into(), hash, body, caller, received: now, deadline, view, fence };
+    if sabotage::calls_run_twice() {
+        let _ = service::run(service.clone(), request.clone()).await;
+    }
+    let result = service::run(service, request).await;
+    running.fence = None;
+    // The place is free before the answer can be seen.
+    drop(running);
+    match result {
+        Ok(body) | Err(body) if body.len() > calls.body_bytes_max => {
+            reply(&link, &Frame::Executed { seq, fence }, b"the answer is too long");
+        }
+        Ok(body) => reply(&link, &Frame::Ok { seq, fence }, &body),
+        Err(error) => reply(&link, &Frame::Executed { seq, fence }, &error),
+    }
+}
+
+fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
+    link.lock().send(frame, body);
+    link.wake();
+}
+
+fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
+    let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
+    reply(link, &Frame::Refused { seq, why, owner, record }, &[]);
+}
+
+fn ownership(view: &View, hash: KeyHash) -> Ownership {
+    if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash) }
+}
+
+/// The caller does not wait any more.
+pub(super) fn on_cancel(lane: &Lane, seq: u64) {
+    lane.calls.lock_admission().cancel(lane.from, seq);
+    if let Some(running) = lock(&lane.link.running).remove(&seq) {
+        running.cancel();
+    }
+}
+
+impl Calls {
+    /// Has the control plane take in a record that decided something elsewhere.
+    pub(super) async fn merge(&self, from: NodeId, record: &Blob, patience: Duration) {
+        let (done, merged) = oneshot::channel();
+        let ask = Input::Ask(Ask::Merge(from, record.0.clone(), done));
+        let merging = async {
+            if self.control.send(ask).await.is_ok() {
+                let _ = merged.await;
+            }
+        };
+        let _ = tokio::time::timeout(patience.min(MERGE_TIMEOUT), merging).await;
+    }
+}
+
+/// A call of another that was admitted. Gives its place back, also when its task is dropped or its handler
+/// panics; a handler that panics has run, and failed.
+struct Running {
+    calls: Arc<Calls>,
+    link: Arc<PeerLink>,
+    permit: Option<Permit>,
+    seq: u64,
+    /// Under which fence the handler runs, while it does.
+    fence: Option<u64>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        lock(&self.link.running).remove(&self.seq);
+        if let Some(permit) = self.permit.take() {
+            self.calls.lock_admission().complete(permit);
+        }
+        if let Some(fence) = self.fence.filter(|_| std::thread::panicking()) {
+            reply(&self.link, &Frame::Executed { seq: self.seq, fence }, b"the handler panicked");
+        }
+    }
+}
