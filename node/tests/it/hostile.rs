@@ -11,10 +11,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use swimring::core::hello::{Answer, Class, Hello, Refusal};
-use swimring::forwarder::wire::Frame;
+use swimring::forwarder::wire::{CallHeader, Frame};
+use swimring::membership::codec::Blob;
 use swimring::membership::{Name, NodeId, Peer};
+use swimring::runtime::kv::Command;
 
-use crate::harness::{Node, Site, agree};
+use crate::harness::{Node, SOON, Site, agree, eventually};
 
 const GOSSIP: &[u8] = b"swimring-gossip/1";
 const CALLS: &[u8] = b"swimring-calls/1";
@@ -49,15 +51,20 @@ impl Scene {
 
     /// As [`dial`](Self::dial), with the hello answered.
     fn greet(&self, place: &str, alpn: &[u8], class: Class) -> Dialled {
+        self.meet(place, alpn, class).0
+    }
+
+    /// As [`greet`](Self::greet), with what was answered.
+    fn meet(&self, place: &str, alpn: &[u8], class: Class) -> (Dialled, Hello) {
         let mut dialled = self.dial(place, alpn);
         let mut bytes = Vec::new();
         self.hello(class).encode(&mut bytes);
-        self.runtime.block_on(async {
+        let answer = self.runtime.block_on(async {
             dialled.send.write_all(&bytes).await.expect("it can be sent");
-            let answer = dialled.answer().await;
-            assert!(matches!(answer, Some(Answer::Welcome(_))), "{answer:?}");
+            dialled.answer().await
         });
-        dialled
+        let Some(Answer::Welcome(hello)) = answer else { panic!("{answer:?}") };
+        (dialled, hello)
     }
 
     fn hello(&self, class: Class) -> Hello {
@@ -290,5 +297,41 @@ fn a_call_frame_that_ends_early_runs_nothing() {
         let _ = dialled.connection.closed().await;
     });
     assert_eq!(scene.a.counted("swimring_admissions_total", &[("verdict", "admitted")]), 0);
+    scene.goes_on();
+}
+
+#[test]
+fn a_large_body_that_ends_early_runs_nothing() {
+    let scene = Scene::new();
+    let (dialled, a) = scene.meet(&scene.a.places[1], CALLS, Class::Calls);
+    let owner = |key: &String| scene.a.ask(&format!("/lookup?key={key}")).is_some_and(|seen| seen["owner"] == "a");
+    let key = (0..).map(|number| format!("k{number}")).find(owner).expect("half of all keys");
+    let header = CallHeader {
+        seq: 1,
+        floor: 1,
+        life: a.life,
+        deadline: a.clock + 20_000_000_000,
+        error_us: 0,
+        hop: 1,
+        service: "kv".into(),
+        key: Blob(key.clone().into_bytes()),
+        record: None,
+    };
+    let put = Command::Put { ttl_s: None }.encode(&[7; 100_000]);
+    let send = |seq, bytes: usize| {
+        let mut frame = Vec::new();
+        Frame::Call(CallHeader { seq, ..header.clone() }).encode(&put, &mut frame);
+        scene.runtime.block_on(async {
+            let mut stream = dialled.connection.open_uni().await.expect("a stream is allowed");
+            stream.write_all(&frame[..bytes.min(frame.len())]).await.expect("it can be sent");
+            stream.finish().expect("it is open");
+            let _ = stream.stopped().await;
+        });
+    };
+    send(1, 50_000);
+    scene.a.counts("swimring_admissions_total", &[("verdict", "admitted")], 1);
+    assert_eq!(scene.a.get(&key), None, "half a value is none");
+    send(2, usize::MAX);
+    eventually("the whole value", SOON, || scene.b.get(&key).filter(|value| value.len() == 100_000));
     scene.goes_on();
 }

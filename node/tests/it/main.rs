@@ -5,5 +5,6 @@ mod clusters;
 mod cuts;
 mod harness;
 mod hostile;
+mod library;
 mod refusals;
 mod showing;

@@ -1,0 +1,177 @@
+//! The library, as an application links it: two nodes in this process, over real QUIC.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use swimring::forwarder::{Outcome, Why};
+use swimring::membership::{NodeId, Preset};
+use swimring::runtime::Answered;
+use swimring::runtime::builder::Builder;
+use swimring::runtime::node::{CallRequest, Swimring};
+use swimring::runtime::service::{Request, ServiceError, handler};
+use tokio::sync::mpsc;
+
+use crate::harness::{SOON, Site, eventually};
+
+/// Two nodes that know each other, with one service.
+struct Pair {
+    runtime: tokio::runtime::Runtime,
+    _site: Site,
+    one: Swimring,
+    two: Swimring,
+}
+
+impl Pair {
+    fn new(serve: impl Fn(Builder) -> Builder) -> Self {
+        let site = Site::new();
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let start = |name: &str, seed: Option<&Swimring>| {
+            site.issue("ca", name, name, "2");
+            let listen = "127.0.0.1:0".parse().expect("an address");
+            let builder = serve(Swimring::builder(site.at(name)).listen(listen).preset(Preset::Local));
+            let builder = match seed {
+                Some(seed) => builder.seed(seed.gossip_address().to_string()),
+                None => builder,
+            };
+            runtime.block_on(builder.start()).expect("it starts")
+        };
+        let one = start("one", None);
+        let two = start("two", Some(&one));
+        eventually("both own keys", SOON, || {
+            let ring = |node: &Swimring| node.view().ring().members().len();
+            (ring(&one) == 2 && ring(&two) == 2).then_some(())
+        });
+        Self { runtime, _site: site, one, two }
+    }
+
+    /// A key that `owner` owns.
+    fn key_of(&self, owner: &Swimring) -> String {
+        let id = owner.view().me().node;
+        let own = |key: &String| self.one.owner(key.as_bytes()) == Ok(id);
+        (0..).map(|number| format!("k{number}")).find(own).expect("half of all keys")
+    }
+
+    fn call(&self, request: CallRequest) -> Answered {
+        self.runtime.block_on(self.one.call(request))
+    }
+}
+
+fn id(node: &Swimring) -> NodeId {
+    node.view().me().node
+}
+
+#[test]
+fn a_large_body_goes_there_and_comes_back() {
+    let pair = Pair::new(|builder| builder.service("echo", handler(async |request: Request| Ok(request.body))));
+    for size in [0, 65_536, 65_537, 1 << 20, 16 << 20] {
+        let body: Bytes = (0..size).map(|at: u32| (at % 251) as u8).collect();
+        for (owner, hops) in [(&pair.one, 0), (&pair.two, 1)] {
+            let answered = pair.call(CallRequest::new("echo", pair.key_of(owner), body.clone()));
+            assert!(answered.outcome == Outcome::Ok(body.clone()), "{size} bytes: {answered:?}");
+            assert_eq!((answered.hops, answered.owner), (hops, Some(id(owner))));
+        }
+    }
+    let answered = pair.call(CallRequest::new("echo", "k", vec![0; (16 << 20) + 1]));
+    assert!(matches!(answered.outcome, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))));
+}
+
+#[test]
+fn an_answer_that_is_too_long_is_an_error_of_the_handler() {
+    let long = handler(async |_: Request| Ok(Bytes::from(vec![0; (16 << 20) + 1])));
+    let pair = Pair::new(move |builder| builder.service("long", long.clone()));
+    let answered = pair.call(CallRequest::new("long", pair.key_of(&pair.two), "x"));
+    assert_eq!(answered.outcome, Outcome::Executed(Bytes::from_static(b"the answer is too long")));
+}
+
+#[test]
+fn a_handler_that_fails_or_panics_has_run_and_the_next_call_is_served() {
+    let moody = handler(async |request: Request| match request.body.as_ref() {
+        b"fail" => Err(ServiceError("no".into())),
+        b"panic" => panic!("as asked"),
+        _ => Ok(request.body),
+    });
+    let pair = Pair::new(move |builder| builder.service("moody", moody.clone()));
+    let key = pair.key_of(&pair.two);
+    let mut ask = |body: &'static str| pair.call(CallRequest::new("moody", key.clone(), body)).outcome;
+    assert_eq!(ask("fail"), Outcome::Executed("no".into()));
+    assert_eq!(ask("panic"), Outcome::Executed("the handler panicked".into()));
+    assert_eq!(ask("well"), Outcome::Ok("well".into()));
+}
+
+#[test]
+fn a_service_that_the_owner_does_not_have_is_not_executed() {
+    let pair = Pair::new(|builder| builder);
+    for owner in [&pair.one, &pair.two] {
+        let answered = pair.call(CallRequest::new("absent", pair.key_of(owner), "x"));
+        let Outcome::NotExecuted(no) = answered.outcome else { panic!("{answered:?}") };
+        assert!(no.to_string().contains("no such service"), "{no}");
+    }
+}
+
+#[test]
+fn a_caller_that_goes_away_ends_the_handler_at_the_owner() {
+    let (entered, mut entries) = mpsc::unbounded_channel();
+    let running = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&running);
+    let pair = Pair::new(move |builder| {
+        let (entered, running) = (entered.clone(), Arc::clone(&counted));
+        builder.service(
+            "slow",
+            handler(move |_: Request| {
+                let (entered, running) = (entered.clone(), Arc::clone(&running));
+                async move {
+                    running.fetch_add(1, Ordering::SeqCst);
+                    let _gone = Gone(running);
+                    let _ = entered.send(());
+                    std::future::pending().await
+                }
+            }),
+        )
+    });
+    let key = pair.key_of(&pair.two);
+    pair.runtime.block_on(async {
+        let call = pair.one.call(CallRequest::new("slow", key.clone(), "x"));
+        tokio::select! {
+            answered = call => panic!("it never ends: {answered:?}"),
+            _ = entries.recv() => {}
+        }
+    });
+    eventually("the handler is dropped", SOON, || (running.load(Ordering::SeqCst) == 0).then_some(()));
+    // So does the deadline.
+    let begun = std::time::Instant::now();
+    let answered = pair.call(CallRequest::new("slow", key, "x").timeout(Duration::from_millis(200)));
+    assert!(matches!(answered.outcome, Outcome::Unknown(_)), "{answered:?}");
+    assert!(begun.elapsed() < SOON);
+    eventually("the handler is dropped", SOON, || (running.load(Ordering::SeqCst) == 0).then_some(()));
+}
+
+struct Gone(Arc<AtomicUsize>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_node_that_leaves_under_load_costs_nobody_a_call() {
+    let pair = Pair::new(|builder| builder.service("echo", handler(async |request: Request| Ok(request.body))));
+    let failures = pair.runtime.block_on(async {
+        let left = pair.two.clone();
+        let leaving = tokio::spawn(async move { left.leave(Duration::from_secs(5)).await });
+        let mut failures = Vec::new();
+        let mut number = 0_u32;
+        while !leaving.is_finished() || number < 1_000 {
+            number += 1;
+            let key = format!("k{number}");
+            let answered = pair.one.call(CallRequest::new("echo", key, "x")).await;
+            if !matches!(answered.outcome, Outcome::Ok(_)) {
+                failures.push(answered);
+            }
+        }
+        failures
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+}
