@@ -13,6 +13,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, RecvStream, SendStream, ServerConfig};
 use serde_json::json;
 use swimring::membership::{Name, Preset};
+use swimring::runtime::LANES;
 use swimring::runtime::certs;
 use swimring::runtime::node::{CallRequest, Swimring};
 use swimring::runtime::service::{Request, handler};
@@ -164,7 +165,7 @@ impl Ours {
     }
 }
 
-/// quinn alone: frames on one long-lived stream, written in batches, a future a request.
+/// quinn alone: frames on as many long-lived streams, written in batches as ours are, a future a request.
 struct Raw {
     client: Runtime,
     _server: Runtime,
@@ -198,8 +199,10 @@ impl Raw {
         server.spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
                 let connection = incoming.await.expect("a connection");
-                let (send, recv) = connection.accept_bi().await.expect("a stream");
-                tokio::spawn(echo(send, recv));
+                for _ in 0..LANES {
+                    let (send, recv) = connection.accept_bi().await.expect("a stream");
+                    tokio::spawn(echo(send, recv));
+                }
             }
         });
         let mut roots = rustls::RootCertStore::empty();
@@ -215,9 +218,13 @@ impl Raw {
             let endpoint = Endpoint::client(listen).expect("an endpoint");
             let connection =
                 endpoint.connect_with(config, address, "bench").expect("a dial").await.expect("a connection");
-            let (send, recv) = connection.open_bi().await.expect("a stream");
-            tokio::spawn(write(Arc::clone(&lane), send));
-            tokio::spawn(read(Arc::clone(&lane), recv, connection));
+            for _ in 0..LANES {
+                let (mut send, recv) = connection.open_bi().await.expect("a stream");
+                // The other end sees a stream once something comes on it.
+                send.write_all(&[0; FRAME]).await.expect("it can be sent");
+                tokio::spawn(write(Arc::clone(&lane), send));
+                tokio::spawn(read(Arc::clone(&lane), recv, connection.clone()));
+            }
         });
         Self { client, _server: server, lane }
     }
@@ -250,6 +257,7 @@ async fn write(lane: Arc<Lane>, mut send: SendStream) {
         let batch = std::mem::take(&mut lane.queue.lock().expect("no panic").1);
         if batch.is_empty() {
             lane.work.notified().await;
+            tokio::task::yield_now().await;
         } else if send.write_all(&batch).await.is_err() {
             return;
         }

@@ -39,7 +39,7 @@ use self::under_way::UnderWay;
 
 mod connections;
 mod serving;
-mod streams;
+pub(super) mod streams;
 mod under_way;
 
 /// Most calls of this node under way.

@@ -22,4 +22,5 @@ pub mod system;
 mod tls;
 
 pub use calls::Answered;
+pub use calls::streams::LANES;
 pub use publisher::RingChange;

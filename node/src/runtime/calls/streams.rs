@@ -13,7 +13,7 @@ use crate::core::link::Arrival;
 use crate::core::peers::Goodbye;
 
 /// Lanes of a connection. With one, a lost packet holds up everything behind it.
-const LANES: usize = 2;
+pub const LANES: usize = 2;
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
 /// Most bytes read at once.
@@ -58,9 +58,12 @@ async fn write(lane: &Lane, mut send: SendStream) {
         };
         if batch.is_empty() {
             tokio::select! {
-                () = lane.writers.lanes.notified() => continue,
+                () = lane.writers.lanes.notified() => {}
                 _ = lane.connection.closed() => return,
             }
+            // Whatever else is ready to run may have something for the same packet.
+            tokio::task::yield_now().await;
+            continue;
         }
         if more {
             lane.writers.lanes.notify_one();
