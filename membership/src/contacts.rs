@@ -65,8 +65,8 @@ impl Membership {
         if self.joiner.joined
             && let Some(seed) = self.absent_seed()
         {
-            let record = crate::codec::Blob(self.me.record.bytes().to_vec());
-            self.outbox.push_back((Destination::Seed(seed), Outgoing::Whole(Message::JoinRequest { record })));
+            let ranges = self.sum_up_all();
+            self.outbox.push_back((Destination::Seed(seed), Outgoing::Whole(Message::Ranges { ranges })));
         }
         let wait = self.rng.jitter(self.config.heal_period);
         self.timers.set(Timer::Heal, now + wait);

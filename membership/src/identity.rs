@@ -131,6 +131,11 @@ impl Membership {
         if record.life() == self.me.life || theirs <= (self.me.incarnation, self.me.record.hash()) {
             return;
         }
+        if !self.is_plausible(self.me.id, record.incarnation()) {
+            // A lie would leave no boot above it.
+            self.stats.implausible += 1;
+            return;
+        }
         if record.profile().gossip == self.me.profile.gossip {
             // Nobody else can live at this address: it is an earlier life.
             self.refute(now, Incarnation::new(record.incarnation().boot, u32::MAX));

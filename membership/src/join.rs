@@ -1,5 +1,6 @@
 //! Getting in: asking seeds, and letting others in without giving one name to two live processes.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -15,6 +16,8 @@ use crate::{Incarnation, Instant, NodeId, Peer, Record, Rng, State};
 const ROWS_BYTES_MAX: usize = 48 * 1_024;
 /// How many contacts, and how many members met meanwhile, are asked besides the seeds.
 const OTHERS_ASKED: usize = 3;
+/// Most seeds whose lists are put together at once.
+const LISTS_MAX: usize = 16;
 /// How many times a node has asked before another one that is still looking will do as its cluster.
 const PATIENCE: u32 = 1;
 
@@ -25,12 +28,43 @@ pub(crate) struct Joiner {
     pub(crate) joined: bool,
     attempts: u32,
     turn: usize,
+    /// The parts of their lists that seeds have sent so far.
+    lists: BTreeMap<Peer, BTreeSet<u16>>,
     rng: Rng,
+}
+
+/// Rows in as many batches as messages can carry; at least one.
+pub(crate) fn in_parts(rows: Vec<RowBody>) -> Vec<Vec<RowBody>> {
+    let size = |row: &RowBody| 48 + row.record.as_ref().map_or(0, |record| record.0.len());
+    let mut batches = alloc::vec![Vec::new()];
+    let mut bytes = 0;
+    for row in rows {
+        let last = batches.last_mut().expect("there is always one");
+        if last.len() == ROWS_MAX || bytes + size(&row) > ROWS_BYTES_MAX {
+            batches.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size(&row);
+        batches.last_mut().expect("there is always one").push(row);
+    }
+    batches
 }
 
 impl Joiner {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { seeds: Vec::new(), joined: false, attempts: 0, turn: 0, rng }
+        Self { seeds: Vec::new(), joined: false, attempts: 0, turn: 0, lists: BTreeMap::new(), rng }
+    }
+
+    /// Notes a part of a seed's list; whether the list is whole now.
+    fn is_whole(&mut self, from: Peer, part: u16, parts: u16) -> bool {
+        if self.lists.len() >= LISTS_MAX && !self.lists.contains_key(&from) {
+            self.lists.pop_first();
+        }
+        let seen = self.lists.entry(from).or_default();
+        // A list of fewer parts than before is another one.
+        seen.retain(|part| *part < parts);
+        seen.insert(part);
+        seen.len() == usize::from(parts)
     }
 
     /// Those who look for the cluster together are one, but not before those who are in it had time to answer.
@@ -89,6 +123,7 @@ impl Membership {
     pub(crate) fn on_joined(&mut self) {
         if !self.joiner.joined {
             self.joiner.joined = true;
+            self.joiner.lists.clear();
             self.timers.cancel(Timer::Join);
             self.events.push_back(Event::Joined);
         }
@@ -108,7 +143,8 @@ impl Membership {
             self.send_whole(from, Message::JoinRefused { holder });
             return Ok(());
         }
-        if let Some(member) = self.roster.present(from.id)
+        // Whoever is held down here is asked, too: it may be a cut that has just ended.
+        if let Some(member) = self.roster.get(from.id).filter(|member| member.state != State::Left)
             && member.record.life() != record.life()
             && member.record.peer() != from
         {
@@ -175,23 +211,11 @@ impl Membership {
                 record: Some(Blob(member.record.bytes().to_vec())),
             })
             .collect();
-        self.send_rows(from, rows, |last, rows| Message::JoinReply { last, settled, rows });
-    }
-
-    /// Sends rows in as many messages as they take; `message` is told which is the last.
-    pub(crate) fn send_rows(&mut self, to: Peer, rows: Vec<RowBody>, message: impl Fn(bool, Vec<RowBody>) -> Message) {
-        let mut batch: Vec<RowBody> = Vec::new();
-        let mut bytes = 0;
-        let size = |row: &RowBody| 48 + row.record.as_ref().map_or(0, |record| record.0.len());
-        for row in rows {
-            if batch.len() == ROWS_MAX || bytes + size(&row) > ROWS_BYTES_MAX {
-                self.send_whole(to, message(false, core::mem::take(&mut batch)));
-                bytes = 0;
-            }
-            bytes += size(&row);
-            batch.push(row);
+        let batches = in_parts(rows);
+        let parts = u16::try_from(batches.len()).expect("65,536 members take far fewer parts");
+        for (part, rows) in (0..).zip(batches) {
+            self.send_whole(from, Message::JoinReply { part, parts, settled, rows });
         }
-        self.send_whole(to, message(true, batch));
     }
 
     /// The seed holds this node's name at an incarnation that this process has to exceed.
@@ -214,14 +238,15 @@ impl Membership {
         }
     }
 
-    /// A seed let this node in. What it lists is believed as it is: the list of a live member is how a
-    /// newcomer begins. To a node that is in already, it is only a merge. `end`, with the last part: whether
-    /// the seed is in a cluster itself.
+    /// A seed let this node in. What it lists is believed as it is: the list of a live member is how a newcomer
+    /// begins. To a node that is in already, it is only a merge. `settled`: whether the seed is in a cluster
+    /// itself.
     pub(crate) fn on_join_reply(
         &mut self,
         now: Instant,
         from: Peer,
-        end: Option<bool>,
+        (part, parts): (u16, u16),
+        settled: bool,
         rows: Vec<RowBody>,
     ) -> Result<(), Malformed> {
         if self.joiner.joined {
@@ -230,7 +255,8 @@ impl Membership {
         for row in rows {
             self.on_listed(now, from.id, row)?;
         }
-        if end.is_some_and(|settled| settled || self.joiner.is_patient_enough()) {
+        let whole = self.joiner.is_whole(from, part, parts);
+        if whole && (settled || self.joiner.is_patient_enough()) {
             self.on_joined();
         }
         Ok(())
@@ -286,5 +312,23 @@ impl Membership {
     /// The longest wait between two attempts to join.
     pub fn join_retry_max(&self) -> Duration {
         self.config.join_retry_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_whole_when_all_its_parts_came_in_any_order() {
+        let mut joiner = Joiner::new(Rng::new(1));
+        let seed =
+            |number: u16| Peer { id: NodeId::from_u128(u128::from(number)), address: ([127, 0, 0, 1], number).into() };
+        assert!(!joiner.is_whole(seed(1), 2, 3) && !joiner.is_whole(seed(1), 0, 3) && !joiner.is_whole(seed(2), 1, 3));
+        assert!(!joiner.is_whole(seed(1), 2, 3), "twice is once");
+        assert!(joiner.is_whole(seed(1), 1, 3));
+        assert!(joiner.is_whole(seed(3), 0, 1));
+        (10..100).for_each(|number| assert!(!joiner.is_whole(seed(number), 0, 2)));
+        assert!(joiner.lists.len() <= LISTS_MAX);
     }
 }

@@ -256,8 +256,8 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply { last, settled, rows } => {
-                return self.on_join_reply(now, from, last.then_some(settled), rows);
+            Message::JoinReply { part, parts, settled, rows } => {
+                return self.on_join_reply(now, from, (part, parts), settled, rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
             Message::JoinRefused { holder } => self.on_join_refused(holder),
@@ -289,10 +289,16 @@ impl Membership {
     /// The transport did not take what [`poll_transmit`](Self::poll_transmit) gave last: nothing of it counts
     /// as told, and a failed probe proves nothing.
     pub fn handle_unsent(&mut self, transmit: &Transmit) {
-        self.rumours.refund();
+        self.handle_unreachable(transmit);
         if let Some(seq) = transmit.probe {
             self.prober.unsent(seq);
         }
+    }
+
+    /// What [`poll_transmit`](Self::poll_transmit) gave last went nowhere, for nobody can be reached there: a probe
+    /// has asked, and its silence is an answer; the rumours in it were not told.
+    pub fn handle_unreachable(&mut self, _transmit: &Transmit) {
+        self.rumours.refund();
     }
 
     // Output.

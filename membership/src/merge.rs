@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::codec::{Blob, Malformed};
+use crate::join::in_parts;
 use crate::membership::Membership;
 use crate::probe::Purpose;
 use crate::wire::{Message, RANGES_MAX, ROWS_MAX, Range, RowBody, SUMMARIES_MAX, Summary};
@@ -59,8 +60,13 @@ impl Membership {
     pub(crate) fn reconcile(&mut self, now: Instant, peer: Peer) {
         self.reconciler.differing.insert(peer.id, now);
         self.stats.reconciliations += 1;
-        let ranges = split(NodeId::MIN, NodeId::MAX).into_iter().map(|(low, high)| self.sum_up(low, high)).collect();
+        let ranges = self.sum_up_all();
         self.send_whole(peer, Message::Ranges { ranges });
+    }
+
+    /// This node's whole view, in a few ranges.
+    pub(crate) fn sum_up_all(&self) -> Vec<Range> {
+        split(NodeId::MIN, NodeId::MAX).into_iter().map(|(low, high)| self.sum_up(low, high)).collect()
     }
 
     fn sum_up(&self, low: NodeId, high: NodeId) -> Range {
@@ -74,7 +80,7 @@ impl Membership {
         let mut finer = Vec::new();
         let mut leaves = Vec::new();
         let mut members = Vec::new();
-        for range in theirs.iter().filter(|range| range.low <= range.high) {
+        for range in in_order(theirs, |range| (range.low, range.high)) {
             let mine = self.sum_up(range.low, range.high);
             if mine == *range {
                 continue;
@@ -132,7 +138,7 @@ impl Membership {
                 want.extend((!state.is_present()).then_some(summary.id));
             }
         }
-        for &(low, high) in ranges {
+        for &(low, high) in in_order(ranges, |range| *range) {
             if rows.len() >= SUMMARIES_MAX {
                 break;
             }
@@ -143,7 +149,7 @@ impl Membership {
         }
         if !rows.is_empty() {
             rows.truncate(SUMMARIES_MAX);
-            self.send_rows(from, rows, |_, rows| Message::Rows { rows });
+            self.send_rows(from, rows);
         }
         for ids in want.chunks(ROWS_MAX).take(SUMMARIES_MAX / ROWS_MAX) {
             self.send_whole(from, Message::Want { ids: ids.to_vec() });
@@ -157,10 +163,16 @@ impl Membership {
         Some(RowBody { id, state, incarnation, record })
     }
 
+    fn send_rows(&mut self, to: Peer, rows: Vec<RowBody>) {
+        for rows in in_parts(rows) {
+            self.send_whole(to, Message::Rows { rows });
+        }
+    }
+
     pub(crate) fn on_want(&mut self, from: Peer, ids: &[NodeId]) {
         let rows: Vec<RowBody> = ids.iter().filter_map(|id| self.row(*id)).collect();
         if !rows.is_empty() {
-            self.send_rows(from, rows, |_, rows| Message::Rows { rows });
+            self.send_rows(from, rows);
         }
     }
 
@@ -213,6 +225,18 @@ impl Membership {
         let accusation = (row.state, row.incarnation);
         self.start_probe(now, member.record.peer(), Purpose::Challenge { accusation, by: from.id });
     }
+}
+
+/// The ranges that begin behind the end of the one before: everybody sends them so, and others would cost more than
+/// one look at each member.
+fn in_order<T>(ranges: &[T], bounds: impl Fn(&T) -> (NodeId, NodeId)) -> impl Iterator<Item = &T> {
+    let mut end = None;
+    ranges.iter().filter(move |range| {
+        let (low, high) = bounds(range);
+        let follows = low <= high && end.is_none_or(|end| end < low);
+        end = if follows { Some(high) } else { end };
+        follows
+    })
 }
 
 /// Cuts the range from `low` to `high` into at most [`SPLIT`] parts.

@@ -16,6 +16,8 @@ use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
 const PROBES_MAX: usize = 1_024;
+/// What whoever has to dial first needs at least.
+const DIAL: Duration = Duration::from_secs(1);
 /// Longest that a requester of an indirect ping may wait.
 const RELAY_BUDGET_MAX: Duration = Duration::from_secs(10);
 
@@ -45,7 +47,7 @@ pub(crate) enum Purpose {
 impl Purpose {
     /// Whether everything is tried: helpers, a stream, and doubting oneself.
     fn is_thorough(self) -> bool {
-        matches!(self, Self::Round | Self::Check | Self::LastWord { .. } | Self::Claim { .. })
+        matches!(self, Self::Round | Self::Check | Self::LastWord { .. } | Self::Rival { .. } | Self::Claim { .. })
     }
 
     fn accusation(self) -> Belief {
@@ -66,7 +68,8 @@ struct Probe {
     step: u32,
     /// How many pings the transport took.
     sent: u32,
-    helpers: u32,
+    /// Who was asked to ping, and has not said that it failed.
+    helpers: Vec<NodeId>,
     nacks: u32,
     helpers_asked: bool,
     waited_again: bool,
@@ -227,9 +230,11 @@ impl Membership {
             return;
         }
         let period = self.config.period(self.roster.present_count());
-        // Whoever has to dial first needs more than a round trip.
-        let patience =
-            if purpose.is_thorough() { period * (self.health + 1) } else { (period * 2).max(Duration::from_secs(1)) };
+        let patience = match purpose {
+            Purpose::Rival { .. } | Purpose::Claim { .. } => (period * (self.health + 1)).max(DIAL),
+            _ if purpose.is_thorough() => period * (self.health + 1),
+            _ => (period * 2).max(DIAL),
+        };
         let probe = Probe {
             target,
             purpose,
@@ -237,7 +242,7 @@ impl Membership {
             verdict_at: now + patience,
             step: 0,
             sent: 0,
-            helpers: 0,
+            helpers: Vec::new(),
             nacks: 0,
             helpers_asked: false,
             waited_again: false,
@@ -283,7 +288,7 @@ impl Membership {
         let helpers = self.pick_present(self.config.helpers, Some(target.id));
         let probe = self.prober.probes.get_mut(&seq).expect("the step that asks helpers has its probe");
         probe.helpers_asked = true;
-        probe.helpers = helpers.len() as u32;
+        probe.helpers = helpers.iter().map(|helper| helper.id).collect();
         let budget_ms = probe.verdict_at.since(now).as_millis() as u32;
         self.send(target, Outgoing::Ping { seq, accusation: None, delivery: Delivery::Stream });
         for helper in helpers {
@@ -330,7 +335,8 @@ impl Membership {
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
             // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
-            self.worsen(if probe.helpers == 0 { 1 } else { probe.helpers - probe.nacks });
+            let asked = probe.helpers.len() as u32 + probe.nacks;
+            self.worsen(if asked == 0 { 1 } else { asked - probe.nacks });
         }
         match probe.purpose {
             Purpose::Round | Purpose::Check => self.accuse(now, probe.target),
@@ -409,6 +415,8 @@ impl Membership {
             Purpose::LastWord { .. } => self.on_last_word(now, probe.target.id),
             Purpose::Rival { incarnation } => self.on_rival_alive(probe.target, incarnation),
             Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
+            // It has introduced itself; what else it knows comes by the digests.
+            Purpose::Candidate if self.roster.present(probe.target.id).is_some() => {}
             Purpose::Heal | Purpose::Candidate => self.reconcile(now, probe.target),
             Purpose::Round | Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}
         }
@@ -444,15 +452,18 @@ impl Membership {
 
     pub(crate) fn on_reached(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         self.on_header(now, from, header);
-        if let Some(probe) = self.prober.probes.get(&seq).filter(|probe| probe.helpers_asked).cloned() {
+        if let Some(probe) = self.prober.probes.get(&seq).filter(|probe| probe.helpers.contains(&from.id)).cloned() {
             self.on_answer(now, seq, &probe);
         }
     }
 
     pub(crate) fn on_nack(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         self.on_header(now, from, header);
-        if let Some(probe) = self.prober.probes.get_mut(&seq) {
-            probe.nacks = (probe.nacks + 1).min(probe.helpers);
+        if let Some(probe) = self.prober.probes.get_mut(&seq)
+            && let Some(place) = probe.helpers.iter().position(|helper| *helper == from.id)
+        {
+            probe.helpers.swap_remove(place);
+            probe.nacks += 1;
         }
     }
 }

@@ -145,8 +145,10 @@ pub enum Message {
     },
     /// You are a member, and these are the others; a large view takes several.
     JoinReply {
-        /// Whether this is the last one.
-        last: bool,
+        /// Which part this is; they may arrive in any order.
+        part: u16,
+        /// How many there are.
+        parts: u16,
         /// Whether the sender is in a cluster itself; if not, it is only another one that looks for it.
         settled: bool,
         /// A part of the view.
@@ -231,7 +233,7 @@ kinds! {
     5 => Nack { seq, header },
     6 => Rumours { header },
     7 => JoinRequest { record },
-    8 => JoinReply { last, settled, rows },
+    8 => JoinReply { part, parts, settled, rows },
     9 => JoinHeld { incarnation },
     10 => JoinRefused { holder },
     11 => Ranges { ranges },
@@ -271,7 +273,8 @@ impl Message {
             | Self::Nack { header, .. }
             | Self::Rumours { header } => header.updates.len() <= UPDATES_MAX,
             Self::JoinRequest { .. } | Self::JoinHeld { .. } | Self::JoinRefused { .. } => true,
-            Self::JoinReply { rows, .. } | Self::Rows { rows } => rows.len() <= ROWS_MAX,
+            Self::JoinReply { part, parts, rows, .. } => part < parts && rows.len() <= ROWS_MAX,
+            Self::Rows { rows } => rows.len() <= ROWS_MAX,
             Self::Ranges { ranges } => ranges.len() <= RANGES_MAX,
             Self::Summaries { ranges, members } => ranges.len() <= RANGES_MAX && members.len() <= SUMMARIES_MAX,
             Self::Want { ids } => ids.len() <= ROWS_MAX,

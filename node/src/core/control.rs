@@ -206,7 +206,7 @@ impl Control {
                     }
                 }
                 // The failed dial was the question, and its silence the answer.
-                Route::Unreachable => {}
+                Route::Unreachable => self.membership.handle_unreachable(&transmit),
                 Route::Refused => self.membership.handle_unsent(&transmit),
             }
             out.truncate(start);

@@ -45,6 +45,8 @@ pub struct PeersConfig {
     pub linger: Duration,
     /// Most connections; a hello beyond it is refused.
     pub connections_max: usize,
+    /// Most connections to one node, whatever address it claims; a process has one, and two for a moment.
+    pub connections_of_node_max: usize,
     /// Most dials under way.
     pub dials_max: usize,
 }
@@ -57,6 +59,7 @@ impl Default for PeersConfig {
             retry_max: Duration::from_secs(3),
             linger: Duration::from_secs(2),
             connections_max: 2_048,
+            connections_of_node_max: 8,
             dials_max: 256,
         }
     }
@@ -329,7 +332,11 @@ impl Peers {
         if self.closing {
             return Err(Refusal::Leaving);
         }
-        if self.conns.len() >= self.config.connections_max { Err(Refusal::Full) } else { Ok(()) }
+        let of_node = self.conns.values().filter(|conn| conn.peer.id == certified).count();
+        if self.conns.len() >= self.config.connections_max || of_node >= self.config.connections_of_node_max {
+            return Err(Refusal::Full);
+        }
+        Ok(())
     }
 
     /// A dial succeeded: the hello was answered, and the answer was judged.
@@ -389,8 +396,10 @@ impl Peers {
         self.conns.insert(id, conn);
         self.retire_losers(now, peer, hello.life);
         let stands = self.connection(peer).is_some_and(|kept| kept == id);
-        if first || stands {
-            self.events.push_back(PeersEvent::Up { peer, conn: id, dialled });
+        // Whoever dialled waits for its target, whichever connection is kept.
+        let kept = self.connection(peer).unwrap_or(id);
+        if first || stands || dialled.is_some() {
+            self.events.push_back(PeersEvent::Up { peer, conn: kept, dialled });
         }
     }
 

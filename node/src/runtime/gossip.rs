@@ -3,7 +3,7 @@
 //! It has a thread and a runtime of its own, so that an application that blocks its workers does not keep a
 //! probe waiting. Decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ const TURN_MAX: usize = 64;
 const INBOX: usize = 4_096;
 /// Most messages on their way by stream.
 const STREAMS_MAX: usize = 256;
+/// Most messages that wait for their turn to go by stream: a list of every member in parts, a few times.
+const STREAMS_WAITING_MAX: usize = 8_192;
 /// How long a message may take by stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often contacts are stored.
@@ -120,6 +122,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         conns: HashMap::new(),
         dials: HashMap::new(),
         streams: 0,
+        streams_waiting: VecDeque::new(),
         placement: start.placement,
         rings,
         publisher,
@@ -145,6 +148,7 @@ struct Driver {
     conns: HashMap<ConnId, (Connection, AbortHandle)>,
     dials: HashMap<DialId, AbortHandle>,
     streams: usize,
+    streams_waiting: VecDeque<(Connection, Vec<u8>)>,
     placement: Placement,
     rings: Arc<Rings>,
     publisher: std::sync::mpsc::Sender<Publication>,
@@ -242,7 +246,10 @@ impl Driver {
                 self.conns.remove(&conn);
                 self.control.handle_closed(now, conn);
             }
-            Input::StreamDone => self.streams -= 1,
+            Input::StreamDone => {
+                self.streams -= 1;
+                self.start_streams();
+            }
             Input::Ask(ask) => return self.on_ask(ask),
         }
         true
@@ -399,9 +406,9 @@ impl Driver {
         let connection = self.conns.get(&sending.conn).map(|(connection, _)| connection);
         let sent = match (connection, sending.delivery) {
             (Some(connection), Delivery::Datagram) => connection.send_datagram(bytes.into()).is_ok(),
-            (Some(connection), Delivery::Stream) if self.streams < STREAMS_MAX => {
-                self.streams += 1;
-                tokio::spawn(send_stream(connection.clone(), bytes, self.inbox.clone()));
+            (Some(connection), Delivery::Stream) if self.streams_waiting.len() < STREAMS_WAITING_MAX => {
+                self.streams_waiting.push_back((connection.clone(), bytes));
+                self.start_streams();
                 true
             }
             _ => false,
@@ -410,6 +417,15 @@ impl Driver {
             self.control.handle_unsent(&sending);
         }
         true
+    }
+
+    fn start_streams(&mut self) {
+        while self.streams < STREAMS_MAX
+            && let Some((connection, bytes)) = self.streams_waiting.pop_front()
+        {
+            self.streams += 1;
+            tokio::spawn(send_stream(connection, bytes, self.inbox.clone()));
+        }
     }
 
     fn on_event(&mut self, event: ControlEvent) {

@@ -94,7 +94,7 @@ fn a_handler_that_fails_or_panics_has_run_and_the_next_call_is_served() {
     });
     let pair = Pair::new(move |builder| builder.service("moody", moody.clone()));
     let key = pair.key_of(&pair.two);
-    let mut ask = |body: &'static str| pair.call(CallRequest::new("moody", key.clone(), body)).outcome;
+    let ask = |body: &'static str| pair.call(CallRequest::new("moody", key.clone(), body)).outcome;
     assert_eq!(ask("fail"), Outcome::Executed("no".into()));
     assert_eq!(ask("panic"), Outcome::Executed("the handler panicked".into()));
     assert_eq!(ask("well"), Outcome::Ok("well".into()));
