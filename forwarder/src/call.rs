@@ -153,7 +153,11 @@ impl<B> Call<B> {
     }
 
     /// The owner was looked up. Returns [`Step::Run`] if the handler runs here.
-    pub fn resolved(&mut self, resolution: Resolution) -> Option<Step<B>> {
+    pub fn resolved(&mut self, now: Instant, resolution: Resolution) -> Option<Step<B>> {
+        if now >= self.spec.deadline {
+            self.give_up(Why::Deadline);
+            return None;
+        }
         match resolution {
             Resolution::Here => {
                 self.state = State::Running;
@@ -176,7 +180,7 @@ impl<B> Call<B> {
                 self.start(to, self.hop + 1);
                 None
             }
-            Resolution::Here => self.resolved(Resolution::Here),
+            Resolution::Here => self.resolved(now, Resolution::Here),
         }
     }
 
@@ -326,6 +330,11 @@ impl<B> Call<B> {
 
     fn finish(&mut self, outcome: Outcome<B>) {
         self.state = State::Done(Some(outcome));
+    }
+
+    /// Whether it may run more than once.
+    pub fn is_idempotent(&self) -> bool {
+        self.spec.idempotent
     }
 
     /// By when there is an outcome.

@@ -56,6 +56,26 @@ enum Running {
     There { permit: Permit, body: Vec<u8> },
 }
 
+impl Running {
+    /// The other process that wants it.
+    fn caller(&self) -> Option<Instance> {
+        match self {
+            Self::Here { .. } => None,
+            Self::There { permit, .. } => Some(permit.caller()),
+        }
+    }
+}
+
+/// Few enough to be reached by what a plan asks of a host.
+const LIMITS: Limits = Limits {
+    calls_of_peer_max: 8,
+    calls_max: 24,
+    callers_max: 65_536,
+    body_bytes_max: 1 << 20,
+    bytes_of_peer_max: 8 << 20,
+    bytes_max: 24 << 20,
+};
+
 /// The data plane of one process.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -66,6 +86,7 @@ pub(crate) struct App {
     conns: BTreeMap<ConnId, Instance>,
     waiting: BTreeMap<Peer, BTreeSet<Instance>>,
     admission: Admission,
+    pub(crate) leaving: bool,
     view: Option<Arc<View>>,
     budget: Budget,
     active: BTreeMap<u64, Active>,
@@ -83,7 +104,8 @@ impl App {
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            admission: Admission::new(me, Limits::default()),
+            admission: Admission::new(me, LIMITS),
+            leaving: false,
             view: None,
             budget: Budget::default(),
             active: BTreeMap::new(),
@@ -103,6 +125,12 @@ impl App {
         }
     }
 
+    /// From now on nothing of others begins here.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = true;
+        self.admission.leave();
+    }
+
     /// Calls without an outcome.
     pub(crate) fn open_calls(&self) -> impl Iterator<Item = u64> {
         self.active.keys().copied()
@@ -115,6 +143,8 @@ struct Entry {
     deadline: Instant,
     idempotent: bool,
     executed: u32,
+    /// The cluster had agreed before it began: it must be answered.
+    owed: bool,
     outcome: Option<&'static str>,
 }
 
@@ -205,7 +235,8 @@ impl World {
         let process = host.process();
         self.ledger.next += 1;
         let call = self.ledger.next;
-        let entry = Entry { deadline: self.now + load.deadline, idempotent, executed: 0, outcome: None };
+        let entry =
+            Entry { deadline: self.now + load.deadline, idempotent, executed: 0, owed: self.is_owed(), outcome: None };
         self.ledger.entries.insert(call, entry);
         self.ledger.calls += 1;
         let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
@@ -265,6 +296,7 @@ impl World {
         app.conns.insert(conn, instance);
         let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
         link.connected(now, conn, asked, hello.clock());
+        link.prefer(app.peers.connection(hello.peer));
         // Whoever waits for another process of this node waits in vain.
         let others = app.waiting.remove(&hello.peer).unwrap_or_default();
         let mut back: Vec<(Token, NeverSent)> = Vec::new();
@@ -339,7 +371,7 @@ impl World {
                 return;
             };
             let step = match active.call.step() {
-                Step::Resolve => active.call.resolved(view.resolve(self.hasher.hash(&active.key))),
+                Step::Resolve => active.call.resolved(now, view.resolve(self.hasher.hash(&active.key))),
                 Step::Find(node) => {
                     let found = view.named(node, self.hasher.hash(&active.key));
                     active.call.named(now, found, &mut app.budget)
@@ -386,7 +418,7 @@ impl World {
         }
         active.started = true;
         let (body, key) = (active.body.to_vec(), Arc::clone(&active.key));
-        self.execute(index, id, &key, Running::Here { call: id, body });
+        self.execute(index, id, &key, Running::Here { call: id, body }, Duration::ZERO);
     }
 
     fn send_attempt(&mut self, index: usize, token: Token, to: Instance, hop: u8, view: &View) {
@@ -402,6 +434,7 @@ impl World {
             key: Arc::clone(&active.key),
             body: Arc::clone(&active.body),
             deadline: active.call.deadline(),
+            idempotent: active.call.is_idempotent(),
             hop,
             record: active.record.clone().filter(|_| hop > 1),
         };
@@ -416,13 +449,11 @@ impl World {
             return;
         }
         let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
-        let route = address.map(|(peer, calls)| (peer, app.peers.route(now, Target::Peer(peer, calls))));
+        let route = address.map(|(peer, calls)| (peer, app.peers.route_to_process(now, peer, calls, to.life)));
         match route {
             Some((peer, Route::Dialling)) => {
                 app.waiting.entry(peer).or_default().insert(to);
             }
-            // A connection, but to another process of that node.
-            Some((_, Route::Connected(_))) => self.give_back(index, to, Unsent::Replaced),
             _ => self.give_back(index, to, Unsent::Unreachable),
         }
     }

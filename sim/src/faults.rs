@@ -1,4 +1,4 @@
-//! What the steps of a plan do to the world, and how it ends.
+//! What the steps of a plan do to the world.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,11 +7,6 @@ use crate::host::Input;
 use crate::network::{Layer, Process};
 use crate::plan::{Action, Cut, Memory, Select, Side};
 use crate::world::{Happening, World};
-
-/// How often the core is looked at in the quiet phase.
-const LOOK: Duration = Duration::from_millis(100);
-/// How long the core must agree before it counts.
-const SETTLED: u32 = 5;
 
 /// What comes to an end, or begins later.
 #[derive(Clone, Debug)]
@@ -187,7 +182,7 @@ impl World {
         hosts.len()
     }
 
-    fn resume(&mut self, process: Process) {
+    pub(crate) fn resume(&mut self, process: Process) {
         let now = self.now;
         let host = &mut self.hosts[process.host];
         if host.process() != process || !host.paused {
@@ -224,94 +219,12 @@ impl World {
             if let Some(control) = &mut machine.control {
                 control.command(now, |membership| membership.leave(now));
             }
+            if let Some(app) = &mut machine.app {
+                app.leave();
+            }
             self.pump(*host);
             self.schedule(self.now + Duration::from_secs(1), Happening::End(Ending::Exit(process)));
         }
         hosts.len()
-    }
-
-    /// Chaos is over: a random core is healed and started, the rest is gone for good.
-    pub(crate) fn quiet(&mut self) {
-        let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
-        let mut hosts: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0).collect();
-        self.rng.shuffle(&mut hosts);
-        let least = (hosts.len() * share as usize).div_ceil(100).max(1);
-        let size = least + self.rng.index(hosts.len() - least + 1);
-        // Joining is owed only while a seed can be reached: the core has one.
-        if let Some(seed) = hosts.iter().position(|host| *host < self.plan.world.seeds) {
-            hosts.swap(0, seed);
-        }
-        let gone = hosts.split_off(size);
-        hosts.sort_unstable();
-        self.say(|| format!("quiet: the core is {:?}", hosts.iter().map(|host| host + 1).collect::<Vec<_>>()));
-        self.network.lift_all(self.now);
-        gone.into_iter().for_each(|host| self.kill(host));
-        self.core = Some(hosts.clone());
-        self.quiet_at = self.now;
-        for host in hosts {
-            self.hosts[host].slow = 1;
-            if self.hosts[host].paused {
-                self.resume(self.hosts[host].process());
-            }
-            if !self.hosts[host].is_up() || self.has_left(host) {
-                self.kill(host);
-                self.start(host, Memory::Kept);
-            }
-        }
-        self.agreed = 0;
-        self.schedule(self.now + LOOK, Happening::Look);
-    }
-
-    fn has_left(&self, host: usize) -> bool {
-        let control = self.hosts[host].control.as_ref();
-        control.is_some_and(|control| {
-            let membership = control.membership();
-            membership.roster().present(membership.id()).is_none()
-        })
-    }
-
-    /// The core agrees when everybody in it sees everybody in it and nobody else.
-    pub(crate) fn look(&mut self) {
-        let Some(core) = &self.core else { return };
-        let agreed = self.disagreement(core).is_none();
-        self.check_open_calls();
-        self.agreed = if agreed { self.agreed + 1 } else { 0 };
-        if self.agreed == SETTLED {
-            self.converged_after = Some(self.now.since(self.quiet_at) - LOOK * (SETTLED - 1));
-        } else {
-            self.schedule(self.now + LOOK, Happening::Look);
-        }
-    }
-
-    /// Why the core does not agree yet.
-    pub fn disagreement(&self, core: &[usize]) -> Option<String> {
-        let mut digest = None;
-        for host in core {
-            let machine = &self.hosts[*host];
-            let Some(control) = &machine.control else {
-                return Some(format!("{} is not running", machine.name));
-            };
-            let membership = control.membership();
-            if !membership.is_joined() || !membership.is_confirmed() {
-                return Some(format!("{} is not joined or not confirmed", machine.name));
-            }
-            for other in core {
-                if membership.roster().present(self.hosts[*other].id).is_none() {
-                    return Some(format!("{} does not see {}", machine.name, self.hosts[*other].name));
-                }
-            }
-            if membership.roster().present_count() != core.len() {
-                return Some(format!("{} sees somebody who is gone", machine.name));
-            }
-            if *digest.get_or_insert(membership.roster().digest()) != membership.roster().digest() {
-                return Some(format!("{} has another digest", machine.name));
-            }
-        }
-        None
-    }
-
-    /// The core of the quiet phase, once it has begun.
-    pub fn core(&self) -> Option<&[usize]> {
-        self.core.as_deref()
     }
 }

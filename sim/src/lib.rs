@@ -10,6 +10,7 @@ pub mod network;
 pub mod oracles;
 pub mod plan;
 pub mod profile;
+mod quiet;
 pub mod sweep;
 mod trace;
 pub mod world;

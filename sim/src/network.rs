@@ -3,7 +3,9 @@
 //! A decision about a packet draws from the stream of its sender, so that one more packet elsewhere never
 //! changes it. Cuts are layers over all pairs; nothing is kept per pair.
 
+use std::collections::VecDeque;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use swimring::core::hello::Class;
@@ -107,6 +109,22 @@ struct Placed {
     until: Option<Instant>,
 }
 
+/// When which process dialled what, for the last minute.
+#[derive(Debug, Default)]
+pub(crate) struct Dials(BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>);
+
+impl Dials {
+    /// Notes a dial; how many of them there were within a minute.
+    pub(crate) fn note(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
+        let times = self.0.entry((process, class, address)).or_default();
+        times.push_back(now);
+        while times.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
+            times.pop_front();
+        }
+        times.len()
+    }
+}
+
 /// What becomes of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
@@ -141,6 +159,25 @@ impl Network {
             conns: BTreeMap::new(),
             next_conn: 1,
         }
+    }
+
+    /// How many connections of a class there are between any two processes that both still have them.
+    pub(crate) fn connections(&self, class: Class) -> BTreeMap<(Process, Process), usize> {
+        let mut counts = BTreeMap::new();
+        for conn in self.conns.values().filter(|conn| conn.class == class && conn.ends.iter().all(|end| end.open)) {
+            let [one, other] = [conn.ends[0].process, conn.ends[1].process];
+            *counts.entry((one.min(other), one.max(other))).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// The newest connection of a class between two processes that both still have it.
+    pub(crate) fn newest(&self, class: Class, one: Process, other: Process) -> Option<(u64, usize)> {
+        let between = |conn: &Conn| conn.class == class && conn.ends.iter().all(|end| end.open);
+        let (id, conn) = self.conns.iter().rev().find(|(_, conn)| {
+            between(conn) && conn.end_of(one).is_some() && conn.end_of(other).is_some() && one != other
+        })?;
+        Some((*id, conn.end_of(other)?))
     }
 
     /// A new host, in `zone`.

@@ -60,6 +60,8 @@ pub(crate) enum Happening {
     Quiet,
     /// The core is looked at.
     Look,
+    /// The core has served for long enough.
+    Over,
 }
 
 /// A handshake: four packets, the last one being the answer to the hello.
@@ -118,6 +120,10 @@ pub struct World {
     pub(crate) runs: u64,
     pub(crate) rings: std::sync::Arc<swimring::core::view::Rings>,
     pub(crate) hasher: swimring::ring::KeyHasher,
+    /// Nothing is left to see.
+    pub(crate) over: bool,
+    /// When which host dialled whom lately.
+    pub(crate) dials: crate::network::Dials,
     /// How long after quiet the core agreed.
     pub converged_after: Option<Duration>,
     /// Seconds that processes were up, summed up.
@@ -152,6 +158,8 @@ impl World {
             runs: 0,
             rings: std::sync::Arc::default(),
             hasher: Self::sim_hasher(),
+            over: false,
+            dials: crate::network::Dials::default(),
             converged_after: None,
             node_seconds: 0.0,
             log: None,
@@ -206,9 +214,9 @@ impl World {
 
     /// Runs until nothing is left to see, or to `until`.
     pub fn run(&mut self, until: Option<Duration>) -> Verdict {
-        let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end());
+        let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
         while let Some(&Reverse((at, sequence))) = self.queue.peek() {
-            if at > end || self.converged_after.is_some() {
+            if at > end || self.over {
                 break;
             }
             self.queue.pop();
@@ -224,7 +232,7 @@ impl World {
     fn verdict(&self) -> Verdict {
         if !self.findings.violations.is_empty() {
             Verdict::Violation
-        } else if self.core.is_some() && self.converged_after.is_none() {
+        } else if self.core.is_some() && self.converged_after.is_none_or(|after| after > self.plan.expect.converged) {
             Verdict::NotConverged
         } else {
             Verdict::Clean
@@ -245,6 +253,7 @@ impl World {
             Happening::Call(call) => self.happen_call(call),
             Happening::Quiet => self.quiet(),
             Happening::Look => self.look(),
+            Happening::Over => self.over(),
         }
     }
 

@@ -20,7 +20,7 @@ impl Story {
     /// Resolves to `to` and returns the attempt that is queued for it.
     fn send_to(&mut self, to: Instance) -> u32 {
         assert_eq!(self.call.step(), Step::Resolve);
-        assert_eq!(self.call.resolved(Resolution::There(to)), None);
+        assert_eq!(self.call.resolved(NOW, Resolution::There(to)), None);
         self.sent(to, 1)
     }
 
@@ -47,7 +47,7 @@ impl Story {
 fn the_owner_itself_runs_the_handler_in_place() {
     let mut story = story(false);
     assert_eq!(story.call.step(), Step::Resolve);
-    assert_eq!(story.call.resolved(Resolution::Here), Some(Step::Run));
+    assert_eq!(story.call.resolved(NOW, Resolution::Here), Some(Step::Run));
     story.call.ran(Ok("answer"));
     assert_eq!(story.outcome(), Outcome::Ok("answer"));
 }
@@ -56,7 +56,7 @@ fn the_owner_itself_runs_the_handler_in_place() {
 fn nobody_to_ask_is_an_error_at_once() {
     let mut story = story(true);
     story.call.step();
-    story.call.resolved(Resolution::Nobody);
+    story.call.resolved(NOW, Resolution::Nobody);
     assert_eq!(story.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::NoOwner)));
 }
 

@@ -18,6 +18,9 @@ use super::peers::ConnId;
 
 /// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
 const DRIFT_PPM: u64 = 500;
+/// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
+/// the other end may have given it up and the word of it been lost.
+const FRESH: Duration = Duration::from_secs(3);
 /// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
 const BACKLOG_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
@@ -47,6 +50,8 @@ pub struct Outbound<B> {
     pub body: B,
     /// By when, on this process's clock.
     pub deadline: Instant,
+    /// Whether it may run more than once.
+    pub idempotent: bool,
     /// 1 or 2.
     pub hop: u8,
     /// The record that sent it here.
@@ -122,8 +127,8 @@ impl<T, B> Default for Outbox<T, B> {
 }
 
 impl<T, B> Outbox<T, B> {
-    fn has_work(&self, has_timebase: bool) -> bool {
-        !self.frames.is_empty() || (has_timebase && !self.calls.is_empty())
+    fn has_work(&self, takes_calls: bool) -> bool {
+        !self.frames.is_empty() || (takes_calls && !self.calls.is_empty())
     }
 }
 
@@ -137,6 +142,10 @@ pub struct Link<T, B> {
     /// The connection that both ends keep.
     kept: Option<ConnId>,
     timebase: Option<Timebase>,
+    /// When something last came in.
+    heard: Instant,
+    /// The other was asked whether it is there; calls wait for its answer.
+    asking: bool,
     next_seq: u64,
     lanes: Outbox<T, B>,
     large: Outbox<T, B>,
@@ -155,6 +164,8 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             conns: Vec::new(),
             kept: None,
             timebase: None,
+            heard: now,
+            asking: false,
             next_seq: now.as_nanos() / 1_000 + 1,
             lanes: Outbox::default(),
             large: Outbox::default(),
@@ -173,10 +184,27 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     /// the accepting end has only the `clock`, and measures at once.
     pub fn connected(&mut self, now: Instant, conn: ConnId, asked: Option<Instant>, clock: Instant) {
         self.conns.push(conn);
+        self.hear(now);
         match asked {
             Some(asked) => self.improve(now, Timebase::measured(asked, clock, now)),
             None => self.ask_clock(now),
         }
+    }
+
+    fn hear(&mut self, now: Instant) {
+        (self.heard, self.asking) = (now, false);
+    }
+
+    /// Whether a call must wait until the other has been heard. Asks it, if that was not done.
+    fn must_ask(&mut self, now: Instant, idempotent: bool) -> bool {
+        if idempotent || now.since(self.heard) <= FRESH {
+            return false;
+        }
+        if !self.asking {
+            self.asking = true;
+            self.ask_clock(now);
+        }
+        true
     }
 
     fn improve(&mut self, now: Instant, new: Timebase) {
@@ -212,12 +240,16 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// Whether something waits for [`take`](Self::take).
     pub fn has_work(&self) -> bool {
-        self.lanes.has_work(self.timebase.is_some())
+        self.lanes.has_work(self.takes_calls())
     }
 
     /// Whether something waits for [`take_large`](Self::take_large).
     pub fn has_large_work(&self) -> bool {
-        self.large.has_work(self.timebase.is_some())
+        self.large.has_work(self.takes_calls())
+    }
+
+    fn takes_calls(&self) -> bool {
+        self.timebase.is_some() && !self.asking
     }
 
     /// Whether the other does not read what it is sent: its calls are better passed over.
@@ -306,10 +338,18 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             let Some(timebase) = self.timebase else {
                 return;
             };
-            let Some(queued) = self.lanes.calls.pop_front() else {
+            let Some(idempotent) = self.lanes.calls.front().map(|queued| queued.call.idempotent) else {
                 return;
             };
-            self.hand_over(now, conn, timebase, queued, out, &mut handed);
+            if self.must_ask(now, idempotent) {
+                if self.lanes.frames.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            if let Some(queued) = self.lanes.calls.pop_front() {
+                self.hand_over(now, conn, timebase, queued, out, &mut handed);
+            }
         }
     }
 
@@ -327,6 +367,12 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         let Some(timebase) = self.timebase else {
             return false;
         };
+        let Some(idempotent) = self.large.calls.front().map(|queued| queued.call.idempotent) else {
+            return false;
+        };
+        if self.must_ask(now, idempotent) {
+            return false;
+        }
         let Some(queued) = self.large.calls.pop_front() else {
             return false;
         };
@@ -378,6 +424,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         let Some((frame, body)) = Frame::decode(bytes)? else {
             return Ok(Arrival::Nothing);
         };
+        self.hear(now);
         let mut end = |seq| self.pending.remove(&seq).map(|(_, token)| token);
         Ok(match frame {
             Frame::Call(header) => Arrival::Call(header, body),
@@ -415,6 +462,8 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     /// Nothing new goes on this connection.
     fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
         self.conns.retain(|held| *held != conn);
+        // The question may have gone with it.
+        self.asking = false;
         if self.conns.is_empty() { self.give_back(why) } else { Vec::new() }
     }
 
@@ -441,7 +490,8 @@ mod tests {
     const NOW: Instant = Instant::from_millis(100);
 
     fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
-        Outbound { service: "kv".into(), key: b"k".to_vec(), body: b"v".to_vec(), deadline, hop: 1, record: None }
+        let (key, body) = (b"k".to_vec(), b"v".to_vec());
+        Outbound { service: "kv".into(), key, body, deadline, idempotent: false, hop: 1, record: None }
     }
 
     type TestLink = Link<&'static str, Vec<u8>>;
@@ -567,6 +617,26 @@ mod tests {
         assert_eq!(back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
         assert!(!link.is_connected() && !link.is_idle());
         assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("handed over", ..))));
+    }
+
+    #[test]
+    fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_run_twice() {
+        let mut link = link();
+        let later = NOW + FRESH * 2;
+        let take = |link: &mut TestLink| {
+            let mut bytes = Vec::new();
+            link.take(later, ConnId(1), 1 << 20, &mut bytes, |_| {});
+            Frame::decode(&bytes).ok().flatten().map(|(frame, _)| frame)
+        };
+        link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
+        assert!(matches!(take(&mut link), Some(Frame::Call(_))));
+        link.enqueue(outbound(later), "may not").unwrap();
+        assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
+        assert!(take(&mut link).is_none() && !link.has_work());
+        let mut answer = Vec::new();
+        Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
+        link.handle_frame(later, ConnId(1), &answer).unwrap();
+        assert!(link.has_work() && matches!(take(&mut link), Some(Frame::Call(_))));
     }
 
     #[test]

@@ -230,8 +230,16 @@ impl Peers {
         self.route_anew(now, target)
     }
 
-    /// The way to `target`, of which another process is wanted than the one that is connected: dials anew.
-    pub fn route_anew(&mut self, now: Instant, target: Target) -> Route {
+    /// The way to one process of `peer`, at the class's own `address`. A connection to another process of it is dead
+    /// or about to be forgotten: then a dial shows who is there now.
+    pub fn route_to_process(&mut self, now: Instant, peer: Peer, address: SocketAddr, life: u64) -> Route {
+        match self.connection(peer).filter(|conn| self.conns[conn].life == life) {
+            Some(conn) => Route::Connected(conn),
+            None => self.route_anew(now, Target::Peer(peer, address)),
+        }
+    }
+
+    fn route_anew(&mut self, now: Instant, target: Target) -> Route {
         if self.dialling.contains_key(&target) {
             return Route::Dialling;
         }

@@ -1,5 +1,7 @@
 //! What a data plane does with frames of others, and what the ledger says of every execution and outcome.
 
+use swimring::forwarder::{Unknown, Why};
+
 use super::*;
 
 impl World {
@@ -69,7 +71,8 @@ impl World {
         match app.admission.admit(now, incoming, view.is_confirmed(), || view.ownership(hash)) {
             Verdict::Run(permit) => {
                 let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
-                self.execute(index, call, &header.key.0, Running::There { permit, body });
+                let error = Duration::from_micros(u64::from(header.error_us));
+                self.execute(index, call, &header.key.0, Running::There { permit, body }, error);
             }
             Verdict::Refuse(why, owner) => {
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
@@ -82,11 +85,21 @@ impl World {
     }
 
     /// A handler begins: counted before anything else can happen.
-    pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running) {
+    pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running, error: Duration) {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
         let view = self.view(index);
         let owner = view.resolve(self.hasher.hash(key));
         self.check(index, "F6", owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
+        self.check(index, "O7", view.is_confirmed(), || {
+            format!("ran call {call} after it had stood still, before anybody confirmed it")
+        });
+        let is_leaving = self.hosts[index].app.as_ref().is_some_and(|app| app.leaving);
+        let by_other = matches!(running, Running::There { .. });
+        self.check(index, "L8", !(is_leaving && by_other), || format!("began call {call} of another while leaving"));
+        let late = self.ledger.entries.get(&call).map_or(Duration::ZERO, |entry| self.now.since(entry.deadline));
+        self.check(index, "F7", late <= error * 2 + LATE, || {
+            format!("began call {call} {late:?} after its deadline, with an error of {error:?}")
+        });
         if let Some(entry) = self.ledger.entries.get_mut(&call) {
             entry.executed += 1;
             let (executed, idempotent, outcome) = (entry.executed, entry.idempotent, entry.outcome);
@@ -102,6 +115,13 @@ impl World {
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
         app.running.insert(self.runs, running);
+        let callers = app.running.values().filter_map(Running::caller).fold(BTreeMap::new(), |mut callers, caller| {
+            *callers.entry(caller).or_insert(0) += 1;
+            callers
+        });
+        let most = callers.values().copied().max().unwrap_or(0);
+        let within = most <= LIMITS.calls_of_peer_max && callers.values().sum::<usize>() <= LIMITS.calls_max;
+        self.check(index, "B1", within, || format!("runs {callers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 
@@ -142,6 +162,7 @@ impl World {
             Outcome::NotExecuted(_) => "not_executed",
             Outcome::Unknown(_) => "unknown",
         };
+        let (owed, since) = (entry.owed, self.now);
         let before = entry.outcome.replace(kind);
         let (deadline, executed) = (entry.deadline, entry.executed);
         *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
@@ -156,6 +177,14 @@ impl World {
         let honest = kind != "not_executed" || executed == 0;
         self.check(index, "F3", honest, || {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
+        });
+        let reason = match outcome {
+            Outcome::NotExecuted(no) => !matches!(no.why(), Why::Deadline | Why::Refused(Refusal::Expired)),
+            Outcome::Unknown(why) => *why != Unknown::Deadline,
+            Outcome::Ok(_) | Outcome::Executed(_) => false,
+        };
+        self.check(index, "L5", !(owed && reason), || {
+            format!("call {id} ended {outcome:?} at {} ms, long after the cluster had agreed", since.as_millis())
         });
         let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
         self.check(index, "F8", right, || format!("call {id} got the answer of another"));

@@ -110,6 +110,19 @@ impl World {
             self.give(to, input);
         } else if self.hosts[to.host].is_up() && self.network.passes(to.host, from.host) {
             self.reset(conn, from);
+            self.go_astray(class, from, to.host, bytes);
+        }
+    }
+
+    /// QUIC would drop what comes for a connection that has ended. What lies below a call must not be trusted with
+    /// that either: a call may come out of the next connection, even at the next process.
+    fn go_astray(&mut self, class: Class, from: Process, host: usize, bytes: Vec<u8>) {
+        let now_there = self.hosts[host].process();
+        if class == Class::Calls
+            && is_call(&bytes)
+            && let Some((conn, _)) = self.network.newest(class, from, now_there)
+        {
+            self.give(now_there, Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))));
         }
     }
 
@@ -148,19 +161,43 @@ impl World {
         let Some(end) = held.end_of(process).filter(|end| held.ends[*end].open) else {
             return;
         };
+        let (class, other) = (held.class, held.ends[1 - end].process);
         let due = held.ends[end].heard + self.idle();
-        if due <= self.now {
-            let input = closed(held.class, conn);
+        if class == Class::Calls && self.is_heard(process, other) {
+            // Connections of calls are kept alive, and so the loss of the other end is noticed.
+            if !held.ends[1 - end].open || self.hosts[other.host].process() != other {
+                return self.reset(conn, process);
+            }
+            if let Some(held) = self.network.conns.get_mut(&conn) {
+                held.ends[end].heard = self.now;
+            }
+        } else if due <= self.now {
+            let input = closed(class, conn);
             self.network.close_end(conn, process);
-            self.give(process, input);
-        } else {
-            self.schedule(due, Happening::Idle { conn, process });
+            return self.give(process, input);
         }
+        self.watch_idle(conn, class, process, due);
+    }
+
+    fn watch_idle(&mut self, conn: u64, class: Class, process: Process, due: Instant) {
+        let next = if class == Class::Calls { self.now + KEEP_ALIVE } else { due };
+        self.schedule(next.max(self.now), Happening::Idle { conn, process });
+    }
+
+    /// Whether a packet now would be answered by the host of `other`.
+    fn is_heard(&self, process: Process, other: Process) -> bool {
+        let there = &self.hosts[other.host];
+        let passes = |from, to| self.network.passes(from, to);
+        there.is_up() && !there.paused && passes(process.host, other.host) && passes(other.host, process.host)
     }
 
     // Handshakes: out, back, hello, answer.
 
     pub(crate) fn dial(&mut self, dialler: Process, class: Class, dial: DialId, address: SocketAddr) {
+        let count = self.dials.note(self.now, dialler, class, address);
+        self.check(dialler.host, "H1", count <= DIALS_A_MINUTE, || {
+            format!("dialled {address} for {class:?} {count} times within a minute")
+        });
         let asked = self.hosts[dialler.host].local(self.now);
         self.send_handshake(Handshake { dialler, dial, address, class, asked, stage: 0, tries: 0, conn: None });
     }
@@ -256,7 +293,7 @@ impl World {
         let conn = self.network.connect(Conn::new(class, here, acceptor, self.now));
         handshake.conn = Some(conn);
         for process in [here, acceptor] {
-            self.schedule(self.now + self.idle(), Happening::Idle { conn, process });
+            self.watch_idle(conn, class, process, self.now + self.idle());
         }
         let input = match class {
             Class::Gossip => Input::Accepted(ConnId(conn), hello),
@@ -276,6 +313,10 @@ impl World {
     }
 }
 
+/// How often a connection of calls shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Most dials of one process for one address within a minute: the first waits are short, then they have doubled.
+const DIALS_A_MINUTE: usize = 25;
 /// How many times longer than the first a double of a call takes.
 const LATE_DOUBLE: u32 = 50;
 

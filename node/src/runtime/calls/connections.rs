@@ -18,25 +18,24 @@ impl Calls {
         let Some((peer, calls)) = address else {
             return self.give_back(to, Unsent::Unreachable);
         };
-        let target = Target::Peer(peer, calls);
         {
             // Held until it is noted who waits: the dial may end at any moment.
             let mut waiting = lock(&self.waiting);
-            let mut route = self.lock_peers().route(self.clock.now(), target);
+            let route = self.lock_peers().route_to_process(self.clock.now(), peer, calls, to.life);
             if self.link(to).lock().is_connected() {
                 return;
             }
-            if matches!(route, Route::Connected(_)) {
-                // To another process of that node, which is dead or about to be forgotten.
-                route = self.lock_peers().route_anew(self.clock.now(), target);
-            }
-            if route == Route::Dialling {
-                let waiting = waiting.entry(peer).or_default();
-                if !waiting.contains(&to) {
-                    waiting.push(to);
+            match route {
+                Route::Dialling => {
+                    let waiting = waiting.entry(peer).or_default();
+                    if !waiting.contains(&to) {
+                        waiting.push(to);
+                    }
                 }
-            } else {
-                self.give_back(to, Unsent::Unreachable);
+                // With a connection, and the link not on it: it has said goodbye.
+                Route::Connected(_) | Route::Unreachable | Route::Refused => {
+                    self.give_back(to, Unsent::Unreachable);
+                }
             }
         }
         self.settle();

@@ -113,7 +113,7 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
     let (arrival, work) = {
         let mut link = lane.link.lock();
         let arrival = link.handle_frame(lane.calls.clock.now(), lane.conn, frame)?;
-        (arrival, link.has_work())
+        (arrival, link.has_work() || link.has_large_work())
     };
     if work {
         lane.link.wake();
@@ -148,6 +148,8 @@ pub(super) async fn send_large(lane: Lane) {
         let Ok(mut stream) = stream else { return };
         let mut frame = Vec::new();
         while !lane.link.lock().take_large(lane.calls.clock.now(), lane.conn, &mut frame, |_| {}) {
+            // It may want to ask first, in a lane.
+            lane.writers.lanes.notify_one();
             tokio::select! {
                 () = lane.writers.large.notified() => {}
                 _ = lane.connection.closed() => return,

@@ -28,7 +28,7 @@ impl UnderWay {
                 Step::Resolve => {
                     self.view = calls.view();
                     let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
-                    self.call.resolved(self.view.resolve(KeyHash(self.hash.0.rotate_left(wrong))))
+                    self.call.resolved(calls.clock.now(), self.view.resolve(KeyHash(self.hash.0.rotate_left(wrong))))
                 }
                 Step::Find(node) => {
                     self.view = calls.view();
@@ -87,6 +87,7 @@ impl UnderWay {
             key: self.wish.key.clone(),
             body: self.wish.body.clone(),
             deadline: self.call.deadline(),
+            idempotent: self.wish.idempotent,
             hop,
             record: self.record.take().filter(|_| hop > 1),
         };

@@ -1,0 +1,129 @@
+//! How a plan ends: a core heals, agrees, and serves.
+
+use std::time::Duration;
+
+use swimring::core::hello::Class;
+
+use crate::plan::Memory;
+use crate::world::{Happening, World};
+
+/// How often the core is looked at in the quiet phase.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the core must agree before it counts.
+const SETTLED: u32 = 5;
+/// How long the core serves after that: longer than a connection that lost to another one lingers.
+pub(crate) const SERVED: Duration = Duration::from_secs(35);
+/// How long after the agreement calls may still fail: rings are agreed on a moment after views, and what is under
+/// way on connections to the dead ends with them.
+const GRACE: Duration = Duration::from_secs(3);
+
+impl World {
+    /// Chaos is over: a random core is healed and started, the rest is gone for good.
+    pub(crate) fn quiet(&mut self) {
+        let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
+        let mut hosts: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0).collect();
+        self.rng.shuffle(&mut hosts);
+        let least = (hosts.len() * share as usize).div_ceil(100).max(1);
+        let size = least + self.rng.index(hosts.len() - least + 1);
+        // Joining is owed only while a seed can be reached: the core has one.
+        if let Some(seed) = hosts.iter().position(|host| *host < self.plan.world.seeds) {
+            hosts.swap(0, seed);
+        }
+        let gone = hosts.split_off(size);
+        hosts.sort_unstable();
+        self.say(|| format!("quiet: the core is {:?}", hosts.iter().map(|host| host + 1).collect::<Vec<_>>()));
+        self.network.lift_all(self.now);
+        gone.into_iter().for_each(|host| self.kill(host));
+        self.core = Some(hosts.clone());
+        self.quiet_at = self.now;
+        for host in hosts {
+            self.hosts[host].slow = 1;
+            if self.hosts[host].paused {
+                self.resume(self.hosts[host].process());
+            }
+            if !self.hosts[host].is_up() || self.has_left(host) {
+                self.kill(host);
+                self.start(host, Memory::Kept);
+            }
+        }
+        self.agreed = 0;
+        self.schedule(self.now + LOOK, Happening::Look);
+    }
+
+    fn has_left(&self, host: usize) -> bool {
+        let control = self.hosts[host].control.as_ref();
+        control.is_some_and(|control| {
+            let membership = control.membership();
+            membership.roster().present(membership.id()).is_none()
+        })
+    }
+
+    /// The core agrees when everybody in it sees everybody in it and nobody else.
+    pub(crate) fn look(&mut self) {
+        let Some(core) = &self.core else { return };
+        let agreed = self.disagreement(core).is_none();
+        self.check_open_calls();
+        self.agreed = if agreed { self.agreed + 1 } else { 0 };
+        if self.agreed == SETTLED {
+            self.converged_after = Some(self.now.since(self.quiet_at) - LOOK * (SETTLED - 1));
+            self.schedule(self.now + SERVED, Happening::Over);
+        } else {
+            self.schedule(self.now + LOOK, Happening::Look);
+        }
+    }
+
+    /// Whether a call that begins now is owed its answer.
+    pub(crate) fn is_owed(&self) -> bool {
+        let since = self.converged_after.map(|after| self.quiet_at + after + GRACE);
+        self.plan.expect.served && since.is_some_and(|since| self.now > since)
+    }
+
+    /// The core has agreed and served for a while: nothing is left over of the chaos.
+    pub(crate) fn over(&mut self) {
+        self.over = true;
+        let core = self.core.clone().unwrap_or_default();
+        let changed = self.disagreement(&core);
+        self.check(core[0], "L7", changed.is_none(), || {
+            format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
+        });
+        for class in [Class::Gossip, Class::Calls] {
+            for ((one, other), count) in self.network.connections(class) {
+                self.check(one.host, "P1", count <= 1, || {
+                    format!("{count} connections of {class:?} to n{} are left", other.host + 1)
+                });
+            }
+        }
+    }
+
+    /// Why the core does not agree yet.
+    pub fn disagreement(&self, core: &[usize]) -> Option<String> {
+        let mut digest = None;
+        for host in core {
+            let machine = &self.hosts[*host];
+            let Some(control) = &machine.control else {
+                return Some(format!("{} is not running", machine.name));
+            };
+            let membership = control.membership();
+            if !membership.is_joined() || !membership.is_confirmed() {
+                return Some(format!("{} is not joined or not confirmed", machine.name));
+            }
+            for other in core {
+                if membership.roster().present(self.hosts[*other].id).is_none() {
+                    return Some(format!("{} does not see {}", machine.name, self.hosts[*other].name));
+                }
+            }
+            if membership.roster().present_count() != core.len() {
+                return Some(format!("{} sees somebody who is gone", machine.name));
+            }
+            if *digest.get_or_insert(membership.roster().digest()) != membership.roster().digest() {
+                return Some(format!("{} has another digest", machine.name));
+            }
+        }
+        None
+    }
+
+    /// The core of the quiet phase, once it has begun.
+    pub fn core(&self) -> Option<&[usize]> {
+        self.core.as_deref()
+    }
+}
