@@ -93,7 +93,6 @@ enum State<B> {
     Starting,
     /// An attempt waits in a queue, or for an answer.
     Attempting {
-        handed: bool,
         withdrawing: bool,
     },
     Pausing(Instant),
@@ -141,11 +140,11 @@ impl<B> Call<B> {
             State::Finding(node) => Step::Find(*node),
             State::Running => Step::Wait(self.spec.deadline),
             State::Starting => {
-                self.state = State::Attempting { handed: false, withdrawing: false };
+                self.state = State::Attempting { withdrawing: false };
                 let to = self.to.expect("an attempt that starts has an addressee");
                 Step::Send { attempt: self.attempt, to, hop: self.hop }
             }
-            State::Attempting { withdrawing: true, handed: false } => Step::Withdraw { attempt: self.attempt },
+            State::Attempting { withdrawing: true } => Step::Withdraw { attempt: self.attempt },
             State::Attempting { .. } => Step::Wait(self.spec.deadline),
             State::Pausing(until) => Step::Wait((*until).min(self.spec.deadline)),
             State::Done(outcome) => Step::Done(outcome.take().expect("an outcome is given once")),
@@ -206,19 +205,10 @@ impl<B> Call<B> {
         if why.is_passing() { self.pause(now, proof, budget) } else { self.end_unrun(proof) }
     }
 
-    /// The transport has the first byte of the attempt.
-    pub fn handed_over(&mut self, attempt: u32) {
-        if let State::Attempting { handed, .. } = &mut self.state
-            && attempt == self.attempt
-        {
-            *handed = true;
-        }
-    }
-
     /// The attempt was never handed over, and will not be.
     pub fn unsent(&mut self, now: Instant, attempt: u32, proof: NeverSent, budget: &mut Budget) {
         if self.is_attempting(attempt) {
-            let withdrawn = matches!(self.state, State::Attempting { withdrawing: true, .. });
+            let withdrawn = matches!(self.state, State::Attempting { withdrawing: true });
             if withdrawn || now >= self.spec.deadline {
                 return self.end_unrun(NotExecuted::untried(Why::Deadline));
             }
@@ -304,8 +294,7 @@ impl<B> Call<B> {
             State::Pausing(_) | State::Resolving | State::Finding(_) | State::Starting if late => {
                 self.give_up(Why::Deadline)
             }
-            State::Attempting { handed: false, withdrawing } if late => *withdrawing = true,
-            State::Attempting { .. } if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
+            State::Attempting { withdrawing } if late => *withdrawing = true,
             State::Running if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
             _ => {}
         }
@@ -330,6 +319,11 @@ impl<B> Call<B> {
 
     fn finish(&mut self, outcome: Outcome<B>) {
         self.state = State::Done(Some(outcome));
+    }
+
+    /// How often it was tried again.
+    pub fn repeats(&self) -> u32 {
+        self.repeats
     }
 
     /// Whether it may run more than once.

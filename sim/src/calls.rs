@@ -87,6 +87,9 @@ pub(crate) struct App {
     waiting: BTreeMap<Peer, BTreeSet<Instance>>,
     admission: Admission,
     pub(crate) leaving: bool,
+    /// Calls of this process, and how often they were tried again.
+    fresh: u32,
+    repeats: u32,
     view: Option<Arc<View>>,
     budget: Budget,
     active: BTreeMap<u64, Active>,
@@ -106,6 +109,8 @@ impl App {
             waiting: BTreeMap::new(),
             admission: Admission::new(me, LIMITS),
             leaving: false,
+            fresh: 0,
+            repeats: 0,
             view: None,
             budget: Budget::default(),
             active: BTreeMap::new(),
@@ -255,6 +260,7 @@ impl World {
                 let mut body = id.to_le_bytes().to_vec();
                 body.resize(body.len() + load, 0);
                 app.budget.earn();
+                app.fresh += 1;
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
                 let active =
                     Active { call, key: key.into(), body: body.into(), record: None, sent: None, started: false };
@@ -388,7 +394,12 @@ impl World {
                     let (to, seq) = active.sent.expect("an attempt under way has its number");
                     match app.links.get_mut(&to).and_then(|link| link.withdraw(seq)) {
                         Some(proof) => active.call.unsent(now, attempt, proof, &mut app.budget),
-                        None => active.call.not_withdrawn(attempt),
+                        None => {
+                            active.call.not_withdrawn(attempt);
+                            if let Some(link) = app.links.get_mut(&to) {
+                                link.abandon(seq);
+                            }
+                        }
                     }
                 }
                 Some(Step::Wait(until)) => {
@@ -529,15 +540,9 @@ impl World {
             let Some((_, link)) = ready else { break };
             let Some(conn) = link.preferred() else { break };
             let mut bytes = Vec::new();
-            let mut handed = Vec::new();
-            link.take(now, conn, BATCH, &mut bytes, |token| handed.push(*token));
+            link.take(now, conn, BATCH, &mut bytes);
             if bytes.is_empty() {
-                link.take_large(now, conn, &mut bytes, |token| handed.push(*token));
-            }
-            for token in handed {
-                if let Some(active) = app.active.get_mut(&token.call) {
-                    active.call.handed_over(token.attempt);
-                }
+                link.take_large(now, conn, &mut bytes);
             }
             self.write(process, conn, &bytes);
         }

@@ -65,7 +65,6 @@ fn an_answer_of_the_handler_ends_the_call_whether_it_failed_or_not() {
     for (result, expected) in [(Ok("fine"), Outcome::Ok("fine")), (Err("bad"), Outcome::Executed("bad"))] {
         let mut story = story(false);
         let attempt = story.send_to(A);
-        story.call.handed_over(attempt);
         story.call.answered(attempt, result);
         assert_eq!(story.outcome(), expected);
     }
@@ -75,7 +74,6 @@ fn an_answer_of_the_handler_ends_the_call_whether_it_failed_or_not() {
 fn a_call_that_may_not_run_twice_is_never_tried_again_once_it_was_handed_over() {
     let mut story = story(false);
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.lost(NOW, attempt, &mut story.budget);
     assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
 }
@@ -84,7 +82,6 @@ fn a_call_that_may_not_run_twice_is_never_tried_again_once_it_was_handed_over() 
 fn a_call_that_may_run_twice_is_tried_again_after_a_lost_connection() {
     let mut story = story(true);
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.lost(NOW, attempt, &mut story.budget);
     assert!(story.is_pausing());
     story.call.timeout(NOW + Duration::from_millis(200));
@@ -105,12 +102,10 @@ fn what_was_never_handed_over_is_tried_again_however_often_it_may_run() {
 fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
     let mut story = story(false);
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.refused(NOW, attempt, A, Refusal::NotOwner, Some(B.node), &mut story.budget);
     assert_eq!(story.call.step(), Step::Find(B.node));
     story.call.named(NOW, Resolution::There(B), &mut story.budget);
     let second = story.sent(B, 2);
-    story.call.handed_over(second);
     // Two hops are the most: now it waits for the views to agree.
     story.call.refused(NOW, second, B, Refusal::NotOwner, Some(A.node), &mut story.budget);
     assert!(story.is_pausing());
@@ -123,7 +118,6 @@ fn only_the_process_it_was_sent_to_can_close_an_attempt() {
     for (from, why) in [(restarted, Refusal::Overloaded), (A, Refusal::WrongProcess)] {
         let mut story = story(false);
         let attempt = story.send_to(A);
-        story.call.handed_over(attempt);
         story.call.refused(NOW, attempt, from, why, None, &mut story.budget);
         assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Replaced));
     }
@@ -134,7 +128,6 @@ fn a_refusal_by_the_addressee_makes_another_try_safe() {
     for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::Leaving] {
         let mut story = story(false);
         let attempt = story.send_to(A);
-        story.call.handed_over(attempt);
         story.call.refused(NOW, attempt, A, why, None, &mut story.budget);
         assert!(story.is_pausing(), "{why:?}");
     }
@@ -144,7 +137,6 @@ fn a_refusal_by_the_addressee_makes_another_try_safe() {
 fn a_refusal_that_will_not_pass_ends_the_call() {
     let mut story = story(true);
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.refused(NOW, attempt, A, Refusal::NoService, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }
@@ -153,28 +145,19 @@ fn a_refusal_that_will_not_pass_ends_the_call() {
 fn an_open_attempt_of_an_earlier_try_keeps_the_outcome_unknown() {
     let mut story = story(true);
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.lost(NOW, attempt, &mut story.budget);
     story.call.timeout(NOW + Duration::from_millis(200));
     let second = story.send_to(B);
-    story.call.handed_over(second);
     story.call.refused(NOW, second, B, Refusal::NoService, None, &mut story.budget);
     assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
 }
 
 #[test]
-fn the_deadline_ends_a_call_as_far_as_it_got() {
-    // Before anything was sent.
+fn the_deadline_ends_a_call_of_which_nothing_was_sent() {
     let mut early = story(false);
     early.call.step();
     early.call.timeout(DEADLINE);
     assert_eq!(early.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
-    // After it was handed over.
-    let mut late = story(false);
-    let attempt = late.send_to(A);
-    late.call.handed_over(attempt);
-    late.call.timeout(DEADLINE);
-    assert_eq!(late.outcome(), Outcome::Unknown(Unknown::Deadline));
 }
 
 #[test]
@@ -198,7 +181,6 @@ fn repeats_end_with_the_budget() {
     let mut story = story(true);
     while story.budget.spend() {}
     let attempt = story.send_to(A);
-    story.call.handed_over(attempt);
     story.call.refused(NOW, attempt, A, Refusal::Overloaded, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }

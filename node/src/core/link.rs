@@ -316,15 +316,8 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     }
 
     /// Appends what waits for the lanes to `out`, up to about `bytes_max`, for the shell to write on `conn`. From
-    /// this moment the attempts among it are handed over; each of their tokens is shown to `handed`.
-    pub fn take(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        bytes_max: usize,
-        out: &mut Vec<u8>,
-        mut handed: impl FnMut(&T),
-    ) {
+    /// this moment the attempts among it are handed over.
+    pub fn take(&mut self, now: Instant, conn: ConnId, bytes_max: usize, out: &mut Vec<u8>) {
         // A writer may still ask for a connection that has ended, or that lost to another one.
         if self.preferred() != Some(conn) {
             return;
@@ -348,14 +341,14 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
                 continue;
             }
             if let Some(queued) = self.lanes.calls.pop_front() {
-                self.hand_over(now, conn, timebase, queued, out, &mut handed);
+                self.hand_over(now, conn, timebase, queued, out);
             }
         }
     }
 
     /// Appends one frame with a large body to `out`, for the shell to write on a stream of its own on `conn`.
     /// False if there is none.
-    pub fn take_large(&mut self, now: Instant, conn: ConnId, out: &mut Vec<u8>, mut handed: impl FnMut(&T)) -> bool {
+    pub fn take_large(&mut self, now: Instant, conn: ConnId, out: &mut Vec<u8>) -> bool {
         if self.preferred() != Some(conn) {
             return false;
         }
@@ -376,19 +369,11 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         let Some(queued) = self.large.calls.pop_front() else {
             return false;
         };
-        self.hand_over(now, conn, timebase, queued, out, &mut handed);
+        self.hand_over(now, conn, timebase, queued, out);
         true
     }
 
-    fn hand_over(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        timebase: Timebase,
-        queued: Queued<T, B>,
-        out: &mut Vec<u8>,
-        handed: &mut impl FnMut(&T),
-    ) {
+    fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
         let Queued { seq, token, call } = queued;
         let body = call.body.as_ref();
         self.queued_bytes -= body.len();
@@ -407,7 +392,6 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             record: call.record,
         };
         Frame::Call(header).encode(body, out);
-        handed(&token);
         self.pending.insert(seq, (conn, token));
     }
 
@@ -505,7 +489,7 @@ mod tests {
 
     fn take(link: &mut TestLink) -> Vec<Frame> {
         let mut bytes = Vec::new();
-        link.take(NOW, ConnId(1), 1 << 20, &mut bytes, |_| {});
+        link.take(NOW, ConnId(1), 1 << 20, &mut bytes);
         let mut frames = Vec::new();
         let mut rest = &bytes[..];
         while let Some(length) = Frame::length(rest, 1 << 20).unwrap() {
@@ -553,7 +537,7 @@ mod tests {
         link.enqueue(outbound(NOW), "a").unwrap();
         let taken = |link: &mut TestLink, conn| {
             let mut bytes = Vec::new();
-            link.take(NOW, ConnId(conn), 1 << 20, &mut bytes, |_| {});
+            link.take(NOW, ConnId(conn), 1 << 20, &mut bytes);
             !bytes.is_empty()
         };
         assert!(!taken(&mut link, 2), "the other one is kept");
@@ -598,7 +582,7 @@ mod tests {
         assert!(matches!(link.enqueue(large(50_000), "too much"), Err((_, _))));
         assert!(take(&mut link).is_empty() && link.has_large_work() && !link.has_work());
         let mut bytes = Vec::new();
-        assert!(link.take_large(NOW, ConnId(1), &mut bytes, |_| {}));
+        assert!(link.take_large(NOW, ConnId(1), &mut bytes));
         assert!(matches!(Frame::decode(&bytes), Ok(Some((Frame::Call(header), _))) if header.seq == seq));
         assert!(link.withdraw(seq).is_none(), "it is handed over");
         assert!(link.enqueue(large(50_000), "there is room again").is_ok());
@@ -625,7 +609,7 @@ mod tests {
         let later = NOW + FRESH * 2;
         let take = |link: &mut TestLink| {
             let mut bytes = Vec::new();
-            link.take(later, ConnId(1), 1 << 20, &mut bytes, |_| {});
+            link.take(later, ConnId(1), 1 << 20, &mut bytes);
             Frame::decode(&bytes).ok().flatten().map(|(frame, _)| frame)
         };
         link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
@@ -656,7 +640,7 @@ mod tests {
             link.send(&Frame::Ok { seq: 1, fence: 1 }, &reply);
         }
         let mut bytes = Vec::new();
-        link.take(NOW, ConnId(1), usize::MAX, &mut bytes, |_| {});
+        link.take(NOW, ConnId(1), usize::MAX, &mut bytes);
         assert!(!link.is_choked());
     }
 }

@@ -49,6 +49,8 @@ pub struct PeersConfig {
     pub connections_of_node_max: usize,
     /// Most dials under way.
     pub dials_max: usize,
+    /// After how long a connection is replaced by a new one, whose certificates are judged anew.
+    pub age_max: Duration,
 }
 
 impl Default for PeersConfig {
@@ -61,6 +63,7 @@ impl Default for PeersConfig {
             connections_max: 2_048,
             connections_of_node_max: 8,
             dials_max: 256,
+            age_max: Duration::from_secs(6 * 3_600),
         }
     }
 }
@@ -159,7 +162,8 @@ pub enum PeersEvent {
 struct Conn {
     peer: Peer,
     life: u64,
-    dialled_here: bool,
+    /// What was dialled, if this end did.
+    dialled: Option<Target>,
     retired: bool,
 }
 
@@ -174,6 +178,7 @@ enum Timer {
     Retry(Target),
     Linger(ConnId),
     Oneself(SocketAddr),
+    Age(ConnId),
 }
 
 /// The connections of one class.
@@ -397,7 +402,11 @@ impl Peers {
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
         let peer = hello.peer;
-        let conn = Conn { peer, life: hello.life, dialled_here: dialled.is_some(), retired: false };
+        let conn = Conn { peer, life: hello.life, dialled, retired: false };
+        if dialled.is_some() {
+            let age = self.rng.jitter(self.config.age_max);
+            self.timers.set(Timer::Age(id), now + age);
+        }
         let held = self.by_peer.entry(peer).or_default();
         let first = held.is_empty();
         held.push(id);
@@ -422,7 +431,7 @@ impl Peers {
             self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
         }
         // The newest of the winning direction is kept; with none, the newest.
-        let kept = live.iter().rev().find(|id| self.conns[id].dialled_here == mine_wins).or(live.last()).copied();
+        let kept = live.iter().rev().find(|id| self.conns[id].dialled.is_some() == mine_wins).or(live.last()).copied();
         let Some(kept) = kept else { return };
         let held = self.by_peer.get_mut(&peer).expect("the connection was just added");
         held.retain(|id| *id != kept);
@@ -430,7 +439,7 @@ impl Peers {
         for id in held.iter().skip(1) {
             let conn = self.conns.get_mut(id).expect("held connections are known");
             // The end that dialled a loser closes it, so that the two do not close different ones.
-            if conn.dialled_here && !conn.retired {
+            if conn.dialled.is_some() && !conn.retired {
                 conn.retired = true;
                 self.timers.set(Timer::Linger(*id), now + self.config.linger);
             }
@@ -450,6 +459,7 @@ impl Peers {
     fn drop_conn(&mut self, id: ConnId) -> Option<Peer> {
         let conn = self.conns.remove(&id)?;
         self.timers.cancel(Timer::Linger(id));
+        self.timers.cancel(Timer::Age(id));
         if let Some(held) = self.by_peer.get_mut(&conn.peer) {
             held.retain(|other| *other != id);
         }
@@ -499,11 +509,24 @@ impl Peers {
                 Timer::Oneself(address) => {
                     self.oneself.remove(&address);
                 }
+                Timer::Age(conn) => self.renew(now, conn),
                 Timer::Linger(conn) => {
                     self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
                     self.handle_closed(conn);
                 }
             }
+        }
+    }
+
+    /// The connection is old: the one that is dialled now will be kept instead, if it is still the one that is kept.
+    fn renew(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        if self.connection(conn.peer) == Some(id)
+            && let Some(target) = conn.dialled
+        {
+            self.route_anew(now, target);
+            let again = self.rng.jitter(self.config.age_max / 16);
+            self.timers.set(Timer::Age(id), now + again);
         }
     }
 

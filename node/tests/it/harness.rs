@@ -195,12 +195,13 @@ impl Node {
     /// Asks the admin socket; none if nobody answers.
     pub(crate) fn ask(&self, path: &str) -> Option<Value> {
         let stream = UnixStream::connect(&self.admin).ok()?;
-        serde_json::from_slice(&exchange(stream, "GET", path, b"")?.body).ok()
+        serde_json::from_slice(&exchange(stream, "GET", path, &[], b"")?.body).ok()
     }
 
     /// What it has counted under a name with these labels.
     pub(crate) fn counted(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
-        let page = UnixStream::connect(&self.admin).ok().and_then(|stream| exchange(stream, "GET", "/metrics", b""));
+        let page =
+            UnixStream::connect(&self.admin).ok().and_then(|stream| exchange(stream, "GET", "/metrics", &[], b""));
         let page = text(&page.expect("the admin endpoint answers").body);
         let has = |line: &str, (label, value): &(&str, &str)| line.contains(&format!("{label}=\"{value}\""));
         let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
@@ -227,8 +228,8 @@ impl Node {
     /// A request to the key-value service, over HTTP or, without it, over the admin socket.
     pub(crate) fn http(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let answer = match &self.http {
-            Some(_) => exchange(self.http_stream(), method, path, body),
-            None => exchange(UnixStream::connect(&self.admin).expect("admin listens"), method, path, body),
+            Some(_) => exchange(self.http_stream(), method, path, &[], body),
+            None => exchange(UnixStream::connect(&self.admin).expect("admin listens"), method, path, &[], body),
         };
         answer.expect("HTTP answers")
     }
@@ -285,9 +286,16 @@ pub(crate) fn agree(nodes: &[&Node], count: usize) {
     });
 }
 
-fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
+pub(crate) fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<Answer> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;

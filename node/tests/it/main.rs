@@ -3,6 +3,7 @@
 mod blocking;
 mod clusters;
 mod cuts;
+mod example;
 mod harness;
 mod hostile;
 mod library;

@@ -153,6 +153,11 @@ impl World {
         let Some(active) = app.active.remove(&id) else {
             return;
         };
+        app.repeats += active.call.repeats();
+        let (fresh, repeats) = (app.fresh, app.repeats);
+        self.check(index, "F12", repeats <= 10 + fresh / 10, || {
+            format!("tried {repeats} times again for {fresh} calls")
+        });
         let Some(entry) = self.ledger.entries.get_mut(&id) else {
             return;
         };

@@ -119,3 +119,24 @@ fn a_hello_is_refused_for_each_reason() {
     assert_eq!(judge(Hello { class: Class::Calls, ..hello(2, 2) }, certified), Err(Refusal::Class));
     assert_eq!(judge(Hello { fingerprint: [1; 16], ..hello(2, 2) }, certified), Err(Refusal::Cluster));
 }
+
+#[test]
+fn an_old_connection_is_replaced_by_a_new_one_before_it_is_closed() {
+    let (mut low, mut high) = (peers(1), peers(2));
+    let begun = Instant::ORIGIN;
+    let (config, target) = (PeersConfig::default(), target(2));
+    low.route(begun, target);
+    let dial = dialled(&mut low);
+    low.handle_dialled(begun, dial, ConnId(1), &hello(2, 2));
+    high.handle_accepted(begun, ConnId(1), &hello(1, 1));
+    let old = low.poll_timeout().expect("it grows old");
+    assert!(old >= begun + config.age_max / 2);
+    low.handle_timeout(old);
+    let again = dialled(&mut low);
+    assert_eq!(low.connection(peer(2)), Some(ConnId(1)), "until the new one stands");
+    low.handle_dialled(old, again, ConnId(2), &hello(2, 2));
+    high.handle_accepted(old, ConnId(2), &hello(1, 1));
+    assert_eq!((low.connection(peer(2)), high.connection(peer(1))), (Some(ConnId(2)), Some(ConnId(2))));
+    low.handle_timeout(old + config.linger);
+    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Duplicate }));
+}

@@ -53,7 +53,7 @@ async fn write(lane: &Lane, mut send: SendStream) {
         batch.clear();
         let more = {
             let mut link = lane.link.lock();
-            link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch, |_| {});
+            link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch);
             link.has_work()
         };
         if batch.is_empty() {
@@ -147,7 +147,7 @@ pub(super) async fn send_large(lane: Lane) {
         let stream = lane.connection.open_uni().await;
         let Ok(mut stream) = stream else { return };
         let mut frame = Vec::new();
-        while !lane.link.lock().take_large(lane.calls.clock.now(), lane.conn, &mut frame, |_| {}) {
+        while !lane.link.lock().take_large(lane.calls.clock.now(), lane.conn, &mut frame) {
             // It may want to ask first, in a lane.
             lane.writers.lanes.notify_one();
             tokio::select! {

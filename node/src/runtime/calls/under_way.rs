@@ -143,17 +143,13 @@ impl UnderWay {
         let mut budget = calls.lock_budget();
         match report {
             Report::Unsent(proof) => self.call.unsent(now, attempt, proof, &mut budget),
-            Report::Lost => {
-                self.call.handed_over(attempt);
-                self.call.lost(now, attempt, &mut budget);
-            }
+            Report::Lost => self.call.lost(now, attempt, &mut budget),
             Report::Ran(result, fence) => {
                 self.fence = fence;
                 self.call.answered(attempt, result);
             }
             Report::Refused(from, why, owner, record) => {
                 self.record = record;
-                self.call.handed_over(attempt);
                 self.call.refused(now, attempt, from, why, owner, &mut budget);
             }
         }
