@@ -93,13 +93,15 @@ fn draw_load(rng: &mut Rng, profile: Profile) -> Load {
         Profile::Pr => log_uniform(rng, 1, 50),
         Profile::Forward => log_uniform(rng, 20, 200),
     };
+    // Now and then bodies that take a stream of their own; fewer of them, for they are copied a lot.
+    let large = rng.chance(80_000);
     Load {
-        rate,
+        rate: if large { rate.min(5) } else { rate },
         keys: if rng.chance(500_000) { Keys::Zipf(1_100, 10_000) } else { Keys::Uniform(1_000) },
-        deadline: Duration::from_millis(200 + rng.below(2_000)),
+        deadline: millis(rng, 200, 6_000),
         idempotent: rng.below(1_000_000) as u32,
-        handler: Latency::Exp(Duration::from_micros(500 + rng.below(10_000))),
-        body: log_uniform(rng, 1, 2_000) as usize,
+        handler: Latency::Exp(millis(rng, 1, 300)),
+        body: if large { 70_000 } else { log_uniform(rng, 1, 2_000) as usize },
     }
 }
 
@@ -124,6 +126,10 @@ fn log_uniform(rng: &mut Rng, low: u32, high: u32) -> u32 {
 
 fn secs(rng: &mut Rng, low: u32, high: u32) -> Duration {
     Duration::from_secs(u64::from(log_uniform(rng, low, high)))
+}
+
+fn millis(rng: &mut Rng, low: u32, high: u32) -> Duration {
+    Duration::from_millis(u64::from(log_uniform(rng, low, high)))
 }
 
 fn node(rng: &mut Rng, nodes: usize) -> Side {
@@ -169,7 +175,7 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
         Class::Disorder => (Action::Reorder(Duration::from_millis(1 + rng.below(200))), secs(rng, 5, 60)),
         Class::Crashes => {
             let memory = [Memory::Kept, Memory::Kept, Memory::Lost, Memory::Stale][rng.index(4)];
-            let restart = rng.chance(850_000).then(|| (secs(rng, 1, 60), memory));
+            let restart = rng.chance(850_000).then(|| (millis(rng, 50, 60_000), memory));
             (Action::Crash(some(rng, nodes), restart), forever)
         }
         Class::Pauses => (Action::Pause(some(rng, nodes)), secs(rng, 1, 40)),

@@ -184,7 +184,9 @@ impl World {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
         });
         let reason = match outcome {
-            Outcome::NotExecuted(no) => !matches!(no.why(), Why::Deadline | Why::Refused(Refusal::Expired)),
+            Outcome::NotExecuted(no) => {
+                !matches!(no.why(), Why::Deadline | Why::Refused(Refusal::Expired | Refusal::Overloaded))
+            }
             Outcome::Unknown(why) => *why != Unknown::Deadline,
             Outcome::Ok(_) | Outcome::Executed(_) => false,
         };
