@@ -270,8 +270,7 @@ impl<B> Call<B> {
     }
 
     fn pause(&mut self, now: Instant, otherwise: NotExecuted, budget: &mut Budget) {
-        let outcome = if self.open { Outcome::Unknown(Unknown::Lost) } else { Outcome::NotExecuted(otherwise) };
-        self.pause_or(now, outcome, budget);
+        self.pause_or(now, self.unrun(otherwise), budget);
     }
 
     /// Waits and tries again, if the time and the budget allow it.
@@ -311,10 +310,13 @@ impl<B> Call<B> {
         self.end_unrun(NotExecuted::untried(why));
     }
 
-    /// Ends without having run, unless an earlier attempt may have.
     fn end_unrun(&mut self, proof: NotExecuted) {
-        let outcome = if self.open { Outcome::Unknown(Unknown::Lost) } else { Outcome::NotExecuted(proof) };
-        self.finish(outcome);
+        self.finish(self.unrun(proof));
+    }
+
+    /// What came of the call if its last attempt did not run: an earlier one may have.
+    fn unrun(&self, proof: NotExecuted) -> Outcome<B> {
+        if self.open { Outcome::Unknown(Unknown::Lost) } else { Outcome::NotExecuted(proof) }
     }
 
     fn finish(&mut self, outcome: Outcome<B>) {
