@@ -59,7 +59,7 @@ pub struct Settings {
     pub heal_period: Duration,
     /// How long down and left members are listed before a tombstone replaces them.
     pub reap_after: Duration,
-    /// Most members, this node included. What would be one more is refused and counted.
+    /// Most members, this node included: as many as a ring can index. What would be one more is refused and counted.
     pub members_max: usize,
     /// Most tombstones; beyond it the oldest goes.
     pub tombstones_max: usize,
@@ -100,7 +100,7 @@ impl Settings {
             join_retry_max: Duration::from_secs(10),
             heal_period: Duration::from_secs(2),
             reap_after: Duration::from_secs(60),
-            members_max: 65_536,
+            members_max: 65_535,
             tombstones_max: 65_536,
             contacts_max: 1_024,
             health_max: 7,
@@ -170,8 +170,8 @@ impl Config {
         if s.join_retry.is_zero() || s.join_retry > s.join_retry_max || s.heal_period < Duration::from_millis(100) {
             return fails("join_retry", "or heal_period is too short, so that absent seeds are flooded");
         }
-        if s.members_max == 0 || s.members_max > 65_536 || s.contacts_max == 0 {
-            return fails("members_max", "is not within 1 to 65,536, or no contact is remembered");
+        if s.members_max == 0 || s.members_max > 65_535 || s.contacts_max == 0 {
+            return fails("members_max", "is not within 1 to 65,535, or no contact is remembered");
         }
         Ok(Self(settings))
     }

@@ -76,7 +76,6 @@ impl Membership {
     fn absent_seed(&mut self) -> Option<SocketAddr> {
         let seed = self.joiner.next_seed()?;
         let present = self.roster.iter().any(|(_, m)| m.state.is_present() && m.record.profile().gossip == seed);
-        let lost = self.contacts.iter().any(|peer| peer.address == seed);
-        (!present && !lost).then_some(seed)
+        (!present).then_some(seed)
     }
 }

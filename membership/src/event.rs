@@ -48,6 +48,8 @@ pub enum Event {
     Refuted {
         /// Its new incarnation.
         incarnation: Incarnation,
+        /// What was believed. After *down* or *left* others may have owned this node's keys for a time.
+        against: State,
     },
     /// The boot was raised, because the name had lived longer than the state directory knew: store it.
     Rebooted {

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use crate::event::Event;
 use crate::membership::{Delivery, Membership, Outgoing, Start, Timer, record_update};
+use crate::news::BOOT_LEAP_MAX;
 use crate::probe::Purpose;
 use crate::wire::{Belief, Message, Update};
 use crate::{Incarnation, Instant, Name, NodeId, Peer, Phase, Profile, Record, State};
@@ -67,6 +68,8 @@ impl Membership {
     /// Restates this node above `at`, which somebody holds or claims of it.
     fn outbid(&mut self, now: Instant, at: Incarnation) {
         let own = self.me.incarnation;
+        // However far a claim leaps, one answer to it climbs so far only: a lie must leave boots above it.
+        let at = Incarnation { boot: at.boot.min(own.boot.saturating_add(BOOT_LEAP_MAX)), ..at };
         // Only this process mints its boot. Somebody who holds more of it has it from another life.
         let next = if at > own || own.count == u32::MAX {
             Incarnation::new(at.boot.max(own.boot).saturating_add(1), 0)
@@ -98,30 +101,30 @@ impl Membership {
         }
         match state {
             State::Left => {
-                self.refute(now, Incarnation::new(own.boot, u32::MAX));
+                self.refute(now, Incarnation::new(own.boot, u32::MAX), state);
                 true
             }
             State::Suspect | State::Down if incarnation >= own => {
-                self.refute(now, incarnation);
+                self.refute(now, incarnation, state);
                 true
             }
             State::Alive if incarnation > own => {
-                self.refute(now, incarnation);
+                self.refute(now, incarnation, state);
                 true
             }
             _ => incarnation < own,
         }
     }
 
-    /// Refutes what is said of this node at `at`.
-    pub(crate) fn refute(&mut self, now: Instant, at: Incarnation) {
+    /// Refutes that this node is `against` at `at`.
+    pub(crate) fn refute(&mut self, now: Instant, at: Incarnation, against: State) {
         if self.me.gone {
             return;
         }
         self.outbid(now, at);
         self.stats.refutations += 1;
         self.worsen(1);
-        self.events.push_back(Event::Refuted { incarnation: self.me.incarnation });
+        self.events.push_back(Event::Refuted { incarnation: self.me.incarnation, against });
     }
 
     /// A record of this node's own name came in. Echoes and old lives are passed over; a newer life is either
@@ -131,14 +134,9 @@ impl Membership {
         if record.life() == self.me.life || theirs <= (self.me.incarnation, self.me.record.hash()) {
             return;
         }
-        if !self.is_plausible(self.me.id, record.incarnation()) {
-            // A lie would leave no boot above it.
-            self.stats.implausible += 1;
-            return;
-        }
         if record.profile().gossip == self.me.profile.gossip {
             // Nobody else can live at this address: it is an earlier life.
-            self.refute(now, Incarnation::new(record.incarnation().boot, u32::MAX));
+            self.refute(now, Incarnation::new(record.incarnation().boot, u32::MAX), State::Alive);
         } else {
             self.start_probe(now, record.peer(), Purpose::Rival { incarnation: record.incarnation() });
         }
@@ -150,7 +148,7 @@ impl Membership {
             return;
         }
         let above = if state == State::Left { Incarnation::new(incarnation.boot, u32::MAX) } else { incarnation };
-        self.refute(now, above);
+        self.refute(now, above, state);
     }
 
     /// The rival answered: it is the newer one, and this process gives way.
@@ -169,7 +167,7 @@ impl Membership {
     /// The rival did not answer: it was a memory.
     pub(crate) fn on_rival_silent(&mut self, now: Instant, incarnation: Incarnation) {
         if incarnation >= self.me.incarnation {
-            self.refute(now, incarnation);
+            self.refute(now, incarnation, State::Alive);
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Joiner {
     attempts: u32,
     turn: usize,
     /// The parts of their lists that seeds have sent so far.
-    lists: BTreeMap<Peer, BTreeSet<u16>>,
+    lists: BTreeMap<Peer, (u64, BTreeSet<u16>)>,
     rng: Rng,
 }
 
@@ -56,13 +56,14 @@ impl Joiner {
     }
 
     /// Notes a part of a seed's list; whether the list is whole now.
-    fn is_whole(&mut self, from: Peer, part: u16, parts: u16) -> bool {
+    fn is_whole(&mut self, from: Peer, list: u64, part: u16, parts: u16) -> bool {
         if self.lists.len() >= LISTS_MAX && !self.lists.contains_key(&from) {
             self.lists.pop_first();
         }
-        let seen = self.lists.entry(from).or_default();
-        // A list of fewer parts than before is another one.
-        seen.retain(|part| *part < parts);
+        let (held, seen) = self.lists.entry(from).or_default();
+        if *held != list {
+            (*held, *seen) = (list, BTreeSet::new());
+        }
         seen.insert(part);
         seen.len() == usize::from(parts)
     }
@@ -211,10 +212,11 @@ impl Membership {
                 record: Some(Blob(member.record.bytes().to_vec())),
             })
             .collect();
+        let list = self.roster.version();
         let batches = in_parts(rows);
         let parts = u16::try_from(batches.len()).expect("65,536 members take far fewer parts");
         for (part, rows) in (0..).zip(batches) {
-            self.send_whole(from, Message::JoinReply { part, parts, settled, rows });
+            self.send_whole(from, Message::JoinReply { list, part, parts, settled, rows });
         }
     }
 
@@ -223,7 +225,7 @@ impl Membership {
         if self.joiner.joined || incarnation.boot < self.me.incarnation.boot {
             return;
         }
-        self.refute(now, Incarnation::new(incarnation.boot, u32::MAX));
+        self.refute(now, Incarnation::new(incarnation.boot, u32::MAX), State::Left);
         if self.me.incarnation.boot > incarnation.boot {
             self.ask_seed(Destination::Peer(from));
         }
@@ -245,7 +247,7 @@ impl Membership {
         &mut self,
         now: Instant,
         from: Peer,
-        (part, parts): (u16, u16),
+        (list, part, parts): (u64, u16, u16),
         settled: bool,
         rows: Vec<RowBody>,
     ) -> Result<(), Malformed> {
@@ -255,7 +257,7 @@ impl Membership {
         for row in rows {
             self.on_listed(now, from.id, row)?;
         }
-        let whole = self.joiner.is_whole(from, part, parts);
+        let whole = self.joiner.is_whole(from, list, part, parts);
         if whole && (settled || self.joiner.is_patient_enough()) {
             self.on_joined();
         }
@@ -324,11 +326,16 @@ mod tests {
         let mut joiner = Joiner::new(Rng::new(1));
         let seed =
             |number: u16| Peer { id: NodeId::from_u128(u128::from(number)), address: ([127, 0, 0, 1], number).into() };
-        assert!(!joiner.is_whole(seed(1), 2, 3) && !joiner.is_whole(seed(1), 0, 3) && !joiner.is_whole(seed(2), 1, 3));
-        assert!(!joiner.is_whole(seed(1), 2, 3), "twice is once");
-        assert!(joiner.is_whole(seed(1), 1, 3));
-        assert!(joiner.is_whole(seed(3), 0, 1));
-        (10..100).for_each(|number| assert!(!joiner.is_whole(seed(number), 0, 2)));
+        assert!(
+            !joiner.is_whole(seed(1), 7, 2, 3)
+                && !joiner.is_whole(seed(1), 7, 0, 3)
+                && !joiner.is_whole(seed(2), 7, 1, 3)
+        );
+        assert!(!joiner.is_whole(seed(1), 7, 2, 3), "twice is once");
+        assert!(joiner.is_whole(seed(1), 7, 1, 3));
+        assert!(!joiner.is_whole(seed(1), 8, 1, 3), "another list begins anew");
+        assert!(joiner.is_whole(seed(3), 7, 0, 1));
+        (10..100).for_each(|number| assert!(!joiner.is_whole(seed(number), 7, 0, 2)));
         assert!(joiner.lists.len() <= LISTS_MAX);
     }
 }

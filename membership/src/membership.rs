@@ -256,8 +256,8 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply { part, parts, settled, rows } => {
-                return self.on_join_reply(now, from, (part, parts), settled, rows);
+            Message::JoinReply { list, part, parts, settled, rows } => {
+                return self.on_join_reply(now, from, (list, part, parts), settled, rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
             Message::JoinRefused { holder } => self.on_join_refused(holder),

@@ -10,7 +10,7 @@ use crate::wire::{Belief, Header, Message, Update};
 use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A boot this far above the held one is not believed from a third party.
-const BOOT_LEAP_MAX: u32 = 1 << 16;
+pub(crate) const BOOT_LEAP_MAX: u32 = 1 << 16;
 /// A fence this far above the highest heard of is not believed.
 const FENCE_LEAP_MAX: u64 = 1 << 40;
 /// A count this far above the held one is not believed from a third party.
@@ -115,9 +115,9 @@ impl Membership {
             return;
         }
         if state == State::Left {
-            self.refute(now, Incarnation::new(own.boot, u32::MAX));
+            self.refute(now, Incarnation::new(own.boot, u32::MAX), state);
         } else if incarnation >= own {
-            self.refute(now, incarnation);
+            self.refute(now, incarnation, state);
         }
     }
 

@@ -453,6 +453,12 @@ impl Membership {
     pub(crate) fn on_reached(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         self.on_header(now, from, header);
         if let Some(probe) = self.prober.probes.get(&seq).filter(|probe| probe.helpers.contains(&from.id)).cloned() {
+            if let Purpose::Rival { .. } = probe.purpose {
+                // A helper's word keeps this process from outbidding, and no more: only the rival itself ends it.
+                self.prober.probes.remove(&seq);
+                self.timers.cancel(Timer::Probe(seq));
+                return;
+            }
             self.on_answer(now, seq, &probe);
         }
     }

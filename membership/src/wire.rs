@@ -145,6 +145,8 @@ pub enum Message {
     },
     /// You are a member, and these are the others; a large view takes several.
     JoinReply {
+        /// Which list this belongs to: the version of the sender's view.
+        list: u64,
         /// Which part this is; they may arrive in any order.
         part: u16,
         /// How many there are.
@@ -233,7 +235,7 @@ kinds! {
     5 => Nack { seq, header },
     6 => Rumours { header },
     7 => JoinRequest { record },
-    8 => JoinReply { part, parts, settled, rows },
+    8 => JoinReply { list, part, parts, settled, rows },
     9 => JoinHeld { incarnation },
     10 => JoinRefused { holder },
     11 => Ranges { ranges },

@@ -13,7 +13,7 @@ impl Ring {
     /// The ring of another member set, equal to [`build`](Self::build) of it. Cheap when few members differ.
     ///
     /// # Panics
-    /// If there are more than 65,534 members: a limit that configuration keeps.
+    /// If there are more than 65,535 members: a limit that configuration keeps.
     #[must_use]
     pub fn change(&self, members: impl IntoIterator<Item = RingMember>) -> Self {
         let placement = self.placement();

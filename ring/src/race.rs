@@ -145,7 +145,7 @@ fn inverse(odd: u32) -> u32 {
 /// The winner of every arc, as an index into `racers`, which must be in the order of ids, and when the last arc
 /// was won.
 pub(crate) fn run(racers: &[Arc<Racer>], arcs_log2: u32) -> (Vec<u16>, Time) {
-    assert!(!racers.is_empty() && racers.len() < usize::from(VACANT), "a race has racers, and an index names each");
+    assert!(!racers.is_empty() && racers.len() <= usize::from(VACANT), "a race has racers, and an index names each");
     let mut winners = Vec::with_capacity(1 << arcs_log2);
     let mut latest = 0;
     let mut best: Vec<(Time, u16)> = Vec::new();

@@ -106,7 +106,7 @@ impl Owners {
         before: Option<&Self>,
     ) -> Self {
         let members = sorted(members);
-        assert!(members.len() < usize::from(u16::MAX), "{} members", members.len());
+        assert!(members.len() <= usize::from(u16::MAX), "{} members", members.len());
         let weighted: Vec<u16> =
             members.iter().enumerate().filter(|(_, member)| member.weight > 0).map(|(index, _)| index as u16).collect();
         let logs = before.and_then(|before| before.racers.first()).map(|racer| racer.logs());
@@ -161,7 +161,7 @@ impl Ring {
     /// The ring of a member set, in whatever order it comes.
     ///
     /// # Panics
-    /// If `placement` is out of range, or there are more than 65,534 members: limits that configuration keeps.
+    /// If `placement` is out of range, or there are more than 65,535 members: limits that configuration keeps.
     pub fn build(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> Self {
         let log2 = placement.arcs_log2;
         assert!((ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&log2), "2^{log2} arcs");

@@ -103,7 +103,13 @@ impl App {
         Self {
             me,
             peer,
-            peers: Peers::new(Class::Calls, peer, me.life, PeersConfig::calls(), rng.fork(1)),
+            peers: Peers::new(
+                Class::Calls,
+                peer,
+                me.life,
+                crate::host::peers_config(PeersConfig::calls()),
+                rng.fork(1),
+            ),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -506,10 +512,10 @@ impl World {
         view
     }
 
-    /// A member is gone from this host's view: so are its connections.
-    pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer) {
+    /// A process is gone from this host's view: so are its connections.
+    pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer, life: u64) {
         if let Some(app) = &mut self.hosts[index].app {
-            app.peers.forget(peer, Goodbye::Gone);
+            app.peers.forget_process(peer, life, Goodbye::Gone);
         }
         self.pump_calls(index);
     }

@@ -105,6 +105,11 @@ impl Clock {
     }
 }
 
+/// Connections grow old within a world's time, so that they are replaced in it.
+pub(crate) fn peers_config(config: PeersConfig) -> PeersConfig {
+    PeersConfig { age_max: Duration::from_secs(150), ..config }
+}
+
 /// The cluster of every world.
 pub fn cluster() -> Name {
     Name::new("sim").expect("the name follows the rule")
@@ -193,8 +198,8 @@ impl Host {
         };
         let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
         let local = self.local(now);
-        let mut control =
-            Control::new(local, config, PeersConfig::default(), start, [7; 16]).expect("the profile keeps its limits");
+        let mut control = Control::new(local, config, peers_config(PeersConfig::default()), start, [7; 16])
+            .expect("the profile keeps its limits");
         let contacts = self.disk.contacts.clone();
         control.command(local, |membership| membership.remember_contacts(contacts));
         control.command(local, |membership| membership.join(local, seeds));

@@ -432,8 +432,8 @@ impl World {
             }
             ControlEvent::Membership(Event::Changed { id, state, .. }) if !state.is_present() => {
                 let member = self.hosts[index].control.as_ref().and_then(|control| control.membership().member(*id));
-                if let Some(peer) = member.map(|member| member.record.peer()) {
-                    self.forget_calls_to(index, peer);
+                if let Some((peer, life)) = member.map(|member| (member.record.peer(), member.record.life())) {
+                    self.forget_calls_to(index, peer, life);
                 }
             }
             ControlEvent::Membership(Event::Joined) => {

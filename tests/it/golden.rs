@@ -48,7 +48,7 @@ fn messages() -> Vec<Message> {
         Message::Nack { seq: 2, header: plain() },
         Message::Rumours { header: plain() },
         Message::JoinRequest { record: Blob(vec![1]) },
-        Message::JoinReply { part: 0, parts: 1, settled: true, rows: vec![row.clone()] },
+        Message::JoinReply { list: 9, part: 0, parts: 1, settled: true, rows: vec![row.clone()] },
         Message::JoinHeld { incarnation: Incarnation::new(4, 0) },
         Message::JoinRefused { holder: peer() },
         Message::Ranges { ranges: vec![Range { low: NodeId::MIN, high: NodeId::MAX, count: 3, digest: 5 }] },

@@ -420,6 +420,8 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
                 end(seq).map_or(Arrival::Nothing, |token| Arrival::Refused(token, why, owner, record))
             }
             Frame::Cancel { seq } => Arrival::Cancel(seq),
+            // Whoever does not read its answers gets none of these.
+            Frame::Clock { .. } if self.is_choked() => Arrival::Nothing,
             Frame::Clock { sent } => {
                 self.send(&Frame::ClockIs { sent, clock: now.as_nanos() }, &[]);
                 Arrival::Nothing

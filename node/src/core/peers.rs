@@ -15,6 +15,9 @@ use super::hello::{Class, Hello, Refusal};
 /// Most targets whose failures are remembered.
 const FAILURES_MAX: usize = 4_096;
 
+/// How long a seed that was this process itself is not dialled again.
+const ONESELF: Duration = Duration::from_secs(1);
+
 /// A connection, numbered by the shell; never used twice.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ConnId(pub u64);
@@ -45,7 +48,8 @@ pub struct PeersConfig {
     pub linger: Duration,
     /// Most connections; a hello beyond it is refused.
     pub connections_max: usize,
-    /// Most connections to one node, whatever address it claims; a process has one, and two for a moment.
+    /// Most connections to one node, whatever address it claims: a process has one, and two for a moment. Beyond it
+    /// the oldest is closed.
     pub connections_of_node_max: usize,
     /// Most dials under way.
     pub dials_max: usize,
@@ -69,9 +73,9 @@ impl Default for PeersConfig {
 }
 
 impl PeersConfig {
-    /// For calls: what is under way on a connection may take longer.
+    /// For calls: what is under way on a connection may take as long as the longest deadline.
     pub fn calls() -> Self {
-        Self { linger: Duration::from_secs(30), ..Self::default() }
+        Self { linger: Duration::from_secs(300), ..Self::default() }
     }
 }
 
@@ -179,6 +183,7 @@ enum Timer {
     Linger(ConnId),
     Oneself(SocketAddr),
     Age(ConnId),
+    Expiry(ConnId),
 }
 
 /// The connections of one class.
@@ -282,7 +287,7 @@ impl Peers {
         if let Target::Seed(address) = target
             && self.oneself.insert(address)
         {
-            self.timers.set(Timer::Oneself(address), now + self.config.retry_max * 4);
+            self.timers.set(Timer::Oneself(address), now + ONESELF);
             self.events.push_back(PeersEvent::Oneself { address });
         }
     }
@@ -345,11 +350,7 @@ impl Peers {
         if self.closing {
             return Err(Refusal::Leaving);
         }
-        let of_node = self.conns.values().filter(|conn| conn.peer.id == certified).count();
-        if self.conns.len() >= self.config.connections_max || of_node >= self.config.connections_of_node_max {
-            return Err(Refusal::Full);
-        }
-        Ok(())
+        if self.conns.len() >= self.config.connections_max { Err(Refusal::Full) } else { Ok(()) }
     }
 
     /// A dial succeeded: the hello was answered, and the answer was judged.
@@ -359,7 +360,10 @@ impl Peers {
             return;
         };
         self.failures.remove(&target);
-        if let Target::Seed(address) = target {
+        if let Target::Seed(address) = target
+            && address == hello.peer.address
+        {
+            // Behind any other address the next dial may reach another node.
             self.seeds.insert(address, hello.peer);
         }
         self.add(now, conn, hello, Some(target));
@@ -403,10 +407,12 @@ impl Peers {
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
         let peer = hello.peer;
         let conn = Conn { peer, life: hello.life, dialled, retired: false };
+        let age = self.rng.jitter(self.config.age_max);
         if dialled.is_some() {
-            let age = self.rng.jitter(self.config.age_max);
             self.timers.set(Timer::Age(id), now + age);
         }
+        self.timers.set(Timer::Expiry(id), now + age * 2);
+        self.make_room(peer.id);
         let held = self.by_peer.entry(peer).or_default();
         let first = held.is_empty();
         held.push(id);
@@ -420,6 +426,16 @@ impl Peers {
         }
     }
 
+    /// Too many connections of one node: the oldest goes.
+    fn make_room(&mut self, id: NodeId) {
+        let of_node = self.conns.iter().filter(|(_, conn)| conn.peer.id == id);
+        let of_node: Vec<ConnId> = of_node.map(|(conn, _)| *conn).collect();
+        if of_node.len() > self.config.connections_of_node_max {
+            self.commands.push_back(Command::Close { conn: of_node[0], why: Goodbye::Gone });
+            self.handle_closed(of_node[0]);
+        }
+    }
+
     /// Of several connections to one process, both ends keep the one that the lower id dialled. One to an
     /// earlier process at the same address is dead.
     fn retire_losers(&mut self, now: Instant, peer: Peer, life: u64) {
@@ -430,8 +446,11 @@ impl Peers {
             self.drop_conn(conn);
             self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
         }
-        // The newest of the winning direction is kept; with none, the newest.
-        let kept = live.iter().rev().find(|id| self.conns[id].dialled.is_some() == mine_wins).or(live.last()).copied();
+        // The newest of the winning direction is kept; with none, the newest. What has lost once has lost.
+        let standing = |id: &&ConnId| !self.conns[id].retired;
+        let wins = |id: &&ConnId| self.conns[id].dialled.is_some() == mine_wins;
+        let newest = live.iter().filter(standing).filter(wins).max().or(live.iter().filter(standing).max());
+        let kept = newest.or(live.iter().max()).copied();
         let Some(kept) = kept else { return };
         let held = self.by_peer.get_mut(&peer).expect("the connection was just added");
         held.retain(|id| *id != kept);
@@ -460,10 +479,21 @@ impl Peers {
         let conn = self.conns.remove(&id)?;
         self.timers.cancel(Timer::Linger(id));
         self.timers.cancel(Timer::Age(id));
+        self.timers.cancel(Timer::Expiry(id));
         if let Some(held) = self.by_peer.get_mut(&conn.peer) {
             held.retain(|other| *other != id);
         }
         Some(conn.peer)
+    }
+
+    /// One process of the peer is gone: closes its connections, and no other's.
+    pub fn forget_process(&mut self, peer: Peer, life: u64, why: Goodbye) {
+        for conn in self.by_peer.get(&peer).cloned().unwrap_or_default() {
+            if self.conns[&conn].life == life {
+                self.commands.push_back(Command::Close { conn, why });
+                self.handle_closed(conn);
+            }
+        }
     }
 
     /// The peer is no longer wanted: closes every connection to it and stops dialling it.
@@ -510,6 +540,16 @@ impl Peers {
                     self.oneself.remove(&address);
                 }
                 Timer::Age(conn) => self.renew(now, conn),
+                Timer::Expiry(conn) => {
+                    self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
+                    self.handle_closed(conn);
+                }
+                Timer::Linger(conn) if self.is_kept(conn) => {
+                    // The one that it had lost to has ended.
+                    if let Some(kept) = self.conns.get_mut(&conn) {
+                        kept.retired = false;
+                    }
+                }
                 Timer::Linger(conn) => {
                     self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
                     self.handle_closed(conn);
@@ -518,13 +558,18 @@ impl Peers {
         }
     }
 
+    fn is_kept(&self, id: ConnId) -> bool {
+        self.conns.get(&id).is_some_and(|conn| self.connection(conn.peer) == Some(id))
+    }
+
     /// The connection is old: the one that is dialled now will be kept instead, if it is still the one that is kept.
     fn renew(&mut self, now: Instant, id: ConnId) {
-        let Some(conn) = self.conns.get(&id) else { return };
-        if self.connection(conn.peer) == Some(id)
-            && let Some(target) = conn.dialled
+        let Some(&Conn { peer, dialled, .. }) = self.conns.get(&id) else { return };
+        if self.is_kept(id)
+            && let Some(target) = dialled
         {
-            self.route_anew(now, target);
+            let own = matches!(target, Target::Peer(..)).then_some(target);
+            self.route_anew(now, own.unwrap_or(Target::Peer(peer, peer.address)));
             let again = self.rng.jitter(self.config.age_max / 16);
             self.timers.set(Timer::Age(id), now + again);
         }

@@ -248,7 +248,7 @@ impl Builder {
     ) -> Result<Swimring, StartError> {
         let gossip_address = profile.gossip;
         let system = self.system;
-        let keys = TransportKeys::of(identity.key.secret_der());
+        let keys = |class| TransportKeys::of(class, identity.key.secret_der());
         let clock = Clock::new(Arc::clone(&system));
         let fingerprint = identity.fingerprint(self.placement.arcs_log2);
         let start = Start {
@@ -267,12 +267,12 @@ impl Builder {
             tls: tls.clone(),
             system: Arc::clone(&system),
             socket: gossip_socket,
-            keys,
+            keys: keys(Class::Gossip),
             placement: self.placement,
             address: gossip_address,
         })?;
         let rng = Rng::new(system.seed());
-        let port = Port::open(Class::Calls, calls_socket, &system, tls, keys)?;
+        let port = Port::open(Class::Calls, calls_socket, &system, tls, keys(Class::Calls))?;
         let calls = Calls::start(CallsStart {
             me,
             peer,

@@ -155,6 +155,10 @@ pub(crate) struct Calls {
     succeeded: AtomicU64,
     open: AtomicU64,
     leaving: AtomicBool,
+    /// What was handed to the transport and not acknowledged: large frames, and lanes that are being finished.
+    unacknowledged: AtomicU64,
+    /// Lanes end once they are empty.
+    finishing: CancellationToken,
     timers: Notify,
     tracker: TaskTracker,
     ending: CancellationToken,
@@ -206,6 +210,8 @@ impl Calls {
             succeeded: AtomicU64::new(0),
             open: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            unacknowledged: AtomicU64::new(0),
+            finishing: CancellationToken::new(),
             timers: Notify::new(),
             tracker: TaskTracker::new(),
             ending: CancellationToken::new(),
@@ -245,7 +251,8 @@ impl Calls {
     /// Calls under way: of this node, and of others here.
     pub(crate) fn under_way(&self) -> usize {
         let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
-        self.open.load(Ordering::Relaxed) as usize + self.lock_admission().running() + unwritten
+        let open = self.open.load(Ordering::Relaxed) + self.unacknowledged.load(Ordering::Relaxed);
+        open as usize + self.lock_admission().running() + unwritten
     }
 
     fn lock_admission(&self) -> MutexGuard<'_, Admission> {
@@ -356,6 +363,11 @@ impl Calls {
             link.lock().send(&Frame::Goodbye, &[]);
             link.wake();
         }
+    }
+
+    /// Ends the lanes; [`under_way`](Self::under_way) counts them until the other ends have everything.
+    pub(crate) fn finish_lanes(&self) {
+        self.finishing.cancel();
     }
 
     /// Ends everything.

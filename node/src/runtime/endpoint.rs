@@ -107,11 +107,16 @@ pub(crate) struct TransportKeys {
 }
 
 impl TransportKeys {
-    /// Of the node with this private key.
-    pub(crate) fn of(private_key: &[u8]) -> Self {
-        let ids = blake3::derive_key("swimring 1 connection ids", private_key);
+    /// Of the port for `class` of the node with this private key. One port must not answer for the other: what it
+    /// says of a connection that it does not know would end the other's.
+    pub(crate) fn of(class: Class, private_key: &[u8]) -> Self {
+        let derive = |context: &str| {
+            let mut hasher = blake3::Hasher::new_derive_key(context);
+            *hasher.update(metrics::class_name(class).as_bytes()).update(private_key).finalize().as_bytes()
+        };
+        let ids = derive("swimring 1 connection ids");
         Self {
-            reset: blake3::derive_key("swimring 1 stateless reset", private_key),
+            reset: derive("swimring 1 stateless reset"),
             ids: Ids::new(u64::from_le_bytes(*ids.first_chunk().expect("a key has 32 bytes"))),
         }
     }
@@ -276,8 +281,10 @@ impl Established {
     pub(crate) async fn answer(&mut self, answer: &Answer) {
         let mut bytes = Vec::new();
         answer.encode(&mut bytes);
-        let written = self.send.write_all(&bytes).await;
-        if matches!(answer, Answer::Refused(_)) && written.is_ok() {
+        // Whoever gives no credit for an answer gets none.
+        let written = tokio::time::timeout(HELLO_TIMEOUT, self.send.write_all(&bytes)).await;
+        let written = matches!(written, Ok(Ok(())));
+        if matches!(answer, Answer::Refused(_)) || !written {
             let _ = self.send.finish();
             let _ = tokio::time::timeout(HELLO_TIMEOUT, self.send.stopped()).await;
             self.connection.close(close_code(Goodbye::Malformed), b"refused");

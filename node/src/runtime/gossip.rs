@@ -12,7 +12,7 @@ use std::time::Duration;
 use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
-use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile};
+use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile, State};
 use swimring_ring::Placement;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -21,7 +21,7 @@ use super::endpoint::{Established, GREETINGS_MAX, Port, TransportKeys, close_cod
 use super::metrics;
 use super::publisher::{self, Publication, Published};
 use super::pulse::{BEAT_EVERY, Pulse};
-use super::state::State;
+use super::state::State as StateDirectory;
 use super::system::{Clock, Socket, System};
 use super::tls::Tls;
 use crate::core::control::{Control, ControlEvent};
@@ -33,10 +33,10 @@ use crate::core::view::{Rings, View};
 const TURN_MAX: usize = 64;
 /// Most inputs that wait for the driver; senders then wait, and QUIC's flow control with them.
 const INBOX: usize = 4_096;
-/// Most messages on their way by stream.
-const STREAMS_MAX: usize = 256;
-/// Most messages that wait for their turn to go by stream: a list of every member in parts, a few times.
-const STREAMS_WAITING_MAX: usize = 8_192;
+/// Most messages on their way by stream on one connection: as many as the other end allows.
+const STREAMS_MAX: usize = 16;
+/// Most messages that wait on one connection for their turn to go by stream: a list of every member in parts.
+const STREAMS_WAITING_MAX: usize = 1_536;
 /// How long a message may take by stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often contacts are stored.
@@ -52,7 +52,7 @@ pub(crate) enum Input {
     DialFailed(DialId, String),
     Oneself(DialId),
     Closed(ConnId),
-    StreamDone,
+    StreamDone(ConnId),
     /// The application wants something.
     Ask(Ask),
 }
@@ -84,7 +84,7 @@ pub(crate) struct Gossip {
 /// Everything that the thread starts with.
 pub(crate) struct GossipStart {
     pub(crate) control: Control,
-    pub(crate) state: State,
+    pub(crate) state: StateDirectory,
     pub(crate) tls: Tls,
     pub(crate) system: Arc<dyn System>,
     pub(crate) socket: Socket,
@@ -121,8 +121,6 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         inbox,
         conns: HashMap::new(),
         dials: HashMap::new(),
-        streams: 0,
-        streams_waiting: VecDeque::new(),
         placement: start.placement,
         rings,
         publisher,
@@ -131,6 +129,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         ring: None,
         fence: 0,
         pulse,
+        retaken: false,
         draining: false,
         events,
         warned: HashMap::new(),
@@ -139,16 +138,22 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     Ok(gossip)
 }
 
+/// A connection, and what goes out on it by stream.
+struct Conn {
+    connection: Connection,
+    task: AbortHandle,
+    streams: usize,
+    waiting: VecDeque<Vec<u8>>,
+}
+
 struct Driver {
     control: Control,
-    state: State,
+    state: StateDirectory,
     clock: Clock,
     port: Port,
     inbox: mpsc::Sender<Input>,
-    conns: HashMap<ConnId, (Connection, AbortHandle)>,
+    conns: HashMap<ConnId, Conn>,
     dials: HashMap<DialId, AbortHandle>,
-    streams: usize,
-    streams_waiting: VecDeque<(Connection, Vec<u8>)>,
     placement: Placement,
     rings: Arc<Rings>,
     publisher: std::sync::mpsc::Sender<Publication>,
@@ -158,6 +163,8 @@ struct Driver {
     ring: Option<u128>,
     fence: u64,
     pulse: Arc<Pulse>,
+    /// Others had removed this node, and it has objected: its keys were others' for a time.
+    retaken: bool,
     /// The application wants to leave: being in the cluster is no reason to take keys.
     draining: bool,
     events: broadcast::Sender<Event>,
@@ -226,7 +233,7 @@ impl Driver {
             Input::Message(conn, bytes) => {
                 if let Err(problem) = self.control.handle_message(now, conn, &bytes) {
                     metrics::malformed(Class::Gossip);
-                    let address = self.conns.get(&conn).map(|(connection, _)| connection.remote_address());
+                    let address = self.conns.get(&conn).map(|conn| conn.connection.remote_address());
                     if let Some(address) = address.filter(|address| self.port.is_new(*address, &problem)) {
                         tracing::warn!(%address, %problem, "closed a connection whose bytes are no message");
                     }
@@ -246,9 +253,11 @@ impl Driver {
                 self.conns.remove(&conn);
                 self.control.handle_closed(now, conn);
             }
-            Input::StreamDone => {
-                self.streams -= 1;
-                self.start_streams();
+            Input::StreamDone(id) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.streams -= 1;
+                }
+                self.start_streams(id);
             }
             Input::Ask(ask) => return self.on_ask(ask),
         }
@@ -327,11 +336,16 @@ impl Driver {
     fn adopt(&mut self, established: Established, answer: Option<Answer>) {
         let (id, connection) = (established.id, established.connection.clone());
         let task = tokio::spawn(receive(established, answer, self.inbox.clone()));
-        self.conns.insert(id, (connection, task.abort_handle()));
+        let task = task.abort_handle();
+        self.conns.insert(id, Conn { connection, task, streams: 0, waiting: VecDeque::new() });
     }
 
-    /// Does everything that the control plane wants, and publishes what changed.
+    /// Does everything that is due and that the control plane wants, and publishes what changed.
     fn settle(&mut self) {
+        // Whatever woke this thread, it may have stood still before: that is noticed first, and by the same moment
+        // that is said to hold.
+        let now = self.clock.now();
+        self.control.handle_timeout(now);
         loop {
             let mut idle = true;
             while let Some(command) = self.control.poll_command() {
@@ -349,19 +363,20 @@ impl Driver {
         }
         let membership = self.control.membership();
         let confirmed_for = membership.is_confirmed().then(|| membership.stall_limit());
-        self.pulse.beat(self.clock.now(), confirmed_for);
+        self.pulse.beat(now, confirmed_for);
         self.publish();
     }
 
     fn publish(&mut self) {
         let membership = self.control.membership();
         let version = (membership.roster().version(), membership.is_confirmed());
-        let mut publication = Publication { view: None, waiting: std::mem::take(&mut self.merged) };
-        if self.published != Some(version) {
+        let retaken = std::mem::take(&mut self.retaken);
+        let mut publication = Publication { view: None, retaken, waiting: std::mem::take(&mut self.merged) };
+        if self.published != Some(version) || retaken {
             self.published = Some(version);
             let view = View::of(membership, self.placement, &self.rings, self.fence);
             let ring = view.ring_digest();
-            if self.ring != Some(ring) {
+            if self.ring != Some(ring) || retaken {
                 // Minted before anybody can run a call under the new ring.
                 self.ring = Some(ring);
                 self.fence = self.control.command(self.clock.now(), Membership::mint_fence);
@@ -389,9 +404,9 @@ impl Driver {
                 }
             }
             Command::Close { conn, why } => {
-                if let Some((connection, task)) = self.conns.remove(&conn) {
-                    connection.close(close_code(why), b"");
-                    task.abort();
+                if let Some(conn) = self.conns.remove(&conn) {
+                    conn.connection.close(close_code(why), b"");
+                    conn.task.abort();
                 }
             }
         }
@@ -403,12 +418,11 @@ impl Driver {
         let Some(sending) = self.control.poll_transmit(self.clock.now(), &mut bytes) else {
             return false;
         };
-        let connection = self.conns.get(&sending.conn).map(|(connection, _)| connection);
-        let sent = match (connection, sending.delivery) {
-            (Some(connection), Delivery::Datagram) => connection.send_datagram(bytes.into()).is_ok(),
-            (Some(connection), Delivery::Stream) if self.streams_waiting.len() < STREAMS_WAITING_MAX => {
-                self.streams_waiting.push_back((connection.clone(), bytes));
-                self.start_streams();
+        let sent = match (self.conns.get_mut(&sending.conn), sending.delivery) {
+            (Some(conn), Delivery::Datagram) => conn.connection.send_datagram(bytes.into()).is_ok(),
+            (Some(conn), Delivery::Stream) if conn.waiting.len() < STREAMS_WAITING_MAX => {
+                conn.waiting.push_back(bytes);
+                self.start_streams(sending.conn);
                 true
             }
             _ => false,
@@ -419,12 +433,15 @@ impl Driver {
         true
     }
 
-    fn start_streams(&mut self) {
-        while self.streams < STREAMS_MAX
-            && let Some((connection, bytes)) = self.streams_waiting.pop_front()
+    /// Messages that go by stream have as many of them on a connection as its other end allows: whoever allows none
+    /// holds up only its own.
+    fn start_streams(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        while conn.streams < STREAMS_MAX
+            && let Some(bytes) = conn.waiting.pop_front()
         {
-            self.streams += 1;
-            tokio::spawn(send_stream(connection, bytes, self.inbox.clone()));
+            conn.streams += 1;
+            tokio::spawn(send_stream(conn.connection.clone(), id, bytes, self.inbox.clone()));
         }
     }
 
@@ -452,6 +469,7 @@ impl Driver {
 
     fn on_membership_event(&mut self, event: &Event) {
         match event {
+            Event::Refuted { against: State::Down | State::Left, .. } => self.retaken = true,
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");
                 tracing::warn!(
@@ -585,7 +603,7 @@ async fn receive(mut established: Established, answer: Option<Answer>, inbox: mp
     let _ = inbox.send(Input::Closed(id)).await;
 }
 
-async fn send_stream(connection: Connection, bytes: Vec<u8>, inbox: mpsc::Sender<Input>) {
+async fn send_stream(connection: Connection, id: ConnId, bytes: Vec<u8>, inbox: mpsc::Sender<Input>) {
     let sent = async {
         let mut stream = connection.open_uni().await.ok()?;
         stream.write_all(&bytes).await.ok()?;
@@ -594,5 +612,5 @@ async fn send_stream(connection: Connection, bytes: Vec<u8>, inbox: mpsc::Sender
         stream.stopped().await.ok()
     };
     let _ = tokio::time::timeout(STREAM_TIMEOUT, sent).await;
-    let _ = inbox.send(Input::StreamDone).await;
+    let _ = inbox.send(Input::StreamDone(id)).await;
 }

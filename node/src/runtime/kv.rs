@@ -119,7 +119,11 @@ impl Store {
             Command::Put { .. } if lost => Ok(Bytes::copy_from_slice(&[FOUND | mark])),
             Command::Put { ttl_s } => {
                 let expires = ttl_s.map(|seconds| request.received + Duration::from_secs(seconds.min(TTL_S_MAX)));
-                entries.put(request.key, Entry { hash: request.hash, value, previous: None, writes: 0, expires })?;
+                entries.put(
+                    request.key,
+                    Entry { hash: request.hash, value, previous: None, writes: 0, expires },
+                    request.received,
+                )?;
                 Ok(Bytes::copy_from_slice(&[FOUND | mark]))
             }
             Command::Get => Ok(match entries.by_key.get(&request.key) {
@@ -150,6 +154,8 @@ impl Store {
     /// Drops what `node` does not own any more, whenever its ring changes.
     pub async fn follow(self, node: Swimring) {
         let (mut changes, me) = (node.ring_changes(), node.view().me().node);
+        // The node ends when nobody needs it; then the changes do, too.
+        drop(node);
         {
             let mut entries = self.lock();
             entries.rings = Some((changes.resubscribe(), me));
@@ -171,6 +177,9 @@ impl Entries {
             match change {
                 Ok(change) => {
                     self.fence = change.fence;
+                    if change.retaken {
+                        self.clear();
+                    }
                     self.drop_lost(&change.ring, me);
                     self.ring = Some(change.ring);
                 }
@@ -210,11 +219,28 @@ impl Entries {
         }
     }
 
-    fn put(&mut self, key: Bytes, mut entry: Entry) -> Result<(), ServiceError> {
+    /// Drops everything whose time is over.
+    fn expire_all(&mut self, now: Instant) {
+        let over: Vec<Bytes> = self
+            .by_key
+            .iter()
+            .filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now))
+            .map(|(key, _)| key.clone())
+            .collect();
+        over.iter().for_each(|key| _ = self.remove(key));
+    }
+
+    fn put(&mut self, key: Bytes, mut entry: Entry, now: Instant) -> Result<(), ServiceError> {
         let added = key.len() + entry.value.len();
         let replaced = self.by_key.get(&key).map_or(0, |entry| key.len() + entry.value.len());
-        let full = replaced == 0 && self.by_key.len() >= ENTRIES_MAX;
-        if full || self.bytes - replaced + added > BYTES_MAX {
+        let is_full = |entries: &Self| {
+            let another = replaced == 0 && entries.by_key.len() >= ENTRIES_MAX;
+            another || entries.bytes - replaced + added > BYTES_MAX
+        };
+        if is_full(self) {
+            self.expire_all(now);
+        }
+        if is_full(self) {
             return Err(ServiceError(Bytes::from_static(b"the store is full")));
         }
         self.bytes = self.bytes - replaced + added;

@@ -181,18 +181,25 @@ impl Swimring {
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
         self.calls.leave();
-        let finished = async {
-            while self.calls.under_way() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let _ = tokio::time::timeout(grace / 2, finished).await;
+        self.wait_until_idle(grace / 2).await;
         self.calls.say_goodbye();
         let (said, goodbye) = oneshot::channel();
         self.ask(Ask::Leave(said)).await;
         let _ = tokio::time::timeout(grace / 4, goodbye).await;
         tokio::time::sleep(GOODBYE.min(grace / 4)).await;
+        self.calls.finish_lanes();
+        self.wait_until_idle(grace / 4).await;
         self.close().await;
+    }
+
+    /// Waits until nothing is under way, at most `patience`.
+    async fn wait_until_idle(&self, patience: Duration) {
+        let idle = async {
+            while self.calls.under_way() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, idle).await;
     }
 
     /// Ends without a word, as a crash would.
@@ -220,13 +227,13 @@ pub(super) async fn follow(node: Swimring, mut events: broadcast::Receiver<Event
                 let view = node.view();
                 // The view may be older than the event, or much newer: then a new life of the member is meant.
                 let gone = view.member(id).filter(|member| member.incarnation <= incarnation);
-                if let Some(peer) = gone.map(|member| member.record.peer()) {
+                if let Some((peer, life)) = gone.map(|member| (member.record.peer(), member.record.life())) {
                     // What a leaver still has to say may be on its way; whoever is down says nothing.
                     let patience = if state == MemberState::Left { LAST_WORDS } else { Duration::ZERO };
                     let calls = Arc::clone(&node.calls);
                     tokio::spawn(async move {
                         tokio::time::sleep(patience).await;
-                        calls.forget(peer);
+                        calls.forget(peer, life);
                     });
                 }
             }

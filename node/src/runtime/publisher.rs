@@ -16,19 +16,24 @@ use crate::core::view::View;
 /// Most ring changes that a slow listener may be behind.
 const RING_CHANGES: usize = 1_024;
 
-/// Another ring than before decides who owns what.
+/// Another ring than before decides who owns what, or the same one under another fence.
 #[derive(Clone, Debug)]
 pub struct RingChange {
     /// The ring that decides from now on.
     pub ring: Arc<Ring>,
     /// The fence under which this node holds what it owns by it.
     pub fence: u64,
+    /// Others had removed this node and owned its keys for a time, whatever its own rings said: what it holds may be
+    /// old.
+    pub retaken: bool,
 }
 
 /// What the gossip thread hands over.
 pub(crate) struct Publication {
     /// What is known now, if that changed.
     pub(crate) view: Option<View>,
+    /// This node's keys were others' for a time.
+    pub(crate) retaken: bool,
     /// Who waits for everything handed over so far to be published.
     pub(crate) waiting: Vec<oneshot::Sender<()>>,
 }
@@ -59,17 +64,19 @@ fn publish_all(
     publish: &watch::Sender<u64>,
     rings: &broadcast::Sender<RingChange>,
 ) {
-    let mut digest = None;
-    while let Ok(Publication { view: mut newest, mut waiting }) = receiver.recv() {
+    let mut last = None;
+    while let Ok(Publication { view: mut newest, mut retaken, mut waiting }) = receiver.recv() {
         for later in receiver.try_iter() {
             newest = later.view.or(newest);
+            retaken |= later.retaken;
             waiting.extend(later.waiting);
         }
         if let Some(new) = newest {
             let ring = Arc::clone(new.ring());
-            if digest.replace(ring.digest()) != Some(ring.digest()) {
+            let held = (ring.digest(), new.fence());
+            if last.replace(held) != Some(held) {
                 // Before the view: whoever runs under it can catch up with what it lost on the way.
-                let _ = rings.send(RingChange { ring, fence: new.fence() });
+                let _ = rings.send(RingChange { ring, fence: new.fence(), retaken });
             }
             let version = new.version();
             view.store(Arc::new(new));

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -65,9 +66,24 @@ impl Services {
     }
 }
 
-/// Runs one call to its end.
-pub(crate) async fn run(service: BoxedService, request: Request) -> Result<Bytes, Bytes> {
-    service.oneshot(request).await.map_err(|error| error.0)
+/// Waits until a service takes a call: its layers may make it wait.
+pub(crate) async fn ready(service: &mut BoxedService) -> Result<(), Bytes> {
+    caught(service.ready()).await?.map(|_| ()).map_err(|error| error.0)
+}
+
+/// Runs one call to its end at a service that is ready.
+pub(crate) async fn run(service: &mut BoxedService, request: Request) -> Result<Bytes, Bytes> {
+    caught(service.call(request)).await?.map_err(|error| error.0)
+}
+
+/// A handler that panics has run, and failed; whoever called it goes on, wherever it ran.
+async fn caught<F: Future>(future: F) -> Result<F::Output, Bytes> {
+    let mut future = std::pin::pin!(future);
+    let poll = move |context: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err(Bytes::from_static(b"the handler panicked"))),
+    };
+    std::future::poll_fn(poll).await
 }
 
 /// A service from an async function.

@@ -79,7 +79,8 @@ fn looks(datagram: &[u8], ids: Ids) -> Looks {
     match datagram.split_first() {
         Some((first, _)) if first & FIXED == 0 => Looks::Noise,
         Some((first, rest)) if first & LONG != 0 => match rest.first_chunk() {
-            Some(version) if u32::from_be_bytes(*version) == QUIC_VERSION => Looks::Good,
+            // Version 0 says which versions the other end speaks.
+            Some(version) if [0, QUIC_VERSION].contains(&u32::from_be_bytes(*version)) => Looks::Good,
             Some(_) => Looks::Version,
             None => Looks::Noise,
         },

@@ -315,8 +315,9 @@ impl World {
 
 /// How often a connection of calls shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// Most dials of one process for one address within a minute: the first waits are short, then they have doubled.
-const DIALS_A_MINUTE: usize = 25;
+/// Most dials of one process for one address within a minute: as a seed and as a peer, about 17 each once the waits have
+/// doubled.
+const DIALS_A_MINUTE: usize = 45;
 /// How many times longer than the first a double of a call takes.
 const LATE_DOUBLE: u32 = 50;
 

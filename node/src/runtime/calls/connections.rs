@@ -125,13 +125,15 @@ impl Calls {
         self.conns.insert(id, (connection.clone(), instance));
         let writers = Arc::new(Writers::default());
         lock(&link.writers).push((id, Arc::clone(&writers)));
-        link.lock().connected(self.clock.now(), id, asked, hello.clock());
-        let kept = {
+        {
             let mut peers = self.lock_peers();
             register(&mut peers, id, &hello);
-            peers.connection(hello.peer)
-        };
-        link.lock().prefer(kept);
+            let mut held = link.lock();
+            if peers.peer(id).is_some() {
+                held.connected(self.clock.now(), id, asked, hello.clock());
+            }
+            held.prefer(peers.connection(hello.peer));
+        }
         link.wake();
         let others = lock(&self.waiting).remove(&hello.peer).unwrap_or_default();
         others.into_iter().filter(|other| *other != instance).for_each(|other| {
@@ -168,9 +170,9 @@ impl Calls {
         self.settle();
     }
 
-    /// A member is gone: so are its connections, and what waits for it.
-    pub(crate) fn forget(self: &Arc<Self>, peer: Peer) {
-        self.lock_peers().forget(peer, Goodbye::Gone);
+    /// A process is gone: so are its connections, and what waits for it.
+    pub(crate) fn forget(self: &Arc<Self>, peer: Peer, life: u64) {
+        self.lock_peers().forget_process(peer, life, Goodbye::Gone);
         self.settle();
     }
 
@@ -182,7 +184,7 @@ impl Calls {
             let member = view.member(instance.node);
             if let Some(gone) = member.filter(|member| !member.state.is_present()) {
                 // Its end was missed by whoever follows the events.
-                self.lock_peers().forget(gone.record.peer(), Goodbye::Gone);
+                self.lock_peers().forget_process(gone.record.peer(), instance.life, Goodbye::Gone);
             }
             if link.lock().is_connected() {
                 link.lock().ask_clock(now);
@@ -190,7 +192,9 @@ impl Calls {
             }
             let current =
                 member.is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
-            if !current && self.links.remove_if(&instance, |_, link| link.lock().is_idle()).is_some() {
+            // Held by the table and by this loop alone: nothing runs for it, and no connection is about to be its.
+            let unused = |_: &Instance, link: &Arc<PeerLink>| Arc::strong_count(link) <= 2 && link.lock().is_idle();
+            if !current && self.links.remove_if(&instance, unused).is_some() {
                 self.lock_admission().forget(instance);
             }
         }

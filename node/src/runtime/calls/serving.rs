@@ -12,6 +12,8 @@ use super::*;
 
 /// How long the view may take to take in a record that a caller brought.
 const MERGE_TIMEOUT: Duration = Duration::from_millis(100);
+/// How often an answer looks whether there is room for it.
+const CHOKED: Duration = Duration::from_millis(5);
 /// Most calls that wait for a record to be taken in; the others are judged by what is known.
 pub(super) const MERGES_MAX: usize = 256;
 
@@ -88,13 +90,8 @@ fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
     };
     let cancelled = CancellationToken::new();
     lock(&lane.link.running).insert(header.seq, cancelled.clone());
-    let running = Running {
-        calls: Arc::clone(calls),
-        link: Arc::clone(&lane.link),
-        permit: Some(permit),
-        seq: header.seq,
-        fence: None,
-    };
+    let running =
+        Running { calls: Arc::clone(calls), link: Arc::clone(&lane.link), permit: Some(permit), seq: header.seq };
     calls.spawn(async move {
         let deadline = latest(&header);
         let clock = running.calls.clock.clone();
@@ -112,11 +109,16 @@ fn latest(header: &CallHeader) -> Instant {
     Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us))
 }
 
-async fn run(mut running: Running, header: CallHeader, hash: KeyHash, body: Body) {
+async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
     let (calls, link, seq) = (Arc::clone(&running.calls), Arc::clone(&running.link), running.seq);
     let Some(body) = body.whole().await else {
         return;
     };
+    let Some(mut service) = calls.services.find(&header.service) else {
+        drop(running);
+        return refuse(&link, seq, Refusal::NoService, None);
+    };
+    let ready = service::ready(&mut service).await;
     let (now, view) = (calls.clock.now(), calls.view());
     let confirmed = calls.is_confirmed(&view, now);
     let begins = calls.lock_admission().begin(now, &header, confirmed, || ownership(&view, hash));
@@ -124,21 +126,21 @@ async fn run(mut running: Running, header: CallHeader, hash: KeyHash, body: Body
         drop(running);
         return refuse(&link, seq, why, owner);
     }
-    let Some(service) = calls.services.find(&header.service) else {
-        drop(running);
-        return refuse(&link, seq, Refusal::NoService, None);
-    };
     let fence = view.fence();
-    running.fence = Some(fence);
     let deadline = latest(&header);
     let caller = running.permit.as_ref().expect("it runs").caller();
     let request = Request { key: header.key.0.into(), hash, body, caller, received: now, deadline, view, fence };
     if sabotage::calls_run_twice() {
-        let _ = service::run(service.clone(), request.clone()).await;
+        let _ = service::run(&mut service.clone(), request.clone()).await;
     }
-    let result = service::run(service, request).await;
-    running.fence = None;
-    // The place is free before the answer can be seen.
+    let result = match ready {
+        Ok(()) => service::run(&mut service, request).await,
+        Err(error) => Err(error),
+    };
+    // Its place is kept until the other end reads: answers that wait are bytes, too.
+    while link.lock().is_choked() {
+        calls.clock.wait_until(calls.clock.now() + CHOKED).await;
+    }
     drop(running);
     match result {
         Ok(body) | Err(body) if body.len() > calls.body_bytes_max => {
@@ -185,15 +187,12 @@ impl Calls {
     }
 }
 
-/// A call of another that was admitted. Gives its place back, also when its task is dropped or its handler
-/// panics; a handler that panics has run, and failed.
+/// A call of another that was admitted. Gives its place back, also when its task is dropped.
 struct Running {
     calls: Arc<Calls>,
     link: Arc<PeerLink>,
     permit: Option<Permit>,
     seq: u64,
-    /// Under which fence the handler runs, while it does.
-    fence: Option<u64>,
 }
 
 impl Drop for Running {
@@ -201,9 +200,6 @@ impl Drop for Running {
         lock(&self.link.running).remove(&self.seq);
         if let Some(permit) = self.permit.take() {
             self.calls.lock_admission().complete(permit);
-        }
-        if let Some(fence) = self.fence.filter(|_| std::thread::panicking()) {
-            reply(&self.link, &Frame::Executed { seq: self.seq, fence }, b"the handler panicked");
         }
     }
 }

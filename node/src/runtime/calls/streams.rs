@@ -59,6 +59,7 @@ async fn write(lane: &Lane, mut send: SendStream) {
         if batch.is_empty() {
             tokio::select! {
                 () = lane.writers.lanes.notified() => {}
+                () = lane.calls.finishing.cancelled() => return finish(lane, send).await,
                 _ = lane.connection.closed() => return,
             }
             // Whatever else is ready to run may have something for the same packet.
@@ -74,6 +75,30 @@ async fn write(lane: &Lane, mut send: SendStream) {
     }
 }
 
+/// Ends a lane, and waits until everything that was written on it is acknowledged.
+async fn finish(lane: &Lane, mut send: SendStream) {
+    let _counted = Unacknowledged::count(&lane.calls);
+    if send.finish().is_ok() {
+        let _ = send.stopped().await;
+    }
+}
+
+/// Counts something that the transport has and the other end may not.
+struct Unacknowledged(Arc<Calls>);
+
+impl Unacknowledged {
+    fn count(calls: &Arc<Calls>) -> Self {
+        calls.unacknowledged.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(calls))
+    }
+}
+
+impl Drop for Unacknowledged {
+    fn drop(&mut self) {
+        self.0.unacknowledged.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Reads frames until the lane ends or holds what is no frame.
 async fn read(lane: &Lane, mut recv: RecvStream) {
     let mut buffer: Vec<u8> = Vec::with_capacity(READ);
@@ -84,8 +109,6 @@ async fn read(lane: &Lane, mut recv: RecvStream) {
             Err(problem) => return expel(lane, problem),
         }
     }
-    // A lane ends with its connection.
-    lane.connection.close(close_code(Goodbye::Gone), b"");
 }
 
 /// Handles every whole frame; how many bytes they took.
@@ -155,11 +178,15 @@ pub(super) async fn send_large(lane: Lane) {
                 _ = lane.connection.closed() => return,
             }
         }
+        let counted = Unacknowledged::count(&lane.calls);
         lane.calls.spawn(async move {
-            let _place = place;
-            if tokio::time::timeout(LARGE_TIMEOUT, stream.write_all(&frame)).await.is_ok_and(|sent| sent.is_ok()) {
-                let _ = stream.finish();
-            }
+            let (_place, _counted) = (place, counted);
+            let sending = async {
+                stream.write_all(&frame).await.ok()?;
+                stream.finish().ok()?;
+                stream.stopped().await.ok()
+            };
+            let _ = tokio::time::timeout(LARGE_TIMEOUT, sending).await;
         });
     }
 }

@@ -1,6 +1,6 @@
 //! One call of this node, driven by the task that asked: does what [`Call`] says, and tells it what came of it.
 
-use swimring_forwarder::Step;
+use swimring_forwarder::{Resolution, Step};
 use tokio::sync::oneshot;
 
 use super::super::sabotage;
@@ -54,14 +54,30 @@ impl UnderWay {
     /// This node owns the key: the handler runs at once, in place.
     async fn run_here(&mut self, calls: &Arc<Calls>) {
         self.owner = Some(calls.me.node);
-        // The view that said so: a newer one may say otherwise, and then this call came before it.
-        let (now, view) = (calls.clock.now(), Arc::clone(&self.view));
-        if !calls.is_confirmed(&view, now) {
-            return self.call.not_run(now, Refusal::Unconfirmed, &mut calls.lock_budget());
-        }
-        let Some(service) = calls.services.find(&self.wish.service) else {
-            return self.call.not_run(now, Refusal::NoService, &mut calls.lock_budget());
+        let deadline = self.call.deadline();
+        let Some(mut service) = calls.services.find(&self.wish.service) else {
+            return self.call.not_run(calls.clock.now(), Refusal::NoService, &mut calls.lock_budget());
         };
+        let ready = tokio::select! {
+            biased;
+            ready = service::ready(&mut service) => ready,
+            () = calls.clock.wait_until(deadline) => Ok(()),
+        };
+        // What is asked right before it begins, for a layer of the service can have made it wait.
+        let (now, view) = (calls.clock.now(), calls.view());
+        let mine = sabotage::calls_are_misrouted() || view.resolve(self.hash) == Resolution::Here;
+        let refusal = match () {
+            () if now >= deadline => Some(Refusal::Expired),
+            () if !calls.is_confirmed(&view, now) => Some(Refusal::Unconfirmed),
+            () if !mine => Some(Refusal::NotOwner),
+            () => None,
+        };
+        if let Some(refusal) = refusal {
+            return self.call.not_run(now, refusal, &mut calls.lock_budget());
+        }
+        if let Err(error) = ready {
+            return self.call.ran(Err(error));
+        }
         self.fence = view.fence();
         let request = Request {
             key: self.wish.key.clone(),
@@ -69,13 +85,13 @@ impl UnderWay {
             body: self.wish.body.clone(),
             caller: calls.me,
             received: now,
-            deadline: self.call.deadline(),
+            deadline,
             view,
             fence: self.fence,
         };
-        let deadline = self.call.deadline();
         tokio::select! {
-            result = service::run(service, request) => self.call.ran(result),
+            biased;
+            result = service::run(&mut service, request) => self.call.ran(result),
             () = calls.clock.wait_until(deadline) => self.call.timeout(calls.clock.now().max(deadline)),
         }
     }
