@@ -136,7 +136,7 @@ pub enum Frame {
         /// The answerer's.
         clock: u64,
     },
-    /// Send nothing new on this connection.
+    /// This process takes nothing new; whoever has all of its answers closes the connection.
     Goodbye,
 }
 

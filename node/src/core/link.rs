@@ -69,7 +69,7 @@ pub enum Arrival<'a, T> {
     Refused(T, Refusal, Option<NodeId>, Option<Blob>),
     /// It does not wait any more for what it sent under this number.
     Cancel(u64),
-    /// It takes nothing new on this connection, and without another one these go back.
+    /// It takes nothing new, and these go back.
     Goodbye(Vec<(T, NeverSent)>),
     /// Nothing that anybody has to hear of.
     Nothing,
@@ -141,6 +141,8 @@ pub struct Link<T, B> {
     conns: Vec<ConnId>,
     /// The connection that both ends keep.
     kept: Option<ConnId>,
+    /// The connections that stood when the other said goodbye.
+    ending: Vec<ConnId>,
     timebase: Option<Timebase>,
     /// When something last came in.
     heard: Instant,
@@ -163,6 +165,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             limits,
             conns: Vec::new(),
             kept: None,
+            ending: Vec::new(),
             timebase: None,
             heard: now,
             asking: false,
@@ -395,16 +398,11 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         self.pending.insert(seq, (conn, token));
     }
 
-    /// A whole frame came in on `conn`.
+    /// A whole frame came in.
     ///
     /// # Errors
     /// If it is none; the other's fault.
-    pub fn handle_frame<'a>(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        bytes: &'a [u8],
-    ) -> Result<Arrival<'a, T>, Malformed> {
+    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T>, Malformed> {
         let Some((frame, body)) = Frame::decode(bytes)? else {
             return Ok(Arrival::Nothing);
         };
@@ -433,7 +431,11 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
                 }
                 Arrival::Nothing
             }
-            Frame::Goodbye => Arrival::Goodbye(self.retire(conn, Unsent::Unreachable)),
+            Frame::Goodbye => {
+                // The process goes, whichever of its connections said so.
+                self.ending.append(&mut self.conns);
+                Arrival::Goodbye(self.give_back(Unsent::Unreachable))
+            }
         })
     }
 
@@ -442,7 +444,15 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     pub fn closed(&mut self, conn: ConnId, why: Unsent) -> CutOff<T> {
         let lost: Vec<u64> = self.pending.iter().filter(|(_, (on, _))| *on == conn).map(|(seq, _)| *seq).collect();
         let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|(_, token)| token).collect();
+        self.ending.retain(|held| *held != conn);
         CutOff { lost, unsent: self.retire(conn, why) }
+    }
+
+    /// The connections on which nothing more will come, for the other has said goodbye and owes no answer on them: the
+    /// shell closes them, and so tells the other that everything has arrived.
+    pub fn over(&self) -> impl Iterator<Item = ConnId> {
+        let owes = |conn: &ConnId| self.pending.values().any(|(on, _)| on == conn);
+        self.ending.iter().copied().filter(move |conn| !owes(conn))
     }
 
     /// Nothing new goes on this connection.
@@ -555,8 +565,8 @@ mod tests {
         take(&mut link);
         let mut answer = Vec::new();
         Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
-        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Nothing)));
+        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
+        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Nothing)));
     }
 
     #[test]
@@ -599,10 +609,12 @@ mod tests {
         let (mut goodbye, mut answer) = (Vec::new(), Vec::new());
         Frame::Goodbye.encode(&[], &mut goodbye);
         Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-        let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, ConnId(1), &goodbye) else { panic!("a goodbye") };
+        let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, &goodbye) else { panic!("a goodbye") };
         assert_eq!(back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
         assert!(!link.is_connected() && !link.is_idle());
-        assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("handed over", ..))));
+        assert_eq!(link.over().count(), 0, "an answer is missing");
+        assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("handed over", ..))));
+        assert_eq!(link.over().collect::<Vec<_>>(), [ConnId(1)]);
     }
 
     #[test]
@@ -621,7 +633,7 @@ mod tests {
         assert!(take(&mut link).is_none() && !link.has_work());
         let mut answer = Vec::new();
         Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
-        link.handle_frame(later, ConnId(1), &answer).unwrap();
+        link.handle_frame(later, &answer).unwrap();
         assert!(link.has_work() && matches!(take(&mut link), Some(Frame::Call(_))));
     }
 

@@ -289,8 +289,7 @@ impl Builder {
             rng: rng.fork(2),
         });
         let node = Swimring { cluster: identity.cluster, name: identity.name, gossip, calls };
-        let events = node.events();
-        tokio::spawn(follow(node.clone(), events));
+        tokio::spawn(follow(node.clone()));
         tokio::spawn(discover(node.clone(), self.seeds));
         Ok(node)
     }

@@ -17,7 +17,7 @@ use quinn::Connection;
 use swimring_forwarder::wire::{Frame, Refusal, SERVICE_BYTES_MAX};
 use swimring_forwarder::{Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Why};
 use swimring_membership::codec::Blob;
-use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
+use swimring_membership::{Instance, Instant, NodeId, Peer, Rng, State};
 use swimring_ring::{KEY_BYTES_MAX, KeyHash, KeyHasher};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -118,6 +118,13 @@ pub struct Answered {
     pub fence: u64,
 }
 
+/// A process that is connected here, and down or left.
+pub(crate) struct Gone {
+    pub(crate) peer: Peer,
+    pub(crate) instance: Instance,
+    pub(crate) state: State,
+}
+
 /// What a caller wants.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
@@ -155,10 +162,8 @@ pub(crate) struct Calls {
     succeeded: AtomicU64,
     open: AtomicU64,
     leaving: AtomicBool,
-    /// What was handed to the transport and not acknowledged: large frames, and lanes that are being finished.
+    /// Large frames that the transport has, and the other end may not.
     unacknowledged: AtomicU64,
-    /// Lanes end once they are empty.
-    finishing: CancellationToken,
     timers: Notify,
     tracker: TaskTracker,
     ending: CancellationToken,
@@ -211,7 +216,6 @@ impl Calls {
             open: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             unacknowledged: AtomicU64::new(0),
-            finishing: CancellationToken::new(),
             timers: Notify::new(),
             tracker: TaskTracker::new(),
             ending: CancellationToken::new(),
@@ -357,17 +361,17 @@ impl Calls {
         self.lock_admission().leave();
     }
 
+    /// How many connections there are. After a goodbye the other ends close them once they have every answer.
+    pub(crate) fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
     /// Tells everybody that nothing new is taken here.
     pub(crate) fn say_goodbye(&self) {
         for link in self.links.iter() {
             link.lock().send(&Frame::Goodbye, &[]);
             link.wake();
         }
-    }
-
-    /// Ends the lanes; [`under_way`](Self::under_way) counts them until the other ends have everything.
-    pub(crate) fn finish_lanes(&self) {
-        self.finishing.cancel();
     }
 
     /// Ends everything.

@@ -1,5 +1,6 @@
 //! The library's face: build a node, call keys, watch members, leave.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use swimring_ring::KeyHash;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::builder::Builder;
-use super::calls::{Answered, Calls, Wish};
+use super::calls::{Answered, Calls, Gone, Wish};
 use super::gossip::{Ask, Gossip, Input};
 use super::metrics;
 use super::publisher::RingChange;
@@ -181,25 +182,14 @@ impl Swimring {
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
         self.calls.leave();
-        self.wait_until_idle(grace / 2).await;
+        wait_until(grace / 2, || self.calls.under_way() == 0).await;
         self.calls.say_goodbye();
         let (said, goodbye) = oneshot::channel();
         self.ask(Ask::Leave(said)).await;
         let _ = tokio::time::timeout(grace / 4, goodbye).await;
         tokio::time::sleep(GOODBYE.min(grace / 4)).await;
-        self.calls.finish_lanes();
-        self.wait_until_idle(grace / 4).await;
+        wait_until(grace / 4, || self.calls.connections() == 0).await;
         self.close().await;
-    }
-
-    /// Waits until nothing is under way, at most `patience`.
-    async fn wait_until_idle(&self, patience: Duration) {
-        let idle = async {
-            while self.calls.under_way() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let _ = tokio::time::timeout(patience, idle).await;
     }
 
     /// Ends without a word, as a crash would.
@@ -210,35 +200,40 @@ impl Swimring {
     }
 }
 
+/// Waits until `holds`, at most `patience`.
+async fn wait_until(patience: Duration, holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(patience, waiting).await;
+}
+
 /// How long a draining node still takes what others send before they have heard.
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take to go out.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// Follows the control plane: forgets who is gone. What is missed by falling behind is found by housekeeping.
-pub(super) async fn follow(node: Swimring, mut events: broadcast::Receiver<Event>) {
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = node.gossip.inbox.closed() => return,
-        };
-        match event {
-            Ok(Event::Changed { id, state, incarnation, .. }) if !state.is_present() => {
-                let view = node.view();
-                // The view may be older than the event, or much newer: then a new life of the member is meant.
-                let gone = view.member(id).filter(|member| member.incarnation <= incarnation);
-                if let Some((peer, life)) = gone.map(|member| (member.record.peer(), member.record.life())) {
-                    // What a leaver still has to say may be on its way; whoever is down says nothing.
-                    let patience = if state == MemberState::Left { LAST_WORDS } else { Duration::ZERO };
-                    let calls = Arc::clone(&node.calls);
-                    tokio::spawn(async move {
-                        tokio::time::sleep(patience).await;
-                        calls.forget(peer, life);
-                    });
-                }
+/// Follows the view: forgets the processes that are gone by it. Not by the events, which come before the view that
+/// the calls go by: what is cut off then would be sent to the dead once more.
+pub(super) async fn follow(node: Swimring) {
+    let mut changes = node.changes();
+    let mut leaving = BTreeSet::new();
+    while changes.changed().await.is_ok() {
+        let gone = node.calls.gone(&node.view());
+        leaving.retain(|left| gone.iter().any(|gone| gone.instance == *left));
+        for Gone { peer, instance, state } in gone {
+            let calls = Arc::clone(&node.calls);
+            if state != MemberState::Left {
+                calls.forget(peer, instance.life);
+            } else if leaving.insert(instance) {
+                // What a leaver still has to say may be on its way; whoever is down says nothing.
+                tokio::spawn(async move {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    calls.forget(peer, instance.life);
+                });
             }
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

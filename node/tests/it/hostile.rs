@@ -296,6 +296,7 @@ fn a_call_frame_that_ends_early_runs_nothing() {
         dialled.send.finish().expect("it is open");
         let _ = dialled.connection.closed().await;
     });
+    scene.a.counts("swimring_connections_malformed_total", &[("class", "calls")], 1);
     assert_eq!(scene.a.counted("swimring_admissions_total", &[("verdict", "admitted")]), 0);
     scene.goes_on();
 }

@@ -18,7 +18,7 @@ impl World {
         let Some(link) = app.links.get_mut(&from) else {
             return;
         };
-        match link.handle_frame(now, conn, bytes) {
+        match link.handle_frame(now, bytes) {
             Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
             Ok(Arrival::Ran(token, result, _)) => {
                 let result = result.map(<[u8]>::to_vec).map_err(<[u8]>::to_vec);

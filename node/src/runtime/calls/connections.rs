@@ -170,6 +170,20 @@ impl Calls {
         self.settle();
     }
 
+    /// The processes that are connected here and gone by this view.
+    pub(crate) fn gone(&self, view: &View) -> Vec<Gone> {
+        let peers = self.lock_peers();
+        let of_conn = |conn: &ConnId| self.conns.get(conn).map(|held| held.value().1);
+        let connected = peers.connections().filter_map(|(conn, peer)| Some((peer, of_conn(&conn)?)));
+        let gone = connected.filter_map(|(peer, instance)| {
+            let member = view.member(instance.node)?;
+            // A process that the view does not know yet may be the next one of its name.
+            let over = !member.state.is_present() && member.record.life() == instance.life;
+            over.then_some(Gone { peer, instance, state: member.state })
+        });
+        gone.collect()
+    }
+
     /// A process is gone: so are its connections, and what waits for it.
     pub(crate) fn forget(self: &Arc<Self>, peer: Peer, life: u64) {
         self.lock_peers().forget_process(peer, life, Goodbye::Gone);
@@ -182,10 +196,6 @@ impl Calls {
         let links: Vec<_> = self.links.iter().map(|link| (*link.key(), Arc::clone(link.value()))).collect();
         for (instance, link) in links {
             let member = view.member(instance.node);
-            if let Some(gone) = member.filter(|member| !member.state.is_present()) {
-                // Its end was missed by whoever follows the events.
-                self.lock_peers().forget_process(gone.record.peer(), instance.life, Goodbye::Gone);
-            }
             if link.lock().is_connected() {
                 link.lock().ask_clock(now);
                 link.wake();

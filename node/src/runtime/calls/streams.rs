@@ -59,7 +59,6 @@ async fn write(lane: &Lane, mut send: SendStream) {
         if batch.is_empty() {
             tokio::select! {
                 () = lane.writers.lanes.notified() => {}
-                () = lane.calls.finishing.cancelled() => return finish(lane, send).await,
                 _ = lane.connection.closed() => return,
             }
             // Whatever else is ready to run may have something for the same packet.
@@ -72,14 +71,6 @@ async fn write(lane: &Lane, mut send: SendStream) {
         if send.write_all(&batch).await.is_err() {
             return;
         }
-    }
-}
-
-/// Ends a lane, and waits until everything that was written on it is acknowledged.
-async fn finish(lane: &Lane, mut send: SendStream) {
-    let _counted = Unacknowledged::count(&lane.calls);
-    if send.finish().is_ok() {
-        let _ = send.stopped().await;
     }
 }
 
@@ -102,8 +93,12 @@ impl Drop for Unacknowledged {
 /// Reads frames until the lane ends or holds what is no frame.
 async fn read(lane: &Lane, mut recv: RecvStream) {
     let mut buffer: Vec<u8> = Vec::with_capacity(READ);
-    while let Ok(Some(chunk)) = recv.read_chunk(READ, true).await {
-        buffer.extend_from_slice(&chunk.bytes);
+    while let Ok(chunk) = recv.read_chunk(READ, true).await {
+        match chunk {
+            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+            // A lane ends with its connection, not before.
+            None => return expel(lane, Malformed::Truncated),
+        }
         match take_frames(lane, &buffer) {
             Ok(taken) => _ = buffer.drain(..taken),
             Err(problem) => return expel(lane, problem),
@@ -133,10 +128,10 @@ fn expel(lane: &Lane, problem: Malformed) {
 }
 
 fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
-    let (arrival, work) = {
+    let (arrival, work, over) = {
         let mut link = lane.link.lock();
-        let arrival = link.handle_frame(lane.calls.clock.now(), lane.conn, frame)?;
-        (arrival, link.has_work() || link.has_large_work())
+        let arrival = link.handle_frame(lane.calls.clock.now(), frame)?;
+        (arrival, link.has_work() || link.has_large_work(), link.over().collect::<Vec<_>>())
     };
     if work {
         lane.link.wake();
@@ -157,6 +152,11 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
             }
         }
         Arrival::Nothing => {}
+    }
+    for conn in over {
+        if let Some((_, (connection, _))) = lane.calls.conns.remove(&conn) {
+            connection.close(close_code(Goodbye::Gone), b"");
+        }
     }
     Ok(())
 }
