@@ -24,6 +24,7 @@ use crate::network::{Process, draw};
 use crate::plan::{Keys, Load};
 use crate::world::{Happening, World};
 
+mod connections;
 mod serving;
 
 /// Most bytes written at once.
@@ -299,63 +300,6 @@ impl World {
         self.pump_calls(index);
     }
 
-    fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let instance = Instance { node: hello.peer.id, life: hello.life };
-        app.conns.insert(conn, instance);
-        let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
-        link.connected(now, conn, asked, hello.clock());
-        link.prefer(app.peers.connection(hello.peer));
-        // Whoever waits for another process of this node waits in vain.
-        let others = app.waiting.remove(&hello.peer).unwrap_or_default();
-        let mut back: Vec<(Token, NeverSent)> = Vec::new();
-        for other in others.into_iter().filter(|other| *other != instance) {
-            back.extend(app.links.get_mut(&other).map(|link| link.give_back(Unsent::Replaced)).unwrap_or_default());
-        }
-        back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
-    }
-
-    fn on_call_conn_closed(&mut self, index: usize, conn: ConnId) {
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(instance) = app.conns.remove(&conn) else {
-            return;
-        };
-        let Some(link) = app.links.get_mut(&instance) else {
-            return;
-        };
-        let cut = link.closed(conn, Unsent::Unreachable);
-        for (token, proof) in cut.unsent {
-            self.on_unsent(index, token, proof);
-        }
-        for token in cut.lost {
-            self.report(index, token, |call, now, budget| call.lost(now, token.attempt, budget));
-        }
-        self.drop_link(index, instance);
-    }
-
-    /// A link to a process that is gone for good is not needed any more, nor what it sent here.
-    fn drop_link(&mut self, index: usize, instance: Instance) {
-        if self.hosts[index].control.is_none() {
-            return;
-        }
-        let view = self.view(index);
-        let current = view
-            .member(instance.node)
-            .is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        if !current && app.links.get(&instance).is_some_and(Link::is_idle) {
-            app.links.remove(&instance);
-            app.admission.forget(instance);
-        }
-    }
-
     fn on_unsent(&mut self, index: usize, token: Token, proof: NeverSent) {
         self.report(index, token, |call, now, budget| call.unsent(now, token.attempt, proof, budget));
     }
@@ -510,70 +454,6 @@ impl World {
         let view = Arc::new(View::of(membership, placement, &self.rings, membership.fence_heard()));
         app.view = Some(Arc::clone(&view));
         view
-    }
-
-    /// A process is gone from this host's view: so are its connections.
-    pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer, life: u64) {
-        if let Some(app) = &mut self.hosts[index].app {
-            app.peers.forget_process(peer, life, Goodbye::Gone);
-        }
-        self.pump_calls(index);
-    }
-
-    /// Writes what waits, and does what the connections want.
-    pub(crate) fn pump_calls(&mut self, index: usize) {
-        loop {
-            let host = &mut self.hosts[index];
-            let (now, process) = (host.local(self.now), host.process());
-            let Some(app) = &mut host.app else { return };
-            if let Some(command) = app.peers.poll_command() {
-                match command {
-                    Command::Dial { dial, address, .. } => self.dial(process, Class::Calls, dial, address),
-                    Command::Abort { .. } => {}
-                    Command::Close { conn, .. } => {
-                        self.close(conn.0, process);
-                        self.on_call_conn_closed(index, conn);
-                    }
-                }
-                continue;
-            }
-            if let Some(event) = app.peers.poll_event() {
-                self.on_call_peers_event(index, &event);
-                continue;
-            }
-            let has_work = |link: &Link<Token, Arc<[u8]>>| link.has_work() || link.has_large_work();
-            let ready = app.links.iter_mut().find(|(_, link)| link.is_connected() && has_work(link));
-            let Some((_, link)) = ready else { break };
-            let Some(conn) = link.preferred() else { break };
-            let mut bytes = Vec::new();
-            link.take(now, conn, BATCH, &mut bytes);
-            if bytes.is_empty() {
-                link.take_large(now, conn, &mut bytes);
-            }
-            self.write(process, conn, &bytes);
-        }
-        self.arm_calls(index);
-    }
-
-    fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {
-        if let PeersEvent::Failed { target: Target::Peer(peer, _), .. } = event {
-            let waiting = self.hosts[index].app.as_mut().and_then(|app| app.waiting.remove(peer)).unwrap_or_default();
-            waiting.into_iter().for_each(|to| self.give_back(index, to, Unsent::Unreachable));
-        }
-    }
-
-    fn arm_calls(&mut self, index: usize) {
-        let host = &mut self.hosts[index];
-        let process = host.process();
-        let Some(due) = host.app.as_ref().and_then(|app| app.peers.poll_timeout()) else {
-            return;
-        };
-        let at = host.world(due).max(self.now);
-        let Some(app) = &mut host.app else { return };
-        if app.armed != Some(at) {
-            app.armed = Some(at);
-            self.schedule(at, Happening::Call(CallHappening::Peers(process, at)));
-        }
     }
 
     /// Hands a batch of frames to the connection, one by one, in order.

@@ -29,6 +29,10 @@ use crate::core::hello::{Answer, Class, Hello, Refusal};
 use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
 use crate::core::view::{Rings, View};
 
+use self::tasks::{accept, dial_task, receive, send_stream};
+
+mod tasks;
+
 /// Most inputs of one turn before the outputs are taken: bounds how stale they get.
 const TURN_MAX: usize = 64;
 /// Most inputs that wait for the driver; senders then wait, and QUIC's flow control with them.
@@ -526,91 +530,4 @@ impl Driver {
             tracing::error!(%problem, "contacts could not be stored");
         }
     }
-}
-
-/// Greets whoever dials.
-async fn accept(port: Port, inbox: mpsc::Sender<Input>) {
-    let greetings = Arc::new(Semaphore::new(GREETINGS_MAX));
-    while let Some((incoming, place)) = port.accept(&greetings).await {
-        let (port, inbox) = (port.clone(), inbox.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let address = incoming.remote_address();
-            match Port::greet(incoming).await {
-                Ok((established, node)) => {
-                    let _ = inbox.send(Input::Greeted(Box::new(established), node)).await;
-                }
-                Err(problem) => {
-                    metrics::handshake_refused(Class::Gossip, &problem);
-                    if port.is_new(address, &problem) {
-                        tracing::warn!(%address, %problem, "refused a handshake");
-                    }
-                }
-            }
-        });
-    }
-}
-
-async fn dial_task(
-    port: Port,
-    inbox: mpsc::Sender<Input>,
-    dial: DialId,
-    address: SocketAddr,
-    expect: Option<NodeId>,
-    hello: Hello,
-) {
-    let input = match port.dial(address, expect, hello).await {
-        Ok(established) => Input::Dialled(dial, Box::new(established)),
-        Err(super::endpoint::DialError::Refused(Refusal::Oneself)) => Input::Oneself(dial),
-        Err(problem) => {
-            metrics::dial_failed(Class::Gossip, metrics::dial_reason(&problem));
-            Input::DialFailed(dial, problem.explain())
-        }
-    };
-    let _ = inbox.send(input).await;
-}
-
-/// Takes in what comes on a connection until it ends.
-async fn receive(mut established: Established, answer: Option<Answer>, inbox: mpsc::Sender<Input>) {
-    if let Some(answer) = answer {
-        established.answer(&answer).await;
-    }
-    let (id, connection) = (established.id, established.connection.clone());
-    loop {
-        let bytes = tokio::select! {
-            datagram = connection.read_datagram() => datagram.map(|bytes| bytes.to_vec()).ok(),
-            stream = connection.accept_uni() => match stream {
-                Ok(mut stream) => {
-                    let inbox = inbox.clone();
-                    tokio::spawn(async move {
-                        let whole = stream.read_to_end(BODY_BYTES_MAX + ENVELOPE_BYTES);
-                        if let Ok(Ok(bytes)) = tokio::time::timeout(STREAM_TIMEOUT, whole).await {
-                            let _ = inbox.send(Input::Message(id, bytes)).await;
-                        }
-                    });
-                    continue;
-                }
-                Err(_) => None,
-            },
-        };
-        match bytes {
-            Some(bytes) => {
-                let _ = inbox.send(Input::Message(id, bytes)).await;
-            }
-            None => break,
-        }
-    }
-    let _ = inbox.send(Input::Closed(id)).await;
-}
-
-async fn send_stream(connection: Connection, id: ConnId, bytes: Vec<u8>, inbox: mpsc::Sender<Input>) {
-    let sent = async {
-        let mut stream = connection.open_uni().await.ok()?;
-        stream.write_all(&bytes).await.ok()?;
-        stream.finish().ok()?;
-        // Only what was acknowledged survives the end of the connection.
-        stream.stopped().await.ok()
-    };
-    let _ = tokio::time::timeout(STREAM_TIMEOUT, sent).await;
-    let _ = inbox.send(Input::StreamDone(id)).await;
 }

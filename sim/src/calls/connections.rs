@@ -1,0 +1,126 @@
+//! The connections of a data plane in the world: what stands, what ends, what is written and dialled.
+
+use super::*;
+
+impl World {
+    pub(super) fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {
+        let now = self.hosts[index].local(self.now);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let instance = Instance { node: hello.peer.id, life: hello.life };
+        app.conns.insert(conn, instance);
+        let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
+        link.connected(now, conn, asked, hello.clock());
+        link.prefer(app.peers.connection(hello.peer));
+        // Whoever waits for another process of this node waits in vain.
+        let others = app.waiting.remove(&hello.peer).unwrap_or_default();
+        let mut back: Vec<(Token, NeverSent)> = Vec::new();
+        for other in others.into_iter().filter(|other| *other != instance) {
+            back.extend(app.links.get_mut(&other).map(|link| link.give_back(Unsent::Replaced)).unwrap_or_default());
+        }
+        back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
+    }
+
+    pub(super) fn on_call_conn_closed(&mut self, index: usize, conn: ConnId) {
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let Some(instance) = app.conns.remove(&conn) else {
+            return;
+        };
+        let Some(link) = app.links.get_mut(&instance) else {
+            return;
+        };
+        let cut = link.closed(conn, Unsent::Unreachable);
+        for (token, proof) in cut.unsent {
+            self.on_unsent(index, token, proof);
+        }
+        for token in cut.lost {
+            self.report(index, token, |call, now, budget| call.lost(now, token.attempt, budget));
+        }
+        self.drop_link(index, instance);
+    }
+
+    /// A link to a process that is gone for good is not needed any more, nor what it sent here.
+    pub(super) fn drop_link(&mut self, index: usize, instance: Instance) {
+        if self.hosts[index].control.is_none() {
+            return;
+        }
+        let view = self.view(index);
+        let current = view
+            .member(instance.node)
+            .is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        if !current && app.links.get(&instance).is_some_and(Link::is_idle) {
+            app.links.remove(&instance);
+            app.admission.forget(instance);
+        }
+    }
+
+    /// A process is gone from this host's view: so are its connections.
+    pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer, life: u64) {
+        if let Some(app) = &mut self.hosts[index].app {
+            app.peers.forget_process(peer, life, Goodbye::Gone);
+        }
+        self.pump_calls(index);
+    }
+
+    /// Writes what waits, and does what the connections want.
+    pub(crate) fn pump_calls(&mut self, index: usize) {
+        loop {
+            let host = &mut self.hosts[index];
+            let (now, process) = (host.local(self.now), host.process());
+            let Some(app) = &mut host.app else { return };
+            if let Some(command) = app.peers.poll_command() {
+                match command {
+                    Command::Dial { dial, address, .. } => self.dial(process, Class::Calls, dial, address),
+                    Command::Abort { .. } => {}
+                    Command::Close { conn, .. } => {
+                        self.close(conn.0, process);
+                        self.on_call_conn_closed(index, conn);
+                    }
+                }
+                continue;
+            }
+            if let Some(event) = app.peers.poll_event() {
+                self.on_call_peers_event(index, &event);
+                continue;
+            }
+            let has_work = |link: &Link<Token, Arc<[u8]>>| link.has_work() || link.has_large_work();
+            let ready = app.links.iter_mut().find(|(_, link)| link.is_connected() && has_work(link));
+            let Some((_, link)) = ready else { break };
+            let Some(conn) = link.preferred() else { break };
+            let mut bytes = Vec::new();
+            link.take(now, conn, BATCH, &mut bytes);
+            if bytes.is_empty() {
+                link.take_large(now, conn, &mut bytes);
+            }
+            self.write(process, conn, &bytes);
+        }
+        self.arm_calls(index);
+    }
+
+    pub(super) fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {
+        if let PeersEvent::Failed { target: Target::Peer(peer, _), .. } = event {
+            let waiting = self.hosts[index].app.as_mut().and_then(|app| app.waiting.remove(peer)).unwrap_or_default();
+            waiting.into_iter().for_each(|to| self.give_back(index, to, Unsent::Unreachable));
+        }
+    }
+
+    pub(super) fn arm_calls(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        let process = host.process();
+        let Some(due) = host.app.as_ref().and_then(|app| app.peers.poll_timeout()) else {
+            return;
+        };
+        let at = host.world(due).max(self.now);
+        let Some(app) = &mut host.app else { return };
+        if app.armed != Some(at) {
+            app.armed = Some(at);
+            self.schedule(at, Happening::Call(CallHappening::Peers(process, at)));
+        }
+    }
+}
