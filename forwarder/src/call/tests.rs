@@ -193,3 +193,12 @@ fn reports_of_earlier_attempts_are_passed_over() {
     story.call.answered(attempt, Ok("late"));
     assert!(story.is_pausing());
 }
+
+#[test]
+fn nothing_begins_when_the_owner_is_found_after_the_deadline() {
+    for resolution in [Resolution::Here, Resolution::There(A)] {
+        let mut late = story(true);
+        assert_eq!(late.call.resolved(DEADLINE, resolution), None);
+        assert_eq!(late.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
+    }
+}

@@ -148,9 +148,9 @@ impl View {
         }
     }
 
-    /// The process of the node `id`.
+    /// The process of the node `id`. Whoever is down or has left is not asked, though another one may still name it.
     fn instance(&self, id: NodeId) -> Resolution {
-        match self.member(id) {
+        match self.member(id).filter(|member| member.state.is_present()) {
             _ if id == self.me.node => Resolution::Here,
             Some(member) => Resolution::There(member.record.instance()),
             None => Resolution::Nobody,

@@ -146,3 +146,49 @@ fn sigterm_leaves_in_an_orderly_way() {
     a.waits_for("b", "left");
     assert_eq!(b.ended(), Some(0));
 }
+
+#[test]
+fn a_node_that_is_restarted_in_an_orderly_way_costs_nobody_a_call() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    let mut b = site.start("b", &[&a]);
+    agree(&[&a, &b], 2);
+    let listen = b.gossip.clone();
+    let mut number = 0;
+    let mut call = || {
+        number += 1;
+        assert_eq!(a.put(&format!("k{number}"), "v"), 204, "call {number}");
+    };
+    b.signal("-TERM");
+    eventually("b ends", SOON, || {
+        call();
+        b.process.try_wait().ok().flatten()
+    });
+    let again = site.start_with("b", "b", std::slice::from_ref(&a.gossip), &["--listen", &listen]).expect("it listens");
+    agree(&[&a, &again], 2);
+    // For longer than the last words of its earlier life were waited for.
+    let begun = std::time::Instant::now();
+    eventually("some seconds", SOON, || {
+        call();
+        (begun.elapsed() > std::time::Duration::from_secs(4)).then_some(())
+    });
+}
+
+#[test]
+fn an_owner_that_was_stopped_and_removed_does_not_serve_what_it_held() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    let b = site.start("b", &[&a]);
+    agree(&[&a, &b], 2);
+    let of_b = |key: &String| a.ask(&format!("/lookup?key={key}")).is_some_and(|seen| seen["owner"] == "b");
+    let keys: Vec<String> = (0..).map(|number| format!("k{number}")).filter(of_b).take(20).collect();
+    keys.iter().for_each(|key| assert_eq!(a.put(key, "old"), 204));
+    b.signal("-STOP");
+    a.waits_for("b", "down");
+    keys.iter().for_each(|key| assert_eq!(a.put(key, "new"), 204));
+    b.signal("-CONT");
+    agree(&[&a, &b], 2);
+    for key in &keys {
+        assert_ne!(a.get(key).as_deref(), Some("old"), "{key}: another one was acknowledged since");
+    }
+}
