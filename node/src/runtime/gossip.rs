@@ -492,6 +492,8 @@ impl Driver {
                     stall_ms = stall.as_millis() as u64,
                     "this process stood still; it runs no call of others until it is confirmed"
                 );
+                // What is heard first may be an old suspicion, though it has ended in a removal since.
+                self.retaken = true;
             }
             Event::Confirmed => tracing::info!("a peer has confirmed this process"),
             Event::NameTaken { holder } => {
