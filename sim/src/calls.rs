@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, LinkLimits, Outbound};
-use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
+use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, Refusal};
 use swimring::forwarder::{
@@ -104,13 +104,7 @@ impl App {
         Self {
             me,
             peer,
-            peers: Peers::new(
-                Class::Calls,
-                peer,
-                me.life,
-                crate::host::peers_config(PeersConfig::calls()),
-                rng.fork(1),
-            ),
+            peers: Peers::new(Class::Calls, peer, me.life, crate::host::peers_config(Class::Calls), rng.fork(1)),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -141,6 +135,16 @@ impl App {
     pub(crate) fn leave(&mut self) {
         self.leaving = true;
         self.admission.leave();
+    }
+
+    /// Whether anything is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.active.is_empty() || !self.running.is_empty()
+    }
+
+    /// Tells everybody that this process goes.
+    pub(crate) fn say_goodbye(&mut self) {
+        self.links.values_mut().for_each(|link| link.send(&Frame::Goodbye, &[]));
     }
 
     /// Calls without an outcome.
@@ -194,6 +198,7 @@ pub(crate) enum CallInput {
     Frame(ConnId, Vec<u8>),
     Dialled(DialId, ConnId, Hello, Instant),
     DialFailed(DialId, String),
+    Oneself(DialId),
     Accepted(ConnId, Hello),
     Closed(ConnId),
     Timer(u64),
@@ -291,6 +296,7 @@ impl World {
                 self.on_call_conn(index, conn, &hello, None);
             }
             CallInput::DialFailed(dial, why) => app.peers.handle_dial_failed(now, dial, why),
+            CallInput::Oneself(dial) => app.peers.handle_oneself(now, dial),
             CallInput::Closed(conn) => {
                 app.peers.handle_closed(conn);
                 self.on_call_conn_closed(index, conn);

@@ -62,7 +62,15 @@ impl World {
                 }
                 hosts.len()
             }
-            Action::Leave(who) => self.leave(&who),
+            Action::Leave(who) => {
+                let hosts = self.select(&who);
+                hosts.iter().for_each(|host| self.leave(*host));
+                hosts.len()
+            }
+            Action::Strangers(count, who) => {
+                let hosts = self.select(&who);
+                self.strangers(&hosts, count, until)
+            }
             Action::Join(count, over) => {
                 for _ in 0..count {
                     let at = self.now + self.rng.span(Duration::ZERO, over.max(Duration::from_millis(1)));
@@ -207,23 +215,6 @@ impl World {
             (machine.slow, machine.troubled) = (factor.max(1), Some(now));
             let process = machine.process();
             self.schedule(until, Happening::End(Ending::Slow(process)));
-        }
-        hosts.len()
-    }
-
-    fn leave(&mut self, who: &Select) -> usize {
-        let hosts = self.select(who);
-        for host in &hosts {
-            let machine = &mut self.hosts[*host];
-            let (now, process) = (machine.local(self.now), machine.process());
-            if let Some(control) = &mut machine.control {
-                control.command(now, |membership| membership.leave(now));
-            }
-            if let Some(app) = &mut machine.app {
-                app.leave();
-            }
-            self.pump(*host);
-            self.schedule(self.now + Duration::from_secs(1), Happening::End(Ending::Exit(process)));
         }
         hosts.len()
     }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use swimring::core::control::Control;
-use swimring::core::peers::{ConnId, DialId, PeersConfig};
+use swimring::core::hello::Class;
+use swimring::core::peers::{ConnId, DialId, Peers, PeersConfig};
 use swimring_membership::{Config, Instant, Name, NodeId, Peer, Profile, Rng, Settings, Start};
 
 use crate::network::Process;
@@ -27,6 +28,8 @@ pub(crate) enum Input {
     Dialled(DialId, ConnId, swimring::core::hello::Hello),
     /// A dial's failure.
     DialFailed(DialId, String),
+    /// A dial that reached the process itself.
+    Oneself(DialId),
     /// A hello on a new connection that was judged.
     Accepted(ConnId, swimring::core::hello::Hello),
     /// A connection's end.
@@ -70,6 +73,10 @@ pub struct Host {
     stale_disk: Disk,
     /// Standing still.
     pub paused: bool,
+    /// On its way out.
+    pub(crate) leaving: bool,
+    /// It has closed its connections, and wants no new ones.
+    pub(crate) closed: bool,
     /// Inputs that wait for it.
     pub(crate) inbox: VecDeque<Input>,
     /// How many times slower than usual.
@@ -105,9 +112,14 @@ impl Clock {
     }
 }
 
-/// Connections grow old within a world's time, so that they are replaced in it.
-pub(crate) fn peers_config(config: PeersConfig) -> PeersConfig {
-    PeersConfig { age_max: Duration::from_secs(150), ..config }
+/// Connections grow old within a world's time, so that they are replaced in it; and limits are such that they are
+/// reached.
+pub(crate) fn peers_config(class: Class) -> PeersConfig {
+    let shipped = match class {
+        Class::Gossip => PeersConfig::default(),
+        Class::Calls => PeersConfig::calls(),
+    };
+    PeersConfig { age_max: Duration::from_secs(150), connections_max: 512, dials_max: 24, ..shipped }
 }
 
 /// The cluster of every world.
@@ -137,6 +149,8 @@ impl Host {
             disk: Disk::default(),
             stale_disk: Disk::default(),
             paused: false,
+            leaving: false,
+            closed: false,
             inbox: VecDeque::new(),
             slow: 1,
             busy_until: Instant::ORIGIN,
@@ -154,6 +168,14 @@ impl Host {
     /// Whether a process runs (perhaps standing still).
     pub fn is_up(&self) -> bool {
         self.control.is_some()
+    }
+
+    /// The connections of a class.
+    pub(crate) fn peers(&self, class: Class) -> Option<&Peers> {
+        match class {
+            Class::Gossip => self.control.as_ref().map(Control::peers),
+            Class::Calls => self.app.as_ref().map(|app| &app.peers),
+        }
     }
 
     /// What the host's clock shows.
@@ -198,7 +220,7 @@ impl Host {
         };
         let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
         let local = self.local(now);
-        let mut control = Control::new(local, config, peers_config(PeersConfig::default()), start, [7; 16])
+        let mut control = Control::new(local, config, peers_config(Class::Gossip), start, [7; 16])
             .expect("the profile keeps its limits");
         let contacts = self.disk.contacts.clone();
         control.command(local, |membership| membership.remember_contacts(contacts));
@@ -207,6 +229,7 @@ impl Host {
         self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.rng.fork(u64::from(self.life))));
         self.control = Some(control);
         (self.paused, self.slow, self.armed) = (false, 1, None);
+        (self.leaving, self.closed) = (false, false);
         self.inbox.clear();
         self.busy_until = now;
     }

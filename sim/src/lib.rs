@@ -6,11 +6,14 @@
 mod calls;
 mod faults;
 pub mod host;
+mod leaving;
+pub mod mutants;
 pub mod network;
 pub mod oracles;
 pub mod plan;
 pub mod profile;
 mod quiet;
+mod strangers;
 pub mod sweep;
 mod trace;
 pub mod world;

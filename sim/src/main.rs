@@ -1,12 +1,14 @@
 //! `swimring-sim`: runs plans and sweeps.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
+use swimring_sim::sweep::Extent;
 use swimring_sim::world::{Verdict, World};
 
 /// Runs whole Swimring clusters in virtual time, deterministically.
@@ -55,6 +57,25 @@ enum Command {
         /// How many at once.
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+        /// Begins no further plan once one has failed.
+        #[arg(long)]
+        until_failure: bool,
+    },
+    /// Puts known bugs back into a copy of the sources, and sweeps each until an oracle catches it. Run in the
+    /// repository.
+    Mutants {
+        /// Only those whose name begins so.
+        #[arg(long)]
+        only: Option<String>,
+        /// Another bug than those of the repository: a unified diff.
+        #[arg(long, conflicts_with = "only")]
+        patch: Option<PathBuf>,
+        /// How many seeds each may survive.
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u64,
+        /// Which family of plans.
+        #[arg(long, value_enum, default_value = "pr")]
+        profile: Profile,
     },
     /// Prints the plan of a seed.
     Plan {
@@ -76,6 +97,7 @@ fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
 
 const USAGE: u8 = 2;
 const NOT_CONVERGED: u8 = 3;
+const ITSELF: u8 = 4;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -115,10 +137,31 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             print!("{}", profile::plan(*profile, *seed));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Sweep { profile, seeds, jobs } => {
-            Ok(swimring_sim::sweep::run(*profile, seeds.clone(), *jobs, cli.json))
+        Command::Sweep { profile, seeds, jobs, until_failure } => {
+            let extent = Extent { seeds: seeds.clone(), jobs: *jobs, until_failure: *until_failure };
+            Ok(swimring_sim::sweep::run(*profile, &extent, cli.json))
+        }
+        Command::Mutants { only, patch, seeds, profile } => {
+            let trial = Trial { sources: ".".into(), profile: profile.to_string(), seeds: *seeds };
+            try_mutants(&trial, only.as_deref(), patch.as_deref(), cli.json)
         }
     }
+}
+
+fn try_mutants(trial: &Trial, only: Option<&str>, patch: Option<&Path>, json: bool) -> Result<ExitCode, String> {
+    let mutants = match patch {
+        Some(patch) => Mutant::read(patch).map(|mutant| vec![mutant]),
+        None => Mutant::all(&trial.sources),
+    };
+    let mut mutants = mutants.map_err(|error| format!("{error} (run it in the repository)"))?;
+    mutants.retain(|mutant| only.is_none_or(|only| mutant.name.starts_with(only)));
+    if mutants.is_empty() {
+        return Err(format!("no mutant is called {}", only.unwrap_or_default()));
+    }
+    swimring_sim::mutants::run(trial, &mutants, json).or_else(|problem| {
+        eprintln!("swimring-sim: {problem}");
+        Ok(ExitCode::from(ITSELF))
+    })
 }
 
 fn read(path: &PathBuf) -> Result<Plan, String> {

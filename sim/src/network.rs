@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use swimring::core::hello::Class;
+use swimring::core::peers::{DialId, Target};
 use swimring_membership::{Instant, Rng};
 
 use crate::plan::{Latency, LinkRule, Pairs, Side};
@@ -109,19 +110,44 @@ struct Placed {
     until: Option<Instant>,
 }
 
-/// When which process dialled what, for the last minute.
+/// When which process dialled what, for the last minute; and which dials are under way.
 #[derive(Debug, Default)]
-pub(crate) struct Dials(BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>);
+pub(crate) struct Dials {
+    times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
+    under_way: BTreeMap<(Process, Class), BTreeSet<DialId>>,
+    failures: BTreeMap<(Process, Class, Target), u32>,
+}
 
 impl Dials {
     /// Notes a dial; how many of them there were within a minute.
     pub(crate) fn note(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
-        let times = self.0.entry((process, class, address)).or_default();
+        let times = self.times.entry((process, class, address)).or_default();
         times.push_back(now);
         while times.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
             times.pop_front();
         }
         times.len()
+    }
+
+    /// Notes that a dial is under way; how many of them there are.
+    pub(crate) fn begin(&mut self, process: Process, class: Class, dial: DialId) -> usize {
+        let dials = self.under_way.entry((process, class)).or_default();
+        dials.insert(dial);
+        dials.len()
+    }
+
+    /// How often in a row a target could not be reached, now that it was, or once more was not.
+    pub(crate) fn failures(&mut self, process: Process, class: Class, target: Target, reached: bool) -> u32 {
+        let failures = self.failures.entry((process, class, target)).or_insert(0);
+        *failures = if reached { 0 } else { *failures + 1 };
+        *failures
+    }
+
+    /// A dial has come to an end.
+    pub(crate) fn end(&mut self, process: Process, class: Class, dial: DialId) {
+        if let Some(dials) = self.under_way.get_mut(&(process, class)) {
+            dials.remove(&dial);
+        }
     }
 }
 
@@ -284,10 +310,15 @@ impl Network {
         }
     }
 
+    /// The number of a new connection.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.next_conn += 1;
+        self.next_conn - 1
+    }
+
     /// A new connection.
     pub fn connect(&mut self, conn: Conn) -> u64 {
-        let id = self.next_conn;
-        self.next_conn += 1;
+        let id = self.number();
         self.conns.insert(id, conn);
         id
     }

@@ -50,6 +50,8 @@ pub struct WorldSpec {
     pub preset: Preset,
     /// log2 of the arcs of the ring.
     pub arcs: u32,
+    /// Nodes know no seed, but an address behind which each of them may answer.
+    pub balanced: bool,
 }
 
 /// A distribution of one-way latency.
@@ -188,6 +190,8 @@ pub enum Action {
     Join(usize, Duration),
     /// The load is so many times higher.
     Overload(u32),
+    /// So many connections that nobody wants, to each of these nodes.
+    Strangers(usize, Select),
 }
 
 /// Who is cut from whom.
@@ -271,6 +275,7 @@ impl Action {
             Self::Leave(_) => "leave",
             Self::Join(..) => "join",
             Self::Overload(_) => "overload",
+            Self::Strangers(..) => "strangers",
         }
     }
 }

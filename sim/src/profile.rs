@@ -17,6 +17,15 @@ pub enum Profile {
     Forward,
 }
 
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pr => "pr",
+            Self::Forward => "forward",
+        })
+    }
+}
+
 /// Classes of fault; a plan uses some and leaves others out altogether.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Class {
@@ -29,9 +38,10 @@ enum Class {
     Slowness,
     Drift,
     Churn,
+    Strangers,
 }
 
-const CLASSES: [Class; 9] = [
+const CLASSES: [Class; 10] = [
     Class::Cuts,
     Class::Oneway,
     Class::Loss,
@@ -41,6 +51,7 @@ const CLASSES: [Class; 9] = [
     Class::Slowness,
     Class::Drift,
     Class::Churn,
+    Class::Strangers,
 ];
 
 const CHAOS: Duration = Duration::from_secs(540);
@@ -51,7 +62,14 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
     let mut rng = Rng::new(seed).fork(0x706c_616e);
     let nodes = log_uniform(&mut rng, 3, 64) as usize;
     let zones = 1 + rng.index(3);
-    let world = WorldSpec { nodes, zones, seeds: 1 + rng.index(3.min(nodes)), preset: Preset::Lan, arcs: 10 };
+    let world = WorldSpec {
+        nodes,
+        zones,
+        seeds: 1 + rng.index(3.min(nodes)),
+        preset: Preset::Lan,
+        arcs: 10,
+        balanced: rng.chance(250_000),
+    };
     let link = draw_link(&mut rng);
     let load = draw_load(&mut rng, profile);
     let mut steps = Vec::new();
@@ -183,6 +201,11 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
         Class::Drift => (Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500), forever),
         Class::Churn if rng.chance(400_000) => (Action::Leave(Select::Random(1)), forever),
         Class::Churn => (Action::Join(1 + rng.index(4), secs(rng, 1, 10)), forever),
+        // Now and then more than a node takes.
+        Class::Strangers => {
+            let count = if rng.chance(250_000) { 3_200 } else { 1 + rng.index(60) };
+            (Action::Strangers(count, Select::Random(1)), secs(rng, 5, 60))
+        }
     }
 }
 

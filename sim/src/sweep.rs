@@ -47,21 +47,33 @@ struct Outcome {
     verdict: Option<Verdict>,
 }
 
-/// Runs the plans of `seeds` and prints what came of them.
+/// How much to try.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// Which seeds.
+    pub seeds: Range<u64>,
+    /// How many at once.
+    pub jobs: usize,
+    /// Begin no further plan once one has failed.
+    pub until_failure: bool,
+}
+
+/// Runs the plans of some seeds and prints what came of them.
 #[expect(
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "a sweep reports its own wall time and uses threads; no world sees either"
 )]
-pub fn run(profile: Profile, seeds: Range<u64>, jobs: usize, json: bool) -> ExitCode {
+pub fn run(profile: Profile, extent: &Extent, json: bool) -> ExitCode {
     let started = std::time::Instant::now();
-    let next = AtomicU64::new(seeds.start);
-    let (send, receive) = mpsc::sync_channel(jobs.max(1));
-    let name = format!("{profile:?}").to_lowercase();
+    let next = AtomicU64::new(extent.seeds.start);
+    let jobs = extent.jobs.max(1);
+    let (send, receive) = mpsc::sync_channel(jobs);
+    let name = profile.to_string();
     let mut summary = Summary { profile: name.clone(), ..Summary::default() };
     std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            let (next, end, send) = (&next, seeds.end, send.clone());
+        for _ in 0..jobs {
+            let (next, end, send) = (&next, extent.seeds.end, send.clone());
             scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -74,6 +86,9 @@ pub fn run(profile: Profile, seeds: Range<u64>, jobs: usize, json: bool) -> Exit
         drop(send);
         for outcome in receive {
             summary.add(&name, outcome, json);
+            if extent.until_failure && !summary.is_clean() {
+                next.store(extent.seeds.end, Ordering::Relaxed);
+            }
         }
     });
     summary.wall_s = started.elapsed().as_secs_f64();
@@ -98,6 +113,10 @@ fn one(profile: Profile, seed: u64) -> Outcome {
 }
 
 impl Summary {
+    fn is_clean(&self) -> bool {
+        (self.crashes, self.violations, self.nonconverged) == (0, 0, 0)
+    }
+
     fn add(&mut self, profile: &str, outcome: Outcome, json: bool) {
         self.plans += 1;
         let replay =

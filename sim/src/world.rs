@@ -56,6 +56,10 @@ pub(crate) enum Happening {
     End(crate::faults::Ending),
     /// Something of the data planes.
     Call(crate::calls::CallHappening),
+    /// A process that leaves takes its next step.
+    Leaving(Process, crate::leaving::Stage),
+    /// Somebody who does not belong here.
+    Stranger(crate::strangers::Stranger),
     /// Chaos is over.
     Quiet,
     /// The core is looked at.
@@ -69,7 +73,8 @@ pub(crate) enum Happening {
 pub(crate) struct Handshake {
     dialler: Process,
     dial: DialId,
-    address: SocketAddr,
+    /// The host that answers there.
+    there: usize,
     class: Class,
     asked: Instant,
     stage: u8,
@@ -251,6 +256,8 @@ impl World {
             Happening::Begin(step) => self.begin(step),
             Happening::End(ending) => self.end(ending),
             Happening::Call(call) => self.happen_call(call),
+            Happening::Leaving(process, stage) => self.on_leaving(process, stage),
+            Happening::Stranger(stranger) => self.on_stranger(stranger),
             Happening::Quiet => self.quiet(),
             Happening::Look => self.look(),
             Happening::Over => self.over(),
@@ -310,6 +317,7 @@ impl World {
             Input::Call(input) => return self.handle_call(index, *input),
             Input::Dialled(dial, conn, hello) => control.handle_dialled(now, dial, conn, &hello),
             Input::DialFailed(dial, why) => control.handle_dial_failed(now, dial, why),
+            Input::Oneself(dial) => control.handle_oneself(now, dial),
             Input::Accepted(conn, hello) => control.handle_accepted(now, conn, &hello),
             Input::Closed(conn) => control.handle_closed(now, conn),
         }
@@ -328,9 +336,10 @@ impl World {
             // What still comes on a connection that was given up is not looked at.
             return;
         }
+        let own = self.network.conns.contains_key(&conn.0);
         let result = control.handle_message(now, conn, bytes);
         self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, bytes, out));
-        self.check(index, "W1", result.is_ok(), || format!("refused a message of another node: {result:?}"));
+        self.check(index, "W1", result.is_ok() || !own, || format!("refused a message of another node: {result:?}"));
         self.pump(index);
     }
 
@@ -365,7 +374,11 @@ impl World {
     fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
         let first = index == 0 && self.hosts[0].life == 0;
         let seeds = self.hosts.iter().take(self.plan.world.seeds).filter(|seed| seed.index != index);
-        if first { Vec::new() } else { seeds.map(|seed| seed.address).collect() }
+        match (first, self.plan.world.balanced) {
+            (true, _) => Vec::new(),
+            (false, true) => vec![transport::balancer()],
+            (false, false) => seeds.map(|seed| seed.address).collect(),
+        }
     }
 
     /// Ends a process without a word.
@@ -414,7 +427,7 @@ impl World {
             };
             match command {
                 Command::Dial { dial, address, .. } => self.dial(process, Class::Gossip, dial, address),
-                Command::Abort { .. } => {}
+                Command::Abort { dial } => self.dials.end(process, Class::Gossip, dial),
                 Command::Close { conn, .. } => self.close(conn.0, process),
             }
         }
@@ -425,6 +438,7 @@ impl World {
         self.say(|| format!("n{:<4} {event:?}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_event(facts, index, event, out));
         match event {
+            ControlEvent::Peers(event) => self.watch_waits(index, Class::Gossip, event),
             ControlEvent::Membership(Event::Rebooted { boot }) => self.hosts[index].disk.boot = *boot,
             ControlEvent::Membership(Event::NameTaken { .. } | Event::Superseded { .. }) => {
                 let process = self.hosts[index].process();

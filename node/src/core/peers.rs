@@ -12,155 +12,20 @@ use swimring_membership::{Instant, NodeId, Peer, Rng, Timers};
 
 use super::hello::{Class, Hello, Refusal};
 
+mod interface;
+
+pub use interface::{Command, ConnId, DialId, Goodbye, PeersConfig, PeersEvent, Route, Target};
+
 /// Most targets whose failures are remembered.
 const FAILURES_MAX: usize = 4_096;
 
 /// How long a seed that was this process itself is not dialled again.
 const ONESELF: Duration = Duration::from_secs(1);
-
-/// A connection, numbered by the shell; never used twice.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ConnId(pub u64);
-
-/// An attempt to connect, numbered here.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct DialId(pub u64);
-
-/// What is to be reached.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Target {
-    /// This node at this gossip address; dialled at the second address, which is the class's own.
-    Peer(Peer, SocketAddr),
-    /// Whoever answers there.
-    Seed(SocketAddr),
-}
-
-/// The limits and waits of a class.
-#[derive(Clone, Debug)]
-pub struct PeersConfig {
-    /// How long a dial may take, its hello answered included.
-    pub dial_timeout: Duration,
-    /// The first wait after a dial failed; doubles.
-    pub retry_min: Duration,
-    /// The longest wait after a dial failed.
-    pub retry_max: Duration,
-    /// How long a connection that lost to another one stays open for what is under way on it.
-    pub linger: Duration,
-    /// Most connections; a hello beyond it is refused.
-    pub connections_max: usize,
-    /// Most connections to one node, whatever address it claims: a process has one, and two for a moment. Beyond it
-    /// the oldest is closed.
-    pub connections_of_node_max: usize,
-    /// Most dials under way.
-    pub dials_max: usize,
-    /// After how long a connection is replaced by a new one, whose certificates are judged anew.
-    pub age_max: Duration,
-}
-
-impl Default for PeersConfig {
-    fn default() -> Self {
-        Self {
-            dial_timeout: Duration::from_secs(2),
-            retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(3),
-            linger: Duration::from_secs(2),
-            connections_max: 2_048,
-            connections_of_node_max: 8,
-            dials_max: 256,
-            age_max: Duration::from_secs(6 * 3_600),
-        }
-    }
-}
-
-impl PeersConfig {
-    /// For calls: what is under way on a connection may take as long as the longest deadline.
-    pub fn calls() -> Self {
-        Self { linger: Duration::from_secs(300), ..Self::default() }
-    }
-}
-
-/// What the shell has to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Command {
-    /// Connect, say hello, and report with [`Peers::handle_dialled`] or [`Peers::handle_dial_failed`].
-    Dial {
-        /// Which attempt.
-        dial: DialId,
-        /// Where.
-        address: SocketAddr,
-        /// Who must answer; the handshake fails for anybody else.
-        expect: Option<NodeId>,
-    },
-    /// Give the attempt up.
-    Abort {
-        /// Which attempt.
-        dial: DialId,
-    },
-    /// Close the connection.
-    Close {
-        /// Which.
-        conn: ConnId,
-        /// Why, for the other end and the log.
-        why: Goodbye,
-    },
-}
-
-/// Why a connection is closed from here.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
-pub enum Goodbye {
-    /// Another connection between the same two processes is kept.
-    Duplicate,
-    /// The member is down, has left, or was replaced by a newer process.
-    Gone,
-    /// This process ends.
-    Leaving,
-    /// The other end broke the protocol.
-    Malformed,
-}
-
-/// What became of a route.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub enum Route {
-    /// Send on this connection.
-    Connected(ConnId),
-    /// A dial is under way; hold the message.
-    Dialling,
-    /// The last dial failed and the next one waits.
-    Unreachable,
-    /// Not tried: a limit is reached, or the address is this process.
-    Refused,
-}
-
-/// What changed.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PeersEvent {
-    /// The first connection to this peer stands.
-    Up {
-        /// Who.
-        peer: Peer,
-        /// On which connection.
-        conn: ConnId,
-        /// The target that was dialled, when this end dialled.
-        dialled: Option<Target>,
-    },
-    /// The last connection to this peer is gone.
-    Down {
-        /// Who.
-        peer: Peer,
-    },
-    /// A dial failed.
-    Failed {
-        /// What was to be reached.
-        target: Target,
-        /// What the shell said.
-        why: String,
-    },
-    /// A seed is this process itself.
-    Oneself {
-        /// The seed.
-        address: SocketAddr,
-    },
-}
+/// How long whoever answered at a shared address is taken for the one who answers there, for every connection: so all
+/// nodes together ask it about twice a second, however many they are.
+const SHARED_EACH: Duration = Duration::from_millis(500);
+/// The least of that.
+const SHARED_MIN: Duration = Duration::from_secs(4);
 
 #[derive(Clone, Debug)]
 struct Conn {
@@ -182,6 +47,7 @@ enum Timer {
     Retry(Target),
     Linger(ConnId),
     Oneself(SocketAddr),
+    Shared(SocketAddr),
     Age(ConnId),
     Expiry(ConnId),
 }
@@ -199,6 +65,7 @@ pub struct Peers {
     dialling: BTreeMap<Target, DialId>,
     failures: BTreeMap<Target, u32>,
     oneself: BTreeSet<SocketAddr>,
+    /// Who answers at a seed's address.
     seeds: BTreeMap<SocketAddr, Peer>,
     next_dial: u64,
     timers: Timers<Timer>,
@@ -360,11 +227,14 @@ impl Peers {
             return;
         };
         self.failures.remove(&target);
-        if let Target::Seed(address) = target
-            && address == hello.peer.address
-        {
-            // Behind any other address the next dial may reach another node.
+        if let Target::Seed(address) = target {
             self.seeds.insert(address, hello.peer);
+            if address != hello.peer.address {
+                // Behind it the next dial may reach another node.
+                let wait = (SHARED_EACH * self.conns.len() as u32).max(SHARED_MIN);
+                let wait = self.rng.jitter(wait);
+                self.timers.set(Timer::Shared(address), now + wait);
+            }
         }
         self.add(now, conn, hello, Some(target));
     }
@@ -382,7 +252,7 @@ impl Peers {
         let doubled = self.config.retry_min * (1 << (*failures - 1).min(10));
         let wait = self.rng.jitter(doubled.min(self.config.retry_max));
         self.timers.set(Timer::Retry(target), now + wait);
-        self.events.push_back(PeersEvent::Failed { target, why });
+        self.events.push_back(PeersEvent::Failed { target, why, wait });
     }
 
     /// A dial reached this process itself.
@@ -430,7 +300,7 @@ impl Peers {
     fn make_room(&mut self, id: NodeId) {
         let of_node = self.conns.iter().filter(|(_, conn)| conn.peer.id == id);
         let of_node: Vec<ConnId> = of_node.map(|(conn, _)| *conn).collect();
-        if of_node.len() > self.config.connections_of_node_max {
+        if of_node.len() >= self.config.connections_of_node_max {
             self.commands.push_back(Command::Close { conn: of_node[0], why: Goodbye::Gone });
             self.handle_closed(of_node[0]);
         }
@@ -509,6 +379,11 @@ impl Peers {
         }
     }
 
+    /// Whether [`close`](Self::close) was asked for.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
     /// Closes everything and refuses what comes.
     pub fn close(&mut self) {
         self.closing = true;
@@ -538,6 +413,9 @@ impl Peers {
                 Timer::Retry(_) => {}
                 Timer::Oneself(address) => {
                     self.oneself.remove(&address);
+                }
+                Timer::Shared(address) => {
+                    self.seeds.remove(&address);
                 }
                 Timer::Age(conn) => self.renew(now, conn),
                 Timer::Expiry(conn) => {

@@ -387,9 +387,9 @@ impl Driver {
             }
             publication.view = Some(view.with_fence(self.fence));
         }
-        if publication.view.is_some() || !publication.waiting.is_empty() {
-            // The publisher ends only after this thread.
-            let _ = self.publisher.send(publication);
+        let has_news = publication.view.is_some() || !publication.waiting.is_empty();
+        if has_news && self.publisher.send(publication).is_err() {
+            tracing::error!("the thread that publishes views has ended: this node goes by an old view");
         }
     }
 
@@ -403,7 +403,9 @@ impl Driver {
             }
             Command::Abort { dial } => {
                 if let Some(task) = self.dials.remove(&dial) {
-                    metrics::dial_failed(Class::Gossip, "silent");
+                    if !self.control.peers().is_closing() {
+                        metrics::dial_failed(Class::Gossip, "silent");
+                    }
                     task.abort();
                 }
             }
@@ -455,7 +457,7 @@ impl Driver {
                 self.on_membership_event(&event);
                 let _ = self.events.send(event);
             }
-            ControlEvent::Peers(PeersEvent::Failed { target, why }) => self.warn_once(target, why),
+            ControlEvent::Peers(PeersEvent::Failed { target, why, .. }) => self.warn_once(target, why),
             ControlEvent::Peers(PeersEvent::Oneself { address }) => {
                 metrics::finding("seed_is_oneself");
                 if self.port.is_new(address, &"oneself") {
@@ -473,6 +475,7 @@ impl Driver {
 
     fn on_membership_event(&mut self, event: &Event) {
         match event {
+            Event::Changed { id, before, state, .. } => self.say_changed(*id, before.map(|(state, _)| state), *state),
             Event::Refuted { against: State::Down | State::Left, .. } => self.retaken = true,
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");
@@ -510,6 +513,19 @@ impl Driver {
                 }
             }
             other => tracing::debug!(event = ?other),
+        }
+    }
+
+    /// Who comes and who goes is what an operator looks for first.
+    fn say_changed(&self, id: NodeId, before: Option<State>, state: State) {
+        let Some(member) = self.control.membership().member(id) else { return };
+        let (name, address) = (&member.record.profile().name, member.record.profile().gossip);
+        let was_present = before.is_some_and(State::is_present);
+        match state {
+            State::Alive if !was_present => tracing::info!(%name, %address, "a member is here"),
+            State::Down => tracing::warn!(%name, %address, "a member is down"),
+            State::Left => tracing::info!(%name, %address, "a member has left"),
+            State::Alive | State::Suspect => tracing::debug!(%name, ?state, "news of a member"),
         }
     }
 

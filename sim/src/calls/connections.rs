@@ -77,7 +77,7 @@ impl World {
             if let Some(command) = app.peers.poll_command() {
                 match command {
                     Command::Dial { dial, address, .. } => self.dial(process, Class::Calls, dial, address),
-                    Command::Abort { .. } => {}
+                    Command::Abort { dial } => self.dials.end(process, Class::Calls, dial),
                     Command::Close { conn, .. } => {
                         self.close(conn.0, process);
                         self.on_call_conn_closed(index, conn);
@@ -104,6 +104,7 @@ impl World {
     }
 
     pub(super) fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {
+        self.watch_waits(index, Class::Calls, event);
         if let PeersEvent::Failed { target: Target::Peer(peer, _), .. } = event {
             let waiting = self.hosts[index].app.as_mut().and_then(|app| app.waiting.remove(peer)).unwrap_or_default();
             waiting.into_iter().for_each(|to| self.give_back(index, to, Unsent::Unreachable));

@@ -40,7 +40,28 @@ impl World {
             }
             Ok(Arrival::Cancel(seq)) => app.admission.cancel(from, seq),
             Ok(Arrival::Nothing) => {}
-            Err(problem) => self.check(index, "W2", false, || format!("refused a frame of another node: {problem}")),
+            Err(problem) => {
+                app.peers.expel(conn);
+                let own = self.network.conns.contains_key(&conn.0);
+                self.check(index, "W2", !own, || format!("refused a frame of another node: {problem}"));
+            }
+        }
+        self.close_what_is_over(index, from);
+    }
+
+    /// A process that goes waits for others to close once they have all answers.
+    fn close_what_is_over(&mut self, index: usize, from: Instance) {
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let over: Vec<ConnId> = app.links.get(&from).map(|link| link.over().collect()).unwrap_or_default();
+        for conn in over {
+            let process = self.hosts[index].process();
+            self.close(conn.0, process);
+            if let Some(app) = &mut self.hosts[index].app {
+                app.peers.handle_closed(conn);
+            }
+            self.on_call_conn_closed(index, conn);
         }
     }
 

@@ -16,7 +16,7 @@ type Parsed<T> = Result<T, String>;
 
 pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
     let mut plan = Plan {
-        world: WorldSpec { nodes: 3, zones: 1, seeds: 1, preset: Preset::Lan, arcs: 14 },
+        world: WorldSpec { nodes: 3, zones: 1, seeds: 1, preset: Preset::Lan, arcs: 14, balanced: false },
         links: Vec::new(),
         load: None,
         steps: Vec::new(),
@@ -199,6 +199,8 @@ fn world<'a>(world: &mut WorldSpec, words: impl Iterator<Item = &'a str>) -> Par
             ("nodes", value) => world.nodes = number(value)?,
             ("zones", value) => world.zones = number(value)?,
             ("seeds", value) => world.seeds = number(value)?,
+            ("balanced", "yes") => world.balanced = true,
+            ("balanced", "no") => world.balanced = false,
             ("preset", "lan") => world.preset = Preset::Lan,
             ("preset", "wan") => world.preset = Preset::Wan,
             ("preset", "local") => world.preset = Preset::Local,
@@ -345,6 +347,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
             let factor = factor.strip_prefix('x').ok_or("overload is written xN")?;
             Action::Overload(number(factor)?)
         }
+        ("strangers", [count, "of", who]) => Action::Strangers(number(count)?, select(who)?),
         _ => return Err(format!("{kind} {} is not understood", words.join(" "))),
     })
 }

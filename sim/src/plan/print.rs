@@ -15,7 +15,8 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
         Preset::Local => "local",
     };
     writeln!(f, "plan 1")?;
-    writeln!(f, "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}", w.nodes, w.zones, w.seeds, w.arcs)?;
+    write!(f, "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}", w.nodes, w.zones, w.seeds, w.arcs)?;
+    writeln!(f, "{}", if w.balanced { " balanced=yes" } else { "" })?;
     for rule in &plan.links {
         write!(f, "link latency={} loss={}", latency(rule.latency), percent(rule.loss))?;
         write!(f, " dup={} reorder={} corrupt={}", percent(rule.dup), time(rule.reorder), percent(rule.corrupt))?;
@@ -115,5 +116,6 @@ fn action(action: &Action) -> String {
         Action::Leave(who) => format!("leave {}", select(who)),
         Action::Join(count, over) => format!("join {count} over {}", time(*over)),
         Action::Overload(factor) => format!("overload x{factor}"),
+        Action::Strangers(count, who) => format!("strangers {count} of {}", select(who)),
     }
 }

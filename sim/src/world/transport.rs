@@ -1,6 +1,11 @@
 //! Connections of the world: handshakes, datagrams, frames, idle ends.
 
+use swimring::core::hello::Refusal;
+use swimring::core::peers::PeersEvent;
+use swimring_membership::NodeId;
+
 use super::*;
+use crate::host::peers_config;
 
 impl World {
     // Connections.
@@ -194,25 +199,81 @@ impl World {
     // Handshakes: out, back, hello, answer.
 
     pub(crate) fn dial(&mut self, dialler: Process, class: Class, dial: DialId, address: SocketAddr) {
+        self.check(dialler.host, "P2", !self.hosts[dialler.host].closed, || {
+            format!("dialled {address} although it goes away")
+        });
         let count = self.dials.note(self.now, dialler, class, address);
         self.check(dialler.host, "H1", count <= DIALS_A_MINUTE, || {
             format!("dialled {address} for {class:?} {count} times within a minute")
         });
+        let under_way = self.dials.begin(dialler, class, dial);
+        self.check(dialler.host, "B3", under_way <= peers_config(class).dials_max, || {
+            format!("{under_way} dials under way")
+        });
         let asked = self.hosts[dialler.host].local(self.now);
-        self.send_handshake(Handshake { dialler, dial, address, class, asked, stage: 0, tries: 0, conn: None });
+        if let Some(there) = self.host_at(class, address) {
+            self.send_handshake(Handshake { dialler, dial, there, class, asked, stage: 0, tries: 0, conn: None });
+        }
     }
 
-    /// Calls listen on the next port.
-    fn host_at(&self, class: Class, address: SocketAddr) -> Option<usize> {
+    /// After a dial that failed there is a wait, which depends on how often it failed since it last did not.
+    pub(crate) fn watch_waits(&mut self, index: usize, class: Class, event: &PeersEvent) {
+        let process = self.hosts[index].process();
+        match event {
+            PeersEvent::Up { dialled: Some(target), .. } => {
+                self.dials.failures(process, class, *target, true);
+            }
+            PeersEvent::Failed { target, wait, .. } => {
+                let failures = self.dials.failures(process, class, *target, false);
+                let limits = peers_config(class);
+                let doubled = limits.retry_min * (1 << (failures - 1).min(10));
+                let most = doubled.min(limits.retry_max) * 5 / 4;
+                self.check(index, "H2", *wait <= most && *wait >= limits.retry_min / 2, || {
+                    format!("waits {wait:?} after {failures} failures in a row")
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// A dial has come to an end: the process is told how.
+    fn dialled(&mut self, handshake: &Handshake, outcome: Result<(ConnId, Hello), Refusal>) {
+        let (dial, process) = (handshake.dial, handshake.dialler);
+        self.dials.end(process, handshake.class, dial);
+        let input = match (handshake.class, outcome) {
+            (Class::Gossip, Ok((conn, hello))) => Input::Dialled(dial, conn, hello),
+            (Class::Gossip, Err(Refusal::Oneself)) => Input::Oneself(dial),
+            (Class::Gossip, Err(why)) => Input::DialFailed(dial, why.to_string()),
+            (Class::Calls, Ok((conn, hello))) => {
+                Input::Call(Box::new(CallInput::Dialled(dial, conn, hello, handshake.asked)))
+            }
+            (Class::Calls, Err(Refusal::Oneself)) => Input::Call(Box::new(CallInput::Oneself(dial))),
+            (Class::Calls, Err(why)) => Input::Call(Box::new(CallInput::DialFailed(dial, why.to_string()))),
+        };
+        self.give(process, input);
+    }
+
+    pub(crate) fn judge(&self, host: usize, class: Class, hello: &Hello, certified: NodeId) -> Result<(), Refusal> {
+        let gone = Err(Refusal::Leaving);
+        let machine = &self.hosts[host];
+        match class {
+            Class::Gossip => machine.control.as_ref().map_or(gone, |control| control.judge(hello, certified)),
+            Class::Calls => machine.app.as_ref().map_or(gone, |app| app.peers.judge(hello, certified, &[7; 16])),
+        }
+    }
+
+    /// Calls listen on the next port. Behind the balancer is any seed that runs.
+    fn host_at(&mut self, class: Class, address: SocketAddr) -> Option<usize> {
+        if address == balancer() {
+            let seeds: Vec<usize> = (0..self.plan.world.seeds).filter(|seed| self.hosts[*seed].is_up()).collect();
+            return (!seeds.is_empty()).then(|| seeds[self.rng.index(seeds.len())]);
+        }
         let port = address.port() - u16::from(class == Class::Calls);
         self.by_address.get(&SocketAddr::new(address.ip(), port)).copied()
     }
 
     fn send_handshake(&mut self, handshake: Handshake) {
-        let Some(there) = self.host_at(handshake.class, handshake.address) else {
-            return;
-        };
-        let here = handshake.dialler.host;
+        let (here, there) = (handshake.dialler.host, handshake.there);
         let (from, to) = if handshake.stage.is_multiple_of(2) { (here, there) } else { (there, here) };
         match self.network.fate(from, to).arrivals.first() {
             Some(after) => {
@@ -234,10 +295,7 @@ impl World {
     }
 
     pub(super) fn on_handshake(&mut self, mut handshake: Handshake) {
-        let Some(there) = self.host_at(handshake.class, handshake.address) else {
-            return;
-        };
-        let here = handshake.dialler;
+        let (here, there) = (handshake.dialler, handshake.there);
         if handshake.tries > 0 {
             return self.send_handshake(handshake);
         }
@@ -260,12 +318,12 @@ impl World {
                 let (Some(hello), Some(conn)) = (self.hello(there, handshake.class), handshake.conn) else {
                     return;
                 };
-                let (dial, conn) = (handshake.dial, ConnId(conn));
-                let input = match handshake.class {
-                    Class::Gossip => Input::Dialled(dial, conn, hello),
-                    Class::Calls => Input::Call(Box::new(CallInput::Dialled(dial, conn, hello, handshake.asked))),
-                };
-                self.give(here, input);
+                let judged = self.judge(here.host, handshake.class, &hello, self.hosts[there].id);
+                if judged.is_err() {
+                    self.close(conn, here);
+                }
+                self.dialled(&handshake, judged.map(|()| (ConnId(conn), hello)));
+                self.check_connections(here.host, handshake.class);
             }
             _ => self.send_handshake(handshake),
         }
@@ -278,18 +336,11 @@ impl World {
         };
         let acceptor = self.hosts[there].process();
         let id = self.hosts[here.host].id;
-        let judged = match class {
-            Class::Gossip => self.hosts[there].control.as_ref().map(|control| control.judge(&hello, id)),
-            Class::Calls => self.hosts[there].app.as_ref().map(|app| app.peers.judge(&hello, id, &hello.fingerprint)),
-        };
-        if let Some(Err(refusal)) = judged {
-            let (dial, why) = (handshake.dial, refusal.to_string());
-            let input = match class {
-                Class::Gossip => Input::DialFailed(dial, why),
-                Class::Calls => Input::Call(Box::new(CallInput::DialFailed(dial, why))),
-            };
-            return self.give(here, input);
+        if let Err(refusal) = self.judge(there, class, &hello, id) {
+            return self.dialled(&handshake, Err(refusal));
         }
+        let open = here != acceptor && !self.hosts[there].closed;
+        self.check(there, "P2", open, || format!("let {} in: itself, or although it goes away", hello.peer.address));
         let conn = self.network.connect(Conn::new(class, here, acceptor, self.now));
         handshake.conn = Some(conn);
         for process in [here, acceptor] {
@@ -300,6 +351,7 @@ impl World {
             Class::Calls => Input::Call(Box::new(CallInput::Accepted(ConnId(conn), hello))),
         };
         self.give(acceptor, input);
+        self.check_connections(there, class);
         self.send_handshake(handshake);
     }
 
@@ -311,6 +363,11 @@ impl World {
             Class::Calls => host.app.as_ref().map(|app| app.hello(now)),
         }
     }
+}
+
+/// The address behind which every seed answers, if the world has one.
+pub(super) fn balancer() -> SocketAddr {
+    SocketAddr::from(([10, 255, 255, 254], 7_946))
 }
 
 /// How often a connection of calls shows that it lives.

@@ -76,8 +76,8 @@ impl Calls {
         loop {
             let event = self.lock_peers().poll_event();
             let Some(event) = event else { break };
-            if let PeersEvent::Failed { target: Target::Peer(peer, _), why } = event {
-                tracing::debug!(address = %peer.address, why, "cannot connect for calls");
+            if let PeersEvent::Failed { target: Target::Peer(peer, _), why, wait } = event {
+                tracing::debug!(address = %peer.address, why, ?wait, "cannot connect for calls");
                 let waiting = lock(&self.waiting).remove(&peer);
                 waiting.unwrap_or_default().into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
             }

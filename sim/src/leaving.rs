@@ -1,0 +1,87 @@
+//! How a process of the world leaves: step by step, as the runtime does it.
+
+use std::time::Duration;
+
+use swimring_membership::{Instant, Phase};
+
+use crate::network::Process;
+use crate::world::{Happening, World};
+
+/// How long a draining process still takes what others send before they have heard.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How long what is under way may take.
+const FINISH: Duration = Duration::from_secs(5);
+/// How long a goodbye may take to go out.
+const GOODBYE: Duration = Duration::from_millis(200);
+/// How long others may take to close their connections.
+const CLOSING: Duration = Duration::from_millis(2_500);
+/// How long the process lives after it has closed its own.
+const AFTERWARDS: Duration = Duration::from_millis(200);
+/// How often a waiting process looks.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How far a process has come.
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Stage {
+    /// Takes nothing new.
+    Refuse,
+    /// Waits, until the moment, for what is under way; then says goodbye.
+    Finish(Instant),
+    /// Waits, until the moment, for others to close; then closes.
+    Close(Instant),
+    /// Ends.
+    Exit,
+}
+
+impl World {
+    /// Begins to leave.
+    pub(crate) fn leave(&mut self, host: usize) {
+        let machine = &mut self.hosts[host];
+        let (now, process) = (machine.local(self.now), machine.process());
+        if std::mem::replace(&mut machine.leaving, true) {
+            return;
+        }
+        if let Some(control) = &mut machine.control {
+            control.command(now, |membership| membership.set_phase(now, Phase::Draining));
+        }
+        self.pump(host);
+        self.schedule(self.now + DRAIN, Happening::Leaving(process, Stage::Refuse));
+    }
+
+    /// Takes the next step.
+    pub(crate) fn on_leaving(&mut self, process: Process, stage: Stage) {
+        let index = process.host;
+        let machine = &mut self.hosts[index];
+        if machine.process() != process || !machine.is_up() {
+            return;
+        }
+        if machine.paused {
+            return self.schedule(self.now + LOOK, Happening::Leaving(process, stage));
+        }
+        let local = machine.local(self.now);
+        let (Some(control), Some(app)) = (&mut machine.control, &mut machine.app) else { return };
+        let next = match stage {
+            Stage::Refuse => {
+                app.leave();
+                (LOOK, Stage::Finish(self.now + FINISH))
+            }
+            Stage::Finish(until) if self.now < until && app.is_busy() => (LOOK, stage),
+            Stage::Finish(_) => {
+                app.say_goodbye();
+                control.command(local, |membership| membership.leave(local));
+                (GOODBYE, Stage::Close(self.now + CLOSING))
+            }
+            Stage::Close(until) if self.now < until && !app.peers.is_empty() => (LOOK, stage),
+            Stage::Close(_) => {
+                control.close();
+                app.peers.close();
+                machine.closed = true;
+                (AFTERWARDS, Stage::Exit)
+            }
+            Stage::Exit => return self.kill(index),
+        };
+        self.pump(index);
+        self.pump_calls(index);
+        self.schedule(self.now + next.0, Happening::Leaving(process, next.1));
+    }
+}

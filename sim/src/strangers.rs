@@ -1,0 +1,158 @@
+//! Connections that no member asked for: of other clusters, under borrowed names, too many, or speaking nonsense.
+//!
+//! Their ends are not in the network: nothing that is sent to a stranger arrives anywhere.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use swimring::core::hello::{Class, Hello};
+use swimring::core::peers::ConnId;
+use swimring_membership::{Name, NodeId, Peer, Rng};
+
+use crate::calls::CallInput;
+use crate::host::{Input, cluster, peers_config};
+use crate::network::Process;
+use crate::world::{Happening, World};
+
+/// How many connections a node of strangers opens: more than anybody lets it have.
+const CONNECTIONS_OF_NODE: usize = 40;
+
+/// What a stranger tries.
+#[derive(Copy, Clone, Debug)]
+enum Trick {
+    /// Gossip at the port of calls, or the other way round.
+    OtherClass,
+    /// The secret of another cluster.
+    OtherCluster,
+    /// Another name than the certificate's.
+    BorrowedName,
+    /// Nothing: it has a certificate, and does not belong to any node that joins.
+    Stay,
+    /// The same, and then bytes that are no message.
+    Babble,
+}
+
+/// A stranger at the door, or what becomes of it.
+#[derive(Clone, Debug)]
+pub(crate) enum Stranger {
+    /// Comes.
+    Knocks { at: Process, class: Class, number: usize, until: swimring_membership::Instant },
+    /// Says what nobody understands.
+    Babbles { at: Process, class: Class, conn: ConnId },
+    /// Was it shown out?
+    Looked { at: Process, class: Class, conn: ConnId },
+    /// Goes.
+    Goes { at: Process, class: Class, conn: ConnId },
+}
+
+impl World {
+    /// `count` strangers come to each of some hosts until `until`.
+    pub(crate) fn strangers(&mut self, hosts: &[usize], count: usize, until: swimring_membership::Instant) -> usize {
+        let span = until.since(self.now);
+        for host in hosts {
+            let at = self.hosts[*host].process();
+            for number in 0..count {
+                let class = if self.rng.chance(500_000) { Class::Gossip } else { Class::Calls };
+                let when = self.now + self.rng.span(Duration::ZERO, span / 2);
+                self.schedule(when, Happening::Stranger(Stranger::Knocks { at, class, number, until }));
+            }
+        }
+        hosts.len()
+    }
+
+    pub(crate) fn on_stranger(&mut self, stranger: Stranger) {
+        match stranger {
+            Stranger::Knocks { at, class, number, until } if self.is_running(at) => {
+                self.knock(at, class, number, until);
+            }
+            Stranger::Babbles { at, class, conn } => {
+                let bytes = vec![0xff; 40];
+                self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes)));
+                // A process that is slow gets to it later.
+                self.schedule(
+                    self.now + Duration::from_secs(60),
+                    Happening::Stranger(Stranger::Looked { at, class, conn }),
+                );
+            }
+            Stranger::Looked { at, class, conn } if self.is_running(at) && self.hosts[at.host].slow == 1 => {
+                let held = self.peer_of(at.host, class, conn).is_some();
+                self.check(at.host, "P2", !held, || "somebody who broke the protocol is still connected".into());
+            }
+            Stranger::Goes { at, class, conn } => {
+                self.give(at, input(class, Input::Closed(conn), CallInput::Closed(conn)));
+            }
+            Stranger::Knocks { .. } | Stranger::Looked { .. } => {}
+        }
+    }
+
+    fn is_running(&self, process: Process) -> bool {
+        let host = &self.hosts[process.host];
+        host.process() == process && host.is_up() && !host.paused
+    }
+
+    fn knock(&mut self, at: Process, class: Class, number: usize, until: swimring_membership::Instant) {
+        let trick = match self.rng.below(8) {
+            0 => Trick::OtherClass,
+            1 => Trick::OtherCluster,
+            2 => Trick::BorrowedName,
+            3 => Trick::Babble,
+            _ => Trick::Stay,
+        };
+        let (certified, hello) = stranger(&mut self.rng, class, number, trick);
+        let refused = self.judge(at.host, class, &hello, certified).is_err();
+        if matches!(trick, Trick::OtherClass | Trick::OtherCluster | Trick::BorrowedName) {
+            return self.check(at.host, "P2", refused, || format!("let a stranger in: {trick:?}"));
+        }
+        if refused {
+            return;
+        }
+        let conn = ConnId(self.network.number());
+        self.give(at, input(class, Input::Accepted(conn, hello), CallInput::Accepted(conn, hello)));
+        self.check_connections(at.host, class);
+        if matches!(trick, Trick::Babble) {
+            let when = self.now + Duration::from_millis(10);
+            self.schedule(when, Happening::Stranger(Stranger::Babbles { at, class, conn }));
+        }
+        self.schedule(until, Happening::Stranger(Stranger::Goes { at, class, conn }));
+    }
+
+    /// No process has more connections than it says, in all and to one node.
+    pub(crate) fn check_connections(&mut self, host: usize, class: Class) {
+        let Some(peers) = self.hosts[host].peers(class) else { return };
+        let limits = peers_config(class);
+        let total = peers.len();
+        let mut nodes = std::collections::BTreeMap::new();
+        peers.connections().for_each(|(_, peer)| *nodes.entry(peer.id).or_insert(0) += 1);
+        let most = nodes.into_values().max().unwrap_or(0);
+        self.check(host, "B2", total <= limits.connections_max && most <= limits.connections_of_node_max, || {
+            format!("{total} connections, {most} of them of one node")
+        });
+    }
+
+    fn peer_of(&self, host: usize, class: Class, conn: ConnId) -> Option<Peer> {
+        self.hosts[host].peers(class).and_then(|peers| peers.peer(conn))
+    }
+}
+
+fn input(class: Class, gossip: Input, calls: CallInput) -> Input {
+    match class {
+        Class::Gossip => gossip,
+        Class::Calls => Input::Call(Box::new(calls)),
+    }
+}
+
+/// The node that a stranger's certificate names, and what it says.
+fn stranger(rng: &mut Rng, class: Class, number: usize, trick: Trick) -> (NodeId, Hello) {
+    let name = |number: usize| Name::new(&format!("stranger-{number}")).expect("the name follows the rule");
+    let node = number / CONNECTIONS_OF_NODE;
+    let certified = NodeId::of(&cluster(), &name(node));
+    let named = if matches!(trick, Trick::BorrowedName) { NodeId::of(&cluster(), &name(node + 1)) } else { certified };
+    let address = SocketAddr::from(([10, 250, (number >> 8) as u8, number as u8], 7_946));
+    let said = match (trick, class) {
+        (Trick::OtherClass, Class::Gossip) => Class::Calls,
+        (Trick::OtherClass, Class::Calls) => Class::Gossip,
+        _ => class,
+    };
+    let fingerprint = if matches!(trick, Trick::OtherCluster) { [8; 16] } else { [7; 16] };
+    (certified, Hello { class: said, peer: Peer { id: named, address }, life: rng.next_u64(), fingerprint, clock: 1 })
+}
