@@ -119,6 +119,15 @@ pub struct AdmissionStats {
     pub invalid: u64,
 }
 
+/// What is kept of callers.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Processes that have sent something and may send more.
+    pub callers: usize,
+    /// Runs of their numbers without a gap; each takes one entry.
+    pub runs: usize,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Caller {
     window: Window,
@@ -301,6 +310,11 @@ impl Admission {
         if self.callers.get(&caller).is_some_and(|held| held.under_way.calls == 0) {
             self.callers.remove(&caller);
         }
+    }
+
+    /// What is kept of callers, so that nothing of them runs twice.
+    pub fn remembered(&self) -> Remembered {
+        Remembered { callers: self.callers.len(), runs: self.callers.values().map(|held| held.window.runs()).sum() }
     }
 
     /// What was decided.

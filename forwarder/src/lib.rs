@@ -19,7 +19,7 @@ mod outcome;
 mod window;
 pub mod wire;
 
-pub use admission::{Admission, AdmissionStats, Incoming, Limits, Ownership, Permit, Verdict};
+pub use admission::{Admission, AdmissionStats, Incoming, Limits, Ownership, Permit, Remembered, Verdict};
 pub use budget::Budget;
 pub use call::{Call, CallConfig, CallSpec, HOPS_MAX, Resolution, Step};
 pub use outcome::{NeverSent, NotExecuted, Outcome, Refused, Unknown, Unsent, Why};

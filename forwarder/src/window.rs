@@ -37,6 +37,11 @@ impl Window {
         true
     }
 
+    /// How many runs are kept.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     fn contains(&self, number: u64) -> bool {
         self.runs.range(..=number).next_back().is_some_and(|(_, last)| number <= *last)
     }

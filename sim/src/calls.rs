@@ -20,13 +20,15 @@ use swimring::ring::{KeyHasher, Placement};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, Peer, Rng};
 
-use crate::network::{Process, draw};
+use crate::network::{LANES, Process, draw};
 use crate::plan::{Keys, Load};
 use crate::world::{Happening, World};
 
 mod connections;
 mod serving;
 
+/// Share of the calls that are dropped before they end, in millionths.
+const DROPPED: u32 = 30_000;
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
 
@@ -71,7 +73,7 @@ impl Running {
 const LIMITS: Limits = Limits {
     calls_of_peer_max: 8,
     calls_max: 24,
-    callers_max: 65_536,
+    callers_max: 128,
     body_bytes_max: 1 << 20,
     bytes_of_peer_max: 8 << 20,
     bytes_max: 24 << 20,
@@ -96,6 +98,8 @@ pub(crate) struct App {
     active: BTreeMap<u64, Active>,
     running: BTreeMap<u64, Running>,
     armed: Option<Instant>,
+    /// What others have cancelled before it began.
+    cancelled: BTreeSet<(Instance, u64)>,
     rng: Rng,
 }
 
@@ -117,6 +121,7 @@ impl App {
             active: BTreeMap::new(),
             running: BTreeMap::new(),
             armed: None,
+            cancelled: BTreeSet::new(),
             rng: rng.fork(2),
         }
     }
@@ -135,6 +140,10 @@ impl App {
     pub(crate) fn leave(&mut self) {
         self.leaving = true;
         self.admission.leave();
+    }
+
+    pub(crate) fn remembered(&self) -> swimring::forwarder::Remembered {
+        self.admission.remembered()
     }
 
     /// Whether anything is under way.
@@ -184,6 +193,8 @@ pub(crate) enum CallHappening {
     Arrive,
     /// A call's wait is over.
     Timer(Process, u64),
+    /// Nobody waits for a call any more.
+    Drop(Process, u64),
     /// A handler ends.
     Done(Process, u64),
     /// The connections have something due.
@@ -202,6 +213,7 @@ pub(crate) enum CallInput {
     Accepted(ConnId, Hello),
     Closed(ConnId),
     Timer(u64),
+    Drop(u64),
     Done(u64),
     Peers,
     Call(u64, Vec<u8>, CallSpec),
@@ -219,6 +231,7 @@ impl World {
         match happening {
             CallHappening::Arrive => self.on_call_arrives(),
             CallHappening::Timer(process, call) => self.give_call(process, CallInput::Timer(call)),
+            CallHappening::Drop(process, call) => self.give_call(process, CallInput::Drop(call)),
             CallHappening::Done(process, run) => self.give_call(process, CallInput::Done(run)),
             CallHappening::Peers(process, at) => {
                 let host = &mut self.hosts[process.host];
@@ -258,6 +271,25 @@ impl World {
         self.ledger.calls += 1;
         let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
         self.give_call(process, CallInput::Call(call, key, spec));
+        if self.load_rng.chance(DROPPED) {
+            let at = self.now + self.load_rng.span(Duration::ZERO, load.deadline);
+            self.schedule(at, Happening::Call(CallHappening::Drop(process, call)));
+        }
+    }
+
+    /// The caller does not wait any more: what was not handed over is taken back, and the rest is cancelled.
+    fn on_dropped(&mut self, index: usize, id: u64) {
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let Some((to, seq)) = app.active.remove(&id).and_then(|active| active.sent) else {
+            return;
+        };
+        if let Some(link) = app.links.get_mut(&to)
+            && link.withdraw(seq).is_none()
+        {
+            link.abandon(seq);
+        }
     }
 
     /// Whatever happens to a data plane.
@@ -285,6 +317,7 @@ impl World {
                     self.drive(index, id);
                 }
             }
+            CallInput::Drop(id) => self.on_dropped(index, id),
             CallInput::Done(run) => self.on_handler_done(index, run),
             CallInput::Frame(conn, bytes) => self.on_call_frame(index, conn, &bytes),
             CallInput::Dialled(dial, conn, hello, asked) => {
@@ -462,12 +495,13 @@ impl World {
         view
     }
 
-    /// Hands a batch of frames to the connection, one by one, in order.
+    /// Hands a batch of frames to the connection, one by one, in order: on the lane whose writer came first.
     fn write(&mut self, process: Process, conn: ConnId, bytes: &[u8]) {
+        let lane = self.load_rng.index(LANES);
         let mut rest = bytes;
         while let Ok(Some(length)) = Frame::length(rest, bytes.len()) {
             let (frame, tail) = rest.split_at(length);
-            self.send_ordered(process, conn.0, frame.to_vec());
+            self.send_call_frame(process, conn.0, Some(lane), frame.to_vec());
             rest = tail;
         }
     }

@@ -178,6 +178,11 @@ impl Host {
         }
     }
 
+    /// What is remembered of callers.
+    pub(crate) fn remembered(&self) -> Option<swimring::forwarder::Remembered> {
+        self.app.as_ref().map(crate::calls::App::remembered)
+    }
+
     /// What the host's clock shows.
     pub fn local(&self, world: Instant) -> Instant {
         self.clock.local(world)

@@ -32,24 +32,53 @@ pub struct End {
     pub open: bool,
     /// When it last heard anything of the other end.
     pub heard: Instant,
-    /// Ordered frames: the next number to send, the next to deliver, and what came early.
-    pub sent: u64,
-    delivered: u64,
-    pub(crate) early: BTreeMap<u64, Vec<u8>>,
+    lanes: [Lane; LANES],
 }
+
+/// A stream of ordered frames.
+#[derive(Clone, Debug, Default)]
+struct Lane {
+    /// The next number to send.
+    sent: u64,
+    /// The next number to deliver.
+    delivered: u64,
+    early: BTreeMap<u64, Vec<u8>>,
+}
+
+/// The place of a frame: on which lane, and which number there.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Place {
+    lane: usize,
+    number: u64,
+}
+
+/// Streams of a connection that keep the order of what is written on them.
+pub(crate) const LANES: usize = 2;
 
 impl End {
     fn new(process: Process, now: Instant) -> Self {
-        Self { process, open: true, heard: now, sent: 0, delivered: 0, early: BTreeMap::new() }
+        Self { process, open: true, heard: now, lanes: Default::default() }
     }
 }
 
 impl End {
-    /// The next frame that is there and whose turn it is.
-    pub(crate) fn next_in_order(&mut self) -> Option<Vec<u8>> {
-        let bytes = self.early.remove(&self.delivered)?;
-        self.delivered += 1;
-        Some(bytes)
+    /// The place of the next frame on a lane.
+    pub(crate) fn take_place(&mut self, lane: usize) -> Place {
+        let number = self.lanes[lane].sent;
+        self.lanes[lane].sent += 1;
+        Place { lane, number }
+    }
+
+    /// A frame came: all frames of its lane that are there and whose turn it is.
+    pub(crate) fn in_order(&mut self, place: Place, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        let lane = &mut self.lanes[place.lane];
+        lane.early.insert(place.number, bytes);
+        let mut ready = Vec::new();
+        while let Some(bytes) = lane.early.remove(&lane.delivered) {
+            lane.delivered += 1;
+            ready.push(bytes);
+        }
+        ready
     }
 }
 

@@ -118,7 +118,7 @@ fn draw_load(rng: &mut Rng, profile: Profile) -> Load {
         keys: if rng.chance(500_000) { Keys::Zipf(1_100, 10_000) } else { Keys::Uniform(1_000) },
         deadline: millis(rng, 200, 6_000),
         idempotent: rng.below(1_000_000) as u32,
-        handler: Latency::Exp(millis(rng, 1, 300)),
+        handler: Latency::Exp(if rng.chance(150_000) { millis(rng, 300, 3_000) } else { millis(rng, 1, 300) }),
         body: if large { 70_000 } else { log_uniform(rng, 1, 2_000) as usize },
     }
 }

@@ -16,6 +16,8 @@ pub(crate) const SERVED: Duration = Duration::from_secs(35);
 /// How long after the agreement calls may still fail: rings are agreed on a moment after views, and what is under
 /// way on connections to the dead ends with them.
 const GRACE: Duration = Duration::from_secs(3);
+/// How many gaps the numbers of a caller have at most, on average, when nothing has failed for a while.
+const RUNS: usize = 4;
 
 impl World {
     /// Chaos is over: a random core is healed and started, the rest is gone for good.
@@ -87,12 +89,23 @@ impl World {
         self.check(core[0], "L7", changed.is_none(), || {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
+        self.check_remembered();
         // One, and for a moment the one that it replaces; behind a shared address, one that each of the two replaces.
         // Those of calls may linger longer than the world lasts.
         let most = if self.plan.world.balanced { 3 } else { 2 };
         for ((one, other), count) in self.network.connections(Class::Gossip) {
             self.check(one.host, "P1", count <= most, || {
                 format!("{count} connections to n{} are left", other.host + 1)
+            });
+        }
+    }
+
+    /// What callers have given up is forgotten: what is left are numbers without many gaps.
+    fn check_remembered(&mut self) {
+        for host in self.core.clone().unwrap_or_default() {
+            let Some(remembered) = self.hosts[host].remembered() else { continue };
+            self.check(host, "B4", remembered.runs <= remembered.callers * RUNS, || {
+                format!("remembers {remembered:?} long after chaos")
             });
         }
     }

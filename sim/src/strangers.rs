@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::ConnId;
+use swimring::forwarder::wire::{CallHeader, Frame};
+use swimring_membership::codec::Blob;
 use swimring_membership::{Name, NodeId, Peer, Rng};
 
 use crate::calls::CallInput;
@@ -30,6 +32,8 @@ enum Trick {
     Stay,
     /// The same, and then bytes that are no message.
     Babble,
+    /// The same, and has something run.
+    Call,
 }
 
 /// A stranger at the door, or what becomes of it.
@@ -37,8 +41,8 @@ enum Trick {
 pub(crate) enum Stranger {
     /// Comes.
     Knocks { at: Process, class: Class, number: usize, until: swimring_membership::Instant },
-    /// Says what nobody understands.
-    Babbles { at: Process, class: Class, conn: ConnId },
+    /// Says something; perhaps what nobody understands.
+    Says { at: Process, class: Class, conn: ConnId, bytes: Vec<u8>, babbles: bool },
     /// Was it shown out?
     Looked { at: Process, class: Class, conn: ConnId },
     /// Goes.
@@ -65,14 +69,13 @@ impl World {
             Stranger::Knocks { at, class, number, until } if self.is_running(at) => {
                 self.knock(at, class, number, until);
             }
-            Stranger::Babbles { at, class, conn } => {
-                let bytes = vec![0xff; 40];
+            Stranger::Says { at, class, conn, bytes, babbles } => {
                 self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes)));
-                // A process that is slow gets to it later.
-                self.schedule(
-                    self.now + Duration::from_secs(60),
-                    Happening::Stranger(Stranger::Looked { at, class, conn }),
-                );
+                if babbles {
+                    // A process that is slow gets to it later.
+                    let when = self.now + Duration::from_secs(60);
+                    self.schedule(when, Happening::Stranger(Stranger::Looked { at, class, conn }));
+                }
             }
             Stranger::Looked { at, class, conn } if self.is_running(at) && self.hosts[at.host].slow == 1 => {
                 let held = self.peer_of(at.host, class, conn).is_some();
@@ -96,6 +99,7 @@ impl World {
             1 => Trick::OtherCluster,
             2 => Trick::BorrowedName,
             3 => Trick::Babble,
+            4 if class == Class::Calls => Trick::Call,
             _ => Trick::Stay,
         };
         let (certified, hello) = stranger(&mut self.rng, class, number, trick);
@@ -109,9 +113,15 @@ impl World {
         let conn = ConnId(self.network.number());
         self.give(at, input(class, Input::Accepted(conn, hello), CallInput::Accepted(conn, hello)));
         self.check_connections(at.host, class);
-        if matches!(trick, Trick::Babble) {
+        let says = match trick {
+            Trick::Babble => Some(vec![0xff; 40]),
+            Trick::Call => Some(self.call_of_a_stranger(at.host)),
+            _ => None,
+        };
+        if let Some(bytes) = says {
+            let babbles = matches!(trick, Trick::Babble);
             let when = self.now + Duration::from_millis(10);
-            self.schedule(when, Happening::Stranger(Stranger::Babbles { at, class, conn }));
+            self.schedule(when, Happening::Stranger(Stranger::Says { at, class, conn, bytes, babbles }));
         }
         self.schedule(until, Happening::Stranger(Stranger::Goes { at, class, conn }));
     }
@@ -127,6 +137,19 @@ impl World {
         self.check(host, "B2", total <= limits.connections_max && most <= limits.connections_of_node_max, || {
             format!("{total} connections, {most} of them of one node")
         });
+    }
+
+    /// A call like any other, but of nobody who belongs to the cluster.
+    fn call_of_a_stranger(&mut self, host: usize) -> Vec<u8> {
+        let machine = &self.hosts[host];
+        let life = machine.control.as_ref().map_or(0, |control| control.membership().record().life());
+        let deadline = machine.local(self.now + Duration::from_secs(1)).as_nanos();
+        let key = Blob(format!("k{}", self.rng.below(1_000)).into_bytes());
+        let (service, record) = ("sim".into(), None);
+        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop: 1, service, key, record };
+        let mut bytes = Vec::new();
+        Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);
+        bytes
     }
 
     fn peer_of(&self, host: usize, class: Class, conn: ConnId) -> Option<Peer> {

@@ -15,7 +15,7 @@ use swimring_membership::{Delivery, Event, Instant, Rng};
 
 use crate::calls::CallInput;
 use crate::host::{Host, Input};
-use crate::network::{Conn, Network, Process};
+use crate::network::{Conn, Network, Place, Process};
 use crate::oracles::{self, Facts, Findings, Oracle};
 use crate::plan::{Memory, Plan};
 use crate::trace::Trace;
@@ -45,7 +45,7 @@ pub(crate) enum Happening {
     /// A datagram arrives at one end of a connection.
     Datagram { conn: u64, end: usize, bytes: Vec<u8> },
     /// A frame tries to arrive at one end of a connection.
-    Frame { conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32 },
+    Frame { conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32 },
     /// A packet of a handshake arrives.
     Handshake(Handshake),
     /// An end checks whether its connection is idle.
@@ -250,7 +250,7 @@ impl World {
             Happening::Wake(process, at) => self.wake(process, at),
             Happening::Next(process) => self.next(process),
             Happening::Datagram { conn, end, bytes } => self.on_datagram(conn, end, bytes),
-            Happening::Frame { conn, end, number, bytes, tries } => self.on_frame(conn, end, number, bytes, tries),
+            Happening::Frame { conn, end, place, bytes, tries } => self.on_frame(conn, end, place, bytes, tries),
             Happening::Handshake(handshake) => self.on_handshake(handshake),
             Happening::Idle { conn, process } => self.on_idle(conn, process),
             Happening::Begin(step) => self.begin(step),

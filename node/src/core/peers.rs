@@ -217,7 +217,11 @@ impl Peers {
         if self.closing {
             return Err(Refusal::Leaving);
         }
-        if self.conns.len() >= self.config.connections_max { Err(Refusal::Full) } else { Ok(()) }
+        if self.is_full() { Err(Refusal::Full) } else { Ok(()) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.conns.len() >= self.config.connections_max
     }
 
     /// A dial succeeded: the hello was answered, and the answer was judged.
@@ -226,6 +230,10 @@ impl Peers {
             self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
             return;
         };
+        if self.is_full() {
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Full });
+            return self.fail(now, target, Refusal::Full.to_string());
+        }
         self.failures.remove(&target);
         if let Target::Seed(address) = target {
             self.seeds.insert(address, hello.peer);
@@ -241,9 +249,12 @@ impl Peers {
 
     /// A dial failed.
     pub fn handle_dial_failed(&mut self, now: Instant, dial: DialId, why: String) {
-        let Some(Dial { target }) = self.end_dial(dial) else {
-            return;
-        };
+        if let Some(Dial { target }) = self.end_dial(dial) {
+            self.fail(now, target, why);
+        }
+    }
+
+    fn fail(&mut self, now: Instant, target: Target, why: String) {
         if self.failures.len() >= FAILURES_MAX {
             self.failures.pop_first();
         }
@@ -269,9 +280,14 @@ impl Peers {
         Some(ended)
     }
 
-    /// A connection was accepted, and its hello judged.
+    /// A connection was accepted, and its hello judged; what has changed since counts here.
     pub fn handle_accepted(&mut self, now: Instant, conn: ConnId, hello: &Hello) {
-        self.add(now, conn, hello, None);
+        let why = if self.closing { Goodbye::Leaving } else { Goodbye::Full };
+        if self.closing || self.is_full() {
+            self.commands.push_back(Command::Close { conn, why });
+        } else {
+            self.add(now, conn, hello, None);
+        }
     }
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {

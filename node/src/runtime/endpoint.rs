@@ -273,6 +273,7 @@ pub(crate) fn close_code(why: Goodbye) -> VarInt {
         Goodbye::Gone => 2,
         Goodbye::Leaving => 3,
         Goodbye::Malformed => 4,
+        Goodbye::Full => 5,
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use swimring_forwarder::wire::Refusal as CallRefusal;
-use swimring_forwarder::{AdmissionStats, Outcome, Unsent, Why};
+use swimring_forwarder::{AdmissionStats, Outcome, Remembered, Unsent, Why};
 use swimring_membership::{Roster, State, Stats};
 
 use super::endpoint::DialError;
@@ -27,6 +27,8 @@ pub const DIALS_FAILED: &str = "swimring_dials_failed_total";
 pub const CONNECTIONS_MALFORMED: &str = "swimring_connections_malformed_total";
 /// Connections, by class.
 pub const CONNECTIONS: &str = "swimring_connections";
+/// What is kept of callers so that nothing runs twice: processes, and runs of their numbers.
+pub const REMEMBERED: &str = "swimring_callers_remembered";
 /// Members, by state.
 pub const MEMBERS: &str = "swimring_members";
 /// What membership did and refused, by kind.
@@ -48,6 +50,7 @@ pub fn describe() {
     describe_counter!(DIALS_FAILED, "dials of this node that failed");
     describe_counter!(CONNECTIONS_MALFORMED, "connections closed because of bytes that are no message");
     describe_gauge!(CONNECTIONS, "connections");
+    describe_gauge!(REMEMBERED, "callers kept so that nothing of them runs twice, and runs of their numbers");
     describe_gauge!(MEMBERS, "members by state");
     describe_counter!(MEMBERSHIP, "what membership did and refused");
     describe_counter!(CALLS, "calls of this node by outcome");
@@ -189,7 +192,9 @@ pub(crate) fn observe_success(count: u64) {
 }
 
 /// What was decided about the calls of others since the start.
-pub(crate) fn observe_admission(stats: &AdmissionStats) {
+pub(crate) fn observe_admission(stats: &AdmissionStats, remembered: Remembered) {
+    gauge!(REMEMBERED, "kind" => "callers").set(remembered.callers as f64);
+    gauge!(REMEMBERED, "kind" => "runs").set(remembered.runs as f64);
     let counts = [
         ("admitted", stats.admitted),
         ("not_owner", stats.not_owner),

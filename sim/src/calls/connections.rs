@@ -8,6 +8,10 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
+        if app.peers.peer(conn).is_none() {
+            // It is closed as soon as it stands.
+            return;
+        }
         let instance = Instance { node: hello.peer.id, life: hello.life };
         app.conns.insert(conn, instance);
         let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
@@ -96,9 +100,12 @@ impl World {
             let mut bytes = Vec::new();
             link.take(now, conn, BATCH, &mut bytes);
             if bytes.is_empty() {
-                link.take_large(now, conn, &mut bytes);
+                if link.take_large(now, conn, &mut bytes) {
+                    self.send_call_frame(process, conn.0, None, bytes);
+                }
+            } else {
+                self.write(process, conn, &bytes);
             }
-            self.write(process, conn, &bytes);
         }
         self.arm_calls(index);
     }

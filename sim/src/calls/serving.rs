@@ -38,7 +38,10 @@ impl World {
             Ok(Arrival::Goodbye(back)) => {
                 back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
             }
-            Ok(Arrival::Cancel(seq)) => app.admission.cancel(from, seq),
+            Ok(Arrival::Cancel(seq)) => {
+                app.admission.cancel(from, seq);
+                app.cancelled.insert((from, seq));
+            }
             Ok(Arrival::Nothing) => {}
             Err(problem) => {
                 app.peers.expel(conn);
@@ -93,9 +96,17 @@ impl World {
             Verdict::Run(permit) => {
                 let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
                 let error = Duration::from_micros(u64::from(header.error_us));
+                let cancelled = app.cancelled.contains(&(from, header.seq));
+                let remembered = app.admission.remembered();
+                self.check(index, "F7", !cancelled, || format!("runs call {call}, which was cancelled before"));
+                self.check(index, "B4", remembered.callers <= LIMITS.callers_max, || {
+                    format!("remembers {remembered:?}")
+                });
                 self.execute(index, call, &header.key.0, Running::There { permit, body }, error);
             }
             Verdict::Refuse(why, owner) => {
+                self.check_refusal(index, from, why, owner.is_some(), view.ownership(hash));
+                let Some(app) = &mut self.hosts[index].app else { return };
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
                 if let Some(link) = app.links.get_mut(&from) {
                     link.send(&Frame::Refused { seq: header.seq, why, owner, record }, &[]);
@@ -103,6 +114,19 @@ impl World {
             }
             Verdict::Ignore => {}
         }
+    }
+
+    /// A refusal is true, and helps whoever gets it.
+    fn check_refusal(&mut self, index: usize, from: Instance, why: Refusal, names: bool, ownership: Ownership) {
+        let Some(app) = &self.hosts[index].app else { return };
+        let of_peer = app.running.values().filter(|running| running.caller() == Some(from)).count();
+        let all = app.running.values().filter(|running| running.caller().is_some()).count();
+        let full = of_peer >= LIMITS.calls_of_peer_max || all >= LIMITS.calls_max;
+        self.check(index, "F13", why != Refusal::Overloaded || full, || {
+            format!("says that it is overloaded with {of_peer} calls of the caller, and {all} in all")
+        });
+        let silent = why == Refusal::NotOwner && !names && matches!(ownership, Ownership::Theirs(..));
+        self.check(index, "F6", !silent, || "does not own the key, and does not say who does".into());
     }
 
     /// A handler begins: counted before anything else can happen.

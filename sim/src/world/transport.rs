@@ -30,62 +30,59 @@ impl World {
         true
     }
 
-    /// Sends a frame that keeps its place among those sent before.
-    pub(crate) fn send_ordered(&mut self, from: Process, conn: u64, bytes: Vec<u8>) {
+    /// Sends a frame that keeps its place among those sent on its lane before, or one on a stream of its own.
+    pub(crate) fn send_call_frame(&mut self, from: Process, conn: u64, lane: Option<usize>, bytes: Vec<u8>) {
         let Some(held) = self.network.conns.get_mut(&conn) else {
             return;
         };
         let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
             return;
         };
-        let number = held.ends[mine].sent;
-        held.ends[mine].sent += 1;
-        self.send_frame(conn, 1 - mine, Some(number), bytes, 0);
+        let place = lane.map(|lane| held.ends[mine].take_place(lane));
+        self.send_frame(conn, 1 - mine, place, bytes, 0);
     }
 
     /// Sends a frame, or sends it again: what is lost takes longer, and a cut holds it up.
-    fn send_frame(&mut self, conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32) {
+    fn send_frame(&mut self, conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32) {
         let Some(held) = self.network.conns.get(&conn) else {
             return;
         };
+        let class = held.class;
         let (from, to) = (held.ends[1 - end].process.host, held.ends[end].process.host);
         let fate = self.network.fate(from, to);
         match fate.arrivals.first() {
             Some(after) => {
                 // QUIC delivers once. What lies below a call must not be trusted with that: a double may come
                 // late, out of its place.
-                if fate.arrivals.len() > 1 && number.is_some() && is_call(&bytes) {
+                if fate.arrivals.len() > 1 && class == Class::Calls && is_call(&bytes) {
                     let late = *after * LATE_DOUBLE;
-                    let double = Happening::Frame { conn, end, number: None, bytes: bytes.clone(), tries: u32::MAX };
+                    let double = Happening::Frame { conn, end, place: None, bytes: bytes.clone(), tries: u32::MAX };
                     self.schedule(self.now + late, double);
                 }
-                self.schedule(self.now + *after, Happening::Frame { conn, end, number, bytes, tries: u32::MAX });
+                self.schedule(self.now + *after, Happening::Frame { conn, end, place, bytes, tries: u32::MAX });
             }
             None => {
                 let wait = (FRAME_RETRY * (1 << tries.min(10))).min(FRAME_RETRY_MAX);
-                self.schedule(self.now + wait, Happening::Frame { conn, end, number, bytes, tries });
+                self.schedule(self.now + wait, Happening::Frame { conn, end, place, bytes, tries });
             }
         }
     }
 
-    pub(super) fn on_frame(&mut self, conn: u64, end: usize, number: Option<u64>, bytes: Vec<u8>, tries: u32) {
+    pub(super) fn on_frame(&mut self, conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32) {
         let Some(held) = self.network.conns.get_mut(&conn) else {
             return;
         };
         if tries != u32::MAX {
             if held.ends[1 - end].open {
-                self.send_frame(conn, end, number, bytes, tries + 1);
+                self.send_frame(conn, end, place, bytes, tries + 1);
             }
             return;
         }
-        let Some(number) = number else {
-            return self.arrive(conn, end, bytes);
+        let ready = match place {
+            Some(place) => held.ends[end].in_order(place, bytes),
+            None => vec![bytes],
         };
-        let place = &mut held.ends[end];
-        place.early.insert(number, bytes);
-        while let Some(bytes) = self.network.conns.get_mut(&conn).and_then(|held| held.ends[end].next_in_order()) {
-            self.arrive(conn, end, bytes);
-        }
+        ready.into_iter().for_each(|bytes| self.arrive(conn, end, bytes));
     }
 
     pub(super) fn on_datagram(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {

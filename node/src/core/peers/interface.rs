@@ -101,6 +101,8 @@ pub enum Goodbye {
     Gone,
     /// This process ends.
     Leaving,
+    /// This process has as many connections as it takes.
+    Full,
     /// The other end broke the protocol.
     Malformed,
 }

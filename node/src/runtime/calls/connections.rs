@@ -261,7 +261,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             () = calls.timers.notified() => {}
             _ = observe.tick() => {
                 metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
-                metrics::observe_admission(&calls.admission_stats());
+                metrics::observe_admission(&calls.admission_stats(), calls.lock_admission().remembered());
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
             }
         }
