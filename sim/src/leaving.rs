@@ -78,7 +78,11 @@ impl World {
                 machine.closed = true;
                 (AFTERWARDS, Stage::Exit)
             }
-            Stage::Exit => return self.kill(index),
+            Stage::Exit => {
+                let left = self.network.conns.values().filter(|conn| conn.is_open_at(process)).count();
+                self.check(index, "P2", left == 0, || format!("ends with {left} connections that it has not closed"));
+                return self.kill(index);
+            }
         };
         self.pump(index);
         self.pump_calls(index);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use swimring::core::hello::Class;
 use swimring::core::peers::{DialId, Target};
-use swimring_membership::{Instant, Rng};
+use swimring_membership::{Instant, NodeId, Rng};
 
 use crate::plan::{Latency, LinkRule, Pairs, Side};
 
@@ -96,6 +96,11 @@ impl Conn {
         Self { class, ends: [End::new(dialler, now), End::new(acceptor, now)] }
     }
 
+    /// Whether `process` is one of the ends, and has not closed it.
+    pub(crate) fn is_open_at(&self, process: Process) -> bool {
+        self.ends.iter().any(|end| end.process == process && end.open)
+    }
+
     /// The end of `process`.
     pub fn end_of(&self, process: Process) -> Option<usize> {
         self.ends.iter().position(|end| end.process == process)
@@ -145,6 +150,10 @@ pub(crate) struct Dials {
     times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
     under_way: BTreeMap<(Process, Class), BTreeSet<DialId>>,
     failures: BTreeMap<(Process, Class, Target), u32>,
+    /// When a process has forgotten what failed to a node.
+    forgotten: BTreeMap<(Process, Class, NodeId), Instant>,
+    /// Before when what is not dialled.
+    waits: BTreeMap<(Process, Class, SocketAddr, Option<NodeId>), Instant>,
 }
 
 impl Dials {
@@ -170,6 +179,51 @@ impl Dials {
         let failures = self.failures.entry((process, class, target)).or_insert(0);
         *failures = if reached { 0 } else { *failures + 1 };
         *failures
+    }
+
+    /// The process has forgotten what failed to this node.
+    pub(crate) fn forget(&mut self, now: Instant, process: Process, class: Class, id: NodeId) {
+        self.forgotten.insert((process, class, id), now);
+        self.failures.retain(|(by, of, target), _| {
+            let theirs = matches!(target, Target::Peer(peer, _) if peer.id == id);
+            !(theirs && *by == process && *of == class)
+        });
+        self.waits.retain(|(by, of, _, who), _| !(*who == Some(id) && *by == process && *of == class));
+    }
+
+    /// Whether that was at this very moment: of two things at once, either may have come first.
+    pub(crate) fn forgets(&self, now: Instant, process: Process, class: Class, target: Target) -> bool {
+        matches!(target, Target::Peer(peer, _) if self.forgotten.get(&(process, class, peer.id)) == Some(&now))
+    }
+
+    /// How often a process dialled an address within a minute.
+    pub(crate) fn lately(&self, process: Process, class: Class, address: SocketAddr) -> usize {
+        self.times.get(&(process, class, address)).map_or(0, VecDeque::len)
+    }
+
+    /// After a dial that failed, the target is left alone until then.
+    pub(crate) fn wait(&mut self, process: Process, class: Class, target: Target, until: Instant) {
+        let (address, who) = match target {
+            Target::Peer(peer, address) => (address, Some(peer.id)),
+            Target::Seed(address) => (address, None),
+        };
+        self.waits.insert((process, class, address, who), until);
+    }
+
+    /// Until when the target of a dial is to be left alone, if it has failed before.
+    pub(crate) fn waits(
+        &self,
+        process: Process,
+        class: Class,
+        address: SocketAddr,
+        who: Option<NodeId>,
+    ) -> Option<Instant> {
+        self.waits.get(&(process, class, address, who)).copied()
+    }
+
+    /// Whether nothing is being dialled.
+    pub(crate) fn are_over(&self, process: Process, class: Class) -> bool {
+        self.under_way.get(&(process, class)).is_none_or(BTreeSet::is_empty)
     }
 
     /// A dial has come to an end.

@@ -90,6 +90,7 @@ impl World {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
         self.check_remembered();
+        core.iter().for_each(|host| self.check_shared_address(*host));
         // One, and for a moment the one that it replaces; behind a shared address, one that each of the two replaces.
         // Those of calls may linger longer than the world lasts.
         let most = if self.plan.world.balanced { 3 } else { 2 };

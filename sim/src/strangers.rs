@@ -46,7 +46,7 @@ pub(crate) enum Stranger {
     /// Was it shown out?
     Looked { at: Process, class: Class, conn: ConnId },
     /// Goes.
-    Goes { at: Process, class: Class, conn: ConnId },
+    Goes { at: Process, class: Class, conn: ConnId, since: Duration },
 }
 
 impl World {
@@ -72,16 +72,20 @@ impl World {
             Stranger::Says { at, class, conn, bytes, babbles } => {
                 self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes)));
                 if babbles {
-                    // A process that is slow gets to it later.
-                    let when = self.now + Duration::from_secs(60);
+                    let when = self.now + Duration::from_secs(1);
                     self.schedule(when, Happening::Stranger(Stranger::Looked { at, class, conn }));
                 }
             }
-            Stranger::Looked { at, class, conn } if self.is_running(at) && self.hosts[at.host].slow == 1 => {
+            Stranger::Looked { at, class, conn } if self.is_running(at) && self.hosts[at.host].inbox.is_empty() => {
                 let held = self.peer_of(at.host, class, conn).is_some();
                 self.check(at.host, "P2", !held, || "somebody who broke the protocol is still connected".into());
             }
-            Stranger::Goes { at, class, conn } => {
+            Stranger::Goes { at, class, conn, since } => {
+                if self.is_running(at) {
+                    let held = self.peer_of(at.host, class, conn).is_some();
+                    let aged = since > peers_config(class).age_max * 3;
+                    self.check(at.host, "P2", !(held && aged), || format!("a connection is {since:?} old"));
+                }
                 self.give(at, input(class, Input::Closed(conn), CallInput::Closed(conn)));
             }
             Stranger::Knocks { .. } | Stranger::Looked { .. } => {}
@@ -123,20 +127,10 @@ impl World {
             let when = self.now + Duration::from_millis(10);
             self.schedule(when, Happening::Stranger(Stranger::Says { at, class, conn, bytes, babbles }));
         }
-        self.schedule(until, Happening::Stranger(Stranger::Goes { at, class, conn }));
-    }
-
-    /// No process has more connections than it says, in all and to one node.
-    pub(crate) fn check_connections(&mut self, host: usize, class: Class) {
-        let Some(peers) = self.hosts[host].peers(class) else { return };
-        let limits = peers_config(class);
-        let total = peers.len();
-        let mut nodes = std::collections::BTreeMap::new();
-        peers.connections().for_each(|(_, peer)| *nodes.entry(peer.id).or_insert(0) += 1);
-        let most = nodes.into_values().max().unwrap_or(0);
-        self.check(host, "B2", total <= limits.connections_max && most <= limits.connections_of_node_max, || {
-            format!("{total} connections, {most} of them of one node")
-        });
+        // A few stay for longer than a connection may last.
+        let until = if self.rng.chance(50_000) { self.now + peers_config(class).age_max * 3 } else { until };
+        let since = until.since(self.now) + Duration::from_nanos(1);
+        self.schedule(until, Happening::Stranger(Stranger::Goes { at, class, conn, since }));
     }
 
     /// A call like any other, but of nobody who belongs to the cluster.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
 use swimring::core::hello::{Class, Hello};
-use swimring::core::peers::{Command, ConnId, DialId};
-use swimring_membership::{Delivery, Event, Instant, Rng};
+use swimring::core::peers::{Command, ConnId, DialId, Goodbye};
+use swimring_membership::{Delivery, Event, Instant, Rng, State};
 
 use crate::calls::CallInput;
 use crate::host::{Host, Input};
@@ -20,8 +20,11 @@ use crate::oracles::{self, Facts, Findings, Oracle};
 use crate::plan::{Memory, Plan};
 use crate::trace::Trace;
 
+mod checks;
 mod transport;
 
+/// How long the connection to a member that has left is kept for its last answers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 /// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].
@@ -370,10 +373,10 @@ impl World {
         self.pump(index);
     }
 
-    /// Every node knows the seeds; the first node of a world that begins is a cluster of one, on purpose.
+    /// Every node knows the seeds, itself among them if it is one; the first node of a world that begins is a cluster of one, on purpose.
     fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
         let first = index == 0 && self.hosts[0].life == 0;
-        let seeds = self.hosts.iter().take(self.plan.world.seeds).filter(|seed| seed.index != index);
+        let seeds = self.hosts.iter().take(self.plan.world.seeds);
         match (first, self.plan.world.balanced) {
             (true, _) => Vec::new(),
             (false, true) => vec![transport::balancer()],
@@ -415,6 +418,7 @@ impl World {
             }
             break;
         }
+        self.check_waiting(index, Class::Gossip);
         self.arm(index);
     }
 
@@ -426,9 +430,12 @@ impl World {
                 return;
             };
             match command {
-                Command::Dial { dial, address, .. } => self.dial(process, Class::Gossip, dial, address),
+                Command::Dial { dial, address, expect } => self.dial(process, Class::Gossip, dial, (address, expect)),
                 Command::Abort { dial } => self.dials.end(process, Class::Gossip, dial),
-                Command::Close { conn, .. } => self.close(conn.0, process),
+                Command::Close { conn, why } => {
+                    self.check_close(process, conn, why);
+                    self.close(conn.0, process);
+                }
             }
         }
     }
@@ -444,10 +451,18 @@ impl World {
                 let process = self.hosts[index].process();
                 self.schedule(self.now, Happening::End(crate::faults::Ending::Exit(process)));
             }
-            ControlEvent::Membership(Event::Changed { id, state, .. }) if !state.is_present() => {
+            ControlEvent::Membership(Event::Changed { id, before, state, .. }) if !state.is_present() => {
+                let process = self.hosts[index].process();
+                if before.is_some_and(|(state, _)| state.is_present()) {
+                    self.dials.forget(self.now, process, Class::Gossip, *id);
+                }
                 let member = self.hosts[index].control.as_ref().and_then(|control| control.membership().member(*id));
                 if let Some((peer, life)) = member.map(|member| (member.record.peer(), member.record.life())) {
-                    self.forget_calls_to(index, peer, life);
+                    // What a leaver still has to say may be on its way; whoever is down says nothing.
+                    let wait = if *state == State::Left { LAST_WORDS } else { Duration::ZERO };
+                    self.check_gone(index, peer, life);
+                    let forget = crate::calls::CallHappening::Forget(process, peer, life);
+                    self.schedule(self.now + wait, Happening::Call(forget));
                 }
             }
             ControlEvent::Membership(Event::Joined) => {

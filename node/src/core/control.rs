@@ -103,6 +103,11 @@ impl Control {
         &self.peers
     }
 
+    /// How many messages wait for a connection.
+    pub fn waiting(&self) -> usize {
+        self.waiting.values().map(Vec::len).sum()
+    }
+
     /// What this process says first on a connection.
     pub fn hello(&self, now: Instant) -> Hello {
         Hello {
@@ -251,7 +256,8 @@ impl Control {
     }
 
     fn on_changed(&mut self, now: Instant, id: NodeId, was_present: bool, state: State) {
-        let Some(peer) = self.membership.member(id).map(|member| member.record.peer()) else {
+        let Some((peer, life)) = self.membership.member(id).map(|member| (member.record.peer(), member.record.life()))
+        else {
             return;
         };
         if peer.id == self.me.id {
@@ -262,7 +268,7 @@ impl Control {
             self.wanted.set_earlier(peer, now + courtesy);
         } else if was_present && !state.is_present() {
             self.wanted.cancel(peer);
-            self.peers.forget(peer, Goodbye::Gone);
+            self.peers.forget(peer, life, Goodbye::Gone);
         }
     }
 

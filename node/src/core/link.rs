@@ -262,7 +262,12 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// How many attempts are queued or wait for an answer.
     pub fn open_count(&self) -> usize {
-        self.lanes.calls.len() + self.large.calls.len() + self.pending.len()
+        self.queued_count() + self.pending.len()
+    }
+
+    /// How many attempts wait to be handed over.
+    pub fn queued_count(&self) -> usize {
+        self.lanes.calls.len() + self.large.calls.len()
     }
 
     /// Whether somebody waits for the answer to this attempt.

@@ -19,10 +19,10 @@ pub use interface::{Command, ConnId, DialId, Goodbye, PeersConfig, PeersEvent, R
 /// Most targets whose failures are remembered.
 const FAILURES_MAX: usize = 4_096;
 
-/// How long a seed that was this process itself is not dialled again.
+/// How long a seed that was this process itself is not dialled again, while there is no connection at all.
 const ONESELF: Duration = Duration::from_secs(1);
-/// How long whoever answered at a shared address is taken for the one who answers there, for every connection: so all
-/// nodes together ask it about twice a second, however many they are.
+/// How long whoever answered at a seed's address is taken for the one who answers there, for every connection: should
+/// it be an address behind which anybody may answer, all nodes together ask it about twice a second, however many they are.
 const SHARED_EACH: Duration = Duration::from_millis(500);
 /// The least of that.
 const SHARED_MIN: Duration = Duration::from_secs(4);
@@ -65,7 +65,7 @@ pub struct Peers {
     dialling: BTreeMap<Target, DialId>,
     failures: BTreeMap<Target, u32>,
     oneself: BTreeSet<SocketAddr>,
-    /// Who answers at a seed's address.
+    /// Who answered at a seed's address a while ago.
     seeds: BTreeMap<SocketAddr, Peer>,
     next_dial: u64,
     timers: Timers<Timer>,
@@ -154,7 +154,8 @@ impl Peers {
         if let Target::Seed(address) = target
             && self.oneself.insert(address)
         {
-            self.timers.set(Timer::Oneself(address), now + ONESELF);
+            let wait = if self.conns.is_empty() { ONESELF } else { self.wait_for_shared() };
+            self.timers.set(Timer::Oneself(address), now + wait);
             self.events.push_back(PeersEvent::Oneself { address });
         }
     }
@@ -192,9 +193,9 @@ impl Peers {
         self.conns.is_empty()
     }
 
-    /// Every connection.
-    pub fn connections(&self) -> impl Iterator<Item = (ConnId, Peer)> {
-        self.conns.iter().map(|(id, conn)| (*id, conn.peer))
+    /// Every connection, the other end, and which process of it that is.
+    pub fn connections(&self) -> impl Iterator<Item = (ConnId, Peer, u64)> {
+        self.conns.iter().map(|(id, conn)| (*id, conn.peer, conn.life))
     }
 
     /// Checks a hello against what this process is. `certified` is the node that the certificate names.
@@ -227,7 +228,7 @@ impl Peers {
     /// A dial succeeded: the hello was answered, and the answer was judged.
     pub fn handle_dialled(&mut self, now: Instant, dial: DialId, conn: ConnId, hello: &Hello) {
         let Some(Dial { target }) = self.end_dial(dial) else {
-            self.commands.push_back(Command::Close { conn, why: Goodbye::Duplicate });
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Late });
             return;
         };
         if self.is_full() {
@@ -236,15 +237,16 @@ impl Peers {
         }
         self.failures.remove(&target);
         if let Target::Seed(address) = target {
+            // Behind the address the next dial may reach another node.
+            let wait = self.wait_for_shared();
             self.seeds.insert(address, hello.peer);
-            if address != hello.peer.address {
-                // Behind it the next dial may reach another node.
-                let wait = (SHARED_EACH * self.conns.len() as u32).max(SHARED_MIN);
-                let wait = self.rng.jitter(wait);
-                self.timers.set(Timer::Shared(address), now + wait);
-            }
+            self.timers.set(Timer::Shared(address), now + wait);
         }
         self.add(now, conn, hello, Some(target));
+    }
+
+    fn wait_for_shared(&mut self) -> Duration {
+        self.rng.jitter((SHARED_EACH * self.conns.len() as u32).max(SHARED_MIN))
     }
 
     /// A dial failed.
@@ -372,21 +374,13 @@ impl Peers {
         Some(conn.peer)
     }
 
-    /// One process of the peer is gone: closes its connections, and no other's.
-    pub fn forget_process(&mut self, peer: Peer, life: u64, why: Goodbye) {
+    /// One process of the peer is gone: closes its connections, and no other's. Whoever is there next is dialled at once.
+    pub fn forget(&mut self, peer: Peer, life: u64, why: Goodbye) {
         for conn in self.by_peer.get(&peer).cloned().unwrap_or_default() {
             if self.conns[&conn].life == life {
                 self.commands.push_back(Command::Close { conn, why });
                 self.handle_closed(conn);
             }
-        }
-    }
-
-    /// The peer is no longer wanted: closes every connection to it and stops dialling it.
-    pub fn forget(&mut self, peer: Peer, why: Goodbye) {
-        for conn in self.by_peer.get(&peer).cloned().unwrap_or_default() {
-            self.commands.push_back(Command::Close { conn, why });
-            self.handle_closed(conn);
         }
         let stale: Vec<Target> = self.failures.keys().filter(|target| is_to(**target, peer)).copied().collect();
         for target in stale {

@@ -37,6 +37,12 @@ fn difference(one: &[RingMember], other: &[RingMember]) -> usize {
     one.len() + other.len() - 2 * shared
 }
 
+/// A member as a ring sees it.
+pub fn ring_member(member: &Member) -> RingMember {
+    let profile = member.record.profile();
+    RingMember { id: member.record.id(), weight: profile.weight, zone: profile.zone.clone() }
+}
+
 /// An immutable snapshot of one node's knowledge. Share it.
 #[derive(Debug)]
 pub struct View {
@@ -97,15 +103,16 @@ impl View {
         Ring::digest_of(self.placement, self.ring_members())
     }
 
-    fn ring_members(&self) -> Vec<RingMember> {
-        let owners = self.members.iter().filter(|member| member.owns());
-        owners
-            .map(|member| RingMember {
-                id: member.record.id(),
-                weight: member.record.profile().weight,
-                zone: member.record.profile().zone.clone(),
-            })
-            .collect()
+    /// The members that own keys, in the order of ids.
+    pub fn ring_members(&self) -> Vec<RingMember> {
+        self.members.iter().filter(|member| member.owns()).map(ring_member).collect()
+    }
+
+    /// The ring as it would be with these members besides, or instead of those with their ids.
+    pub fn ring_with(&self, others: &[RingMember]) -> Arc<Ring> {
+        let members = self.ring_members().into_iter().chain(others.iter().cloned());
+        let members: BTreeMap<NodeId, RingMember> = members.map(|member| (member.id, member)).collect();
+        self.rings.ring(self.placement, &members.into_values().collect::<Vec<_>>())
     }
 
     /// The same knowledge under another fence.

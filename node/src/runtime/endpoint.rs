@@ -274,6 +274,7 @@ pub(crate) fn close_code(why: Goodbye) -> VarInt {
         Goodbye::Leaving => 3,
         Goodbye::Malformed => 4,
         Goodbye::Full => 5,
+        Goodbye::Late => 6,
     })
 }
 

@@ -13,7 +13,7 @@ use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
 use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile, State};
-use swimring_ring::Placement;
+use swimring_ring::{Placement, RingMember};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -27,7 +27,7 @@ use super::tls::Tls;
 use crate::core::control::{Control, ControlEvent};
 use crate::core::hello::{Answer, Class, Hello, Refusal};
 use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
-use crate::core::view::{Rings, View};
+use crate::core::view::{Rings, View, ring_member};
 
 use self::tasks::{accept, dial_task, receive, send_stream};
 
@@ -131,6 +131,8 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         merged: Vec::new(),
         published: None,
         ring: None,
+        owners: Vec::new(),
+        seen_owners: Vec::new(),
         fence: 0,
         pulse,
         retaken: false,
@@ -165,6 +167,9 @@ struct Driver {
     merged: Vec<oneshot::Sender<()>>,
     published: Option<(u64, bool)>,
     ring: Option<u128>,
+    /// Who owned keys by the view that was published last, and by any news since.
+    owners: Vec<RingMember>,
+    seen_owners: Vec<RingMember>,
     fence: u64,
     pulse: Arc<Pulse>,
     /// Others had removed this node, and it has objected: its keys were others' for a time.
@@ -200,6 +205,7 @@ impl Driver {
                 _ = observe.tick() => {
                     let membership = self.control.membership();
                     metrics::observe_membership(&membership.stats(), membership.roster());
+                    metrics::observe_waiting(self.control.waiting());
                     metrics::observe_connections(Class::Gossip, self.control.peers().len());
                     true
                 }
@@ -374,20 +380,27 @@ impl Driver {
     fn publish(&mut self) {
         let membership = self.control.membership();
         let version = (membership.roster().version(), membership.is_confirmed());
-        let retaken = std::mem::take(&mut self.retaken);
-        let mut publication = Publication { view: None, retaken, waiting: std::mem::take(&mut self.merged) };
+        let mut retaken = std::mem::take(&mut self.retaken);
+        let waiting = std::mem::take(&mut self.merged);
+        let mut passing = std::mem::take(&mut self.seen_owners);
+        let mut published = None;
         if self.published != Some(version) || retaken {
             self.published = Some(version);
             let view = View::of(membership, self.placement, &self.rings, self.fence);
-            let ring = view.ring_digest();
-            if self.ring != Some(ring) || retaken {
+            let (ring, owners) = (view.ring_digest(), view.ring_members());
+            passing.retain(|member| [&owners, &self.owners].iter().all(|held| held.binary_search(member).is_err()));
+            // What this node had for another weight of its own for a moment, only all others know.
+            retaken |= passing.iter().any(|member| member.id == membership.id());
+            self.owners = owners;
+            if self.ring != Some(ring) || retaken || !passing.is_empty() {
                 // Minted before anybody can run a call under the new ring.
                 self.ring = Some(ring);
                 self.fence = self.control.command(self.clock.now(), Membership::mint_fence);
             }
-            publication.view = Some(view.with_fence(self.fence));
+            published = Some(view.with_fence(self.fence));
         }
-        let has_news = publication.view.is_some() || !publication.waiting.is_empty();
+        let has_news = published.is_some() || !waiting.is_empty();
+        let publication = Publication { view: published, retaken, passing, waiting };
         if has_news && self.publisher.send(publication).is_err() {
             tracing::error!("the thread that publishes views has ended: this node goes by an old view");
         }
@@ -475,7 +488,15 @@ impl Driver {
 
     fn on_membership_event(&mut self, event: &Event) {
         match event {
-            Event::Changed { id, before, state, .. } => self.say_changed(*id, before.map(|(state, _)| state), *state),
+            Event::Changed { id, before, state, phase, .. } => {
+                if let Some(member) = self.control.membership().member(*id)
+                    && state.is_present()
+                    && *phase == Phase::Ready
+                {
+                    self.seen_owners.push(ring_member(member));
+                }
+                self.say_changed(*id, before.map(|(state, _)| state), *state);
+            }
             Event::Refuted { against: State::Down | State::Left, .. } => self.retaken = true,
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");

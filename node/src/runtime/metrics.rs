@@ -27,6 +27,8 @@ pub const DIALS_FAILED: &str = "swimring_dials_failed_total";
 pub const CONNECTIONS_MALFORMED: &str = "swimring_connections_malformed_total";
 /// Connections, by class.
 pub const CONNECTIONS: &str = "swimring_connections";
+/// Gossip messages that wait for a connection.
+pub const WAITING: &str = "swimring_gossip_waiting";
 /// What is kept of callers so that nothing runs twice: processes, and runs of their numbers.
 pub const REMEMBERED: &str = "swimring_callers_remembered";
 /// Members, by state.
@@ -50,6 +52,7 @@ pub fn describe() {
     describe_counter!(DIALS_FAILED, "dials of this node that failed");
     describe_counter!(CONNECTIONS_MALFORMED, "connections closed because of bytes that are no message");
     describe_gauge!(CONNECTIONS, "connections");
+    describe_gauge!(WAITING, "gossip messages that wait for a connection");
     describe_gauge!(REMEMBERED, "callers kept so that nothing of them runs twice, and runs of their numbers");
     describe_gauge!(MEMBERS, "members by state");
     describe_counter!(MEMBERSHIP, "what membership did and refused");
@@ -184,6 +187,11 @@ pub(crate) fn observe_membership(stats: &Stats, roster: &Roster) {
 /// How many connections there are.
 pub(crate) fn observe_connections(class: Class, count: usize) {
     gauge!(CONNECTIONS, "class" => class_name(class)).set(count as f64);
+}
+
+/// How many gossip messages wait for a connection.
+pub(crate) fn observe_waiting(count: usize) {
+    gauge!(WAITING).set(count as f64);
 }
 
 /// How many calls of this node had success since the start.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use arc_swap::ArcSwap;
-use swimring_ring::Ring;
+use swimring_ring::{Ring, RingMember};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::core::view::View;
@@ -16,7 +16,8 @@ use crate::core::view::View;
 /// Most ring changes that a slow listener may be behind.
 const RING_CHANGES: usize = 1_024;
 
-/// Another ring than before decides who owns what, or the same one under another fence.
+/// Another ring than before decides who owns what, or the same one under another fence. Rings that were passed over are
+/// said, too: as one, of everybody who owned keys for a moment.
 #[derive(Clone, Debug)]
 pub struct RingChange {
     /// The ring that decides from now on.
@@ -34,6 +35,8 @@ pub(crate) struct Publication {
     pub(crate) view: Option<View>,
     /// This node's keys were others' for a time.
     pub(crate) retaken: bool,
+    /// Who owned keys for a moment since the view before, and does in neither.
+    pub(crate) passing: Vec<RingMember>,
     /// Who waits for everything handed over so far to be published.
     pub(crate) waiting: Vec<oneshot::Sender<()>>,
 }
@@ -65,23 +68,89 @@ fn publish_all(
     rings: &broadcast::Sender<RingChange>,
 ) {
     let mut last = None;
-    while let Ok(Publication { view: mut newest, mut retaken, mut waiting }) = receiver.recv() {
+    while let Ok(Publication { view: mut newest, mut retaken, mut passing, mut waiting }) = receiver.recv() {
         for later in receiver.try_iter() {
-            newest = later.view.or(newest);
+            if let Some(overtaken) = later.view.and_then(|view| newest.replace(view)) {
+                passing.extend(overtaken.ring_members());
+            }
             retaken |= later.retaken;
+            passing.extend(later.passing);
             waiting.extend(later.waiting);
         }
         if let Some(new) = newest {
             let ring = Arc::clone(new.ring());
-            let held = (ring.digest(), new.fence());
+            let (fence, owners) = (new.fence(), new.ring_members());
+            passing.retain(|member| owners.binary_search(member).is_err());
+            let held = (ring.digest(), fence);
             if last.replace(held) != Some(held) {
-                // Before the view: whoever runs under it can catch up with what it lost on the way.
-                let _ = rings.send(RingChange { ring, fence: new.fence(), retaken });
+                // Before the view: whoever runs under it can catch up with what it lost on the way, even if it won
+                // that back at once.
+                if !passing.is_empty() {
+                    let (ring, fence) = (new.ring_with(&passing), fence.saturating_sub(1));
+                    let _ = rings.send(RingChange { ring, fence, retaken });
+                }
+                let _ = rings.send(RingChange { ring, fence, retaken });
             }
             let version = new.version();
             view.store(Arc::new(new));
             publish.send_replace(version);
         }
         waiting.into_iter().for_each(|waiting| _ = waiting.send(()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swimring_membership::{Config, Instant, Membership, Name, Phase, Preset, Profile, Settings, Start};
+    use swimring_ring::{KeyHash, Placement};
+
+    use super::*;
+    use crate::core::view::Rings;
+
+    fn cluster() -> Name {
+        Name::new("test").expect("the name follows the rule")
+    }
+
+    fn profile(number: u16) -> Profile {
+        let name = Name::new(&format!("n{number}")).expect("the name follows the rule");
+        let (gossip, calls) = (([127, 0, 0, 1], number).into(), ([127, 0, 0, 1], number + 1_000).into());
+        Profile { name, gossip, calls, zone: None, weight: 1, tags: Vec::new() }
+    }
+
+    fn node(number: u16) -> Membership {
+        let config = Config::new(Settings::preset(Preset::Lan)).expect("presets are valid");
+        let start = Start { cluster: cluster(), profile: profile(number), boot: 1, life: 1, seed: 1 };
+        let mut membership = Membership::new(Instant::ORIGIN, config, start).expect("the profile keeps its limits");
+        membership.set_phase(Instant::ORIGIN, Phase::Ready);
+        membership
+    }
+
+    fn hears(membership: &mut Membership, other: &Membership) {
+        membership.merge_record(Instant::ORIGIN, other.id(), other.record().bytes()).expect("the record is whole");
+    }
+
+    #[test]
+    fn what_was_lost_and_won_again_between_two_views_is_said() {
+        let rings = Arc::new(Rings::default());
+        let view = |membership: &Membership, fence| View::of(membership, Placement { arcs_log2: 10 }, &rings, fence);
+        let (mut membership, mut other) = (node(1), node(2));
+        let (sender, receiver) = channel();
+        let (changes, mut listener) = broadcast::channel(8);
+        let published = ArcSwap::from_pointee(view(&membership, 1));
+        let publication =
+            |view| Publication { view: Some(view), retaken: false, passing: Vec::new(), waiting: Vec::new() };
+        hears(&mut membership, &other);
+        sender.send(publication(view(&membership, 2))).unwrap();
+        other.set_phase(Instant::ORIGIN, Phase::Draining);
+        hears(&mut membership, &other);
+        sender.send(publication(view(&membership, 3))).unwrap();
+        drop(sender);
+        publish_all(&receiver, &published, &watch::channel(0).0, &changes);
+        let (passed, last) = (listener.try_recv().unwrap(), listener.try_recv().unwrap());
+        let me = membership.id();
+        let lost = |ring: &Ring| (0..1_000u64).filter(|key| ring.owner(KeyHash(key << 54)) != Ok(me)).count();
+        assert!((300..700).contains(&lost(&passed.ring)), "the second node had about half for a moment");
+        assert_eq!((lost(&last.ring), passed.fence, last.fence), (0, 2, 3));
+        assert!(listener.try_recv().is_err());
     }
 }

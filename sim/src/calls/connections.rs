@@ -64,12 +64,21 @@ impl World {
         }
     }
 
-    /// A process is gone from this host's view: so are its connections.
+    /// A process is gone from this host's view: so are its connections, and no other's.
     pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer, life: u64) {
-        if let Some(app) = &mut self.hosts[index].app {
-            app.peers.forget_process(peer, life, Goodbye::Gone);
-        }
+        let process = self.hosts[index].process();
+        self.dials.forget(self.now, process, Class::Calls, peer.id);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let before = app.connected_to(peer);
+        app.peers.forget(peer, life, Goodbye::Gone);
         self.pump_calls(index);
+        let after = self.hosts[index].app.as_ref().map(|app| app.connected_to(peer)).unwrap_or_default();
+        let right = before.iter().filter(|held| **held != life).eq(after.iter());
+        self.check(index, "P5", right, || {
+            format!("process {life:x} is gone: was connected to {before:x?}, and is now to {after:x?}")
+        });
     }
 
     /// Writes what waits, and does what the connections want.
@@ -80,9 +89,12 @@ impl World {
             let Some(app) = &mut host.app else { return };
             if let Some(command) = app.peers.poll_command() {
                 match command {
-                    Command::Dial { dial, address, .. } => self.dial(process, Class::Calls, dial, address),
+                    Command::Dial { dial, address, expect } => {
+                        self.dial(process, Class::Calls, dial, (address, expect));
+                    }
                     Command::Abort { dial } => self.dials.end(process, Class::Calls, dial),
-                    Command::Close { conn, .. } => {
+                    Command::Close { conn, why } => {
+                        self.check_close(process, conn, why);
                         self.close(conn.0, process);
                         self.on_call_conn_closed(index, conn);
                     }
@@ -107,6 +119,8 @@ impl World {
                 self.write(process, conn, &bytes);
             }
         }
+        self.check_waiting(index, Class::Calls);
+        self.check_calls(index);
         self.arm_calls(index);
     }
 

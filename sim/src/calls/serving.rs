@@ -4,6 +4,17 @@ use swimring::forwarder::{Unknown, Why};
 
 use super::*;
 
+/// How long a question and its answer take at most, when little is lost.
+const ON_THE_WAY: Duration = Duration::from_secs(2);
+
+/// The longest that a distribution yields.
+fn longest(latency: crate::plan::Latency) -> Duration {
+    match latency {
+        crate::plan::Latency::Const(most) | crate::plan::Latency::Uniform(_, most) => most,
+        crate::plan::Latency::Exp(mean) => mean * 10,
+    }
+}
+
 impl World {
     /// A frame of another process.
     pub(super) fn on_call_frame(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
@@ -228,11 +239,14 @@ impl World {
         self.check(index, "F3", honest, || {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
         });
+        // Longer than any handler of the load, and than what is lost once or twice on the way.
+        let longest = self.plan.load.as_ref().map_or(Duration::ZERO, |load| longest(load.handler));
+        let enough = self.plan.load.as_ref().is_some_and(|load| load.deadline > longest + ON_THE_WAY);
         let reason = match outcome {
             Outcome::NotExecuted(no) => {
                 !matches!(no.why(), Why::Deadline | Why::Refused(Refusal::Expired | Refusal::Overloaded))
             }
-            Outcome::Unknown(why) => *why != Unknown::Deadline,
+            Outcome::Unknown(why) => *why != Unknown::Deadline || enough,
             Outcome::Ok(_) | Outcome::Executed(_) => false,
         };
         self.check(index, "L5", !(owed && reason), || {

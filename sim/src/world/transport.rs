@@ -1,7 +1,6 @@
 //! Connections of the world: handshakes, datagrams, frames, idle ends.
 
 use swimring::core::hello::Refusal;
-use swimring::core::peers::PeersEvent;
 use swimring_membership::NodeId;
 
 use super::*;
@@ -195,12 +194,23 @@ impl World {
 
     // Handshakes: out, back, hello, answer.
 
-    pub(crate) fn dial(&mut self, dialler: Process, class: Class, dial: DialId, address: SocketAddr) {
-        self.check(dialler.host, "P2", !self.hosts[dialler.host].closed, || {
-            format!("dialled {address} although it goes away")
+    pub(crate) fn dial(
+        &mut self,
+        dialler: Process,
+        class: Class,
+        dial: DialId,
+        (address, expect): (SocketAddr, Option<NodeId>),
+    ) {
+        let machine = &self.hosts[dialler.host];
+        let (closed, own) = (machine.closed, machine.address);
+        self.check(dialler.host, "P2", !closed && address != own, || {
+            format!("dialled {address}, which is itself, or although it goes away")
         });
+        let waits = self.dials.waits(dialler, class, address, expect).is_some_and(|until| self.now < until);
+        self.check(dialler.host, "H2", !waits, || format!("dialled {address} again without the wait"));
         let count = self.dials.note(self.now, dialler, class, address);
-        self.check(dialler.host, "H1", count <= DIALS_A_MINUTE, || {
+        let most = if address == balancer() { DIALS_OF_A_BALANCER } else { DIALS_A_MINUTE };
+        self.check(dialler.host, "H1", count <= most, || {
             format!("dialled {address} for {class:?} {count} times within a minute")
         });
         let under_way = self.dials.begin(dialler, class, dial);
@@ -210,26 +220,6 @@ impl World {
         let asked = self.hosts[dialler.host].local(self.now);
         if let Some(there) = self.host_at(class, address) {
             self.send_handshake(Handshake { dialler, dial, there, class, asked, stage: 0, tries: 0, conn: None });
-        }
-    }
-
-    /// After a dial that failed there is a wait, which depends on how often it failed since it last did not.
-    pub(crate) fn watch_waits(&mut self, index: usize, class: Class, event: &PeersEvent) {
-        let process = self.hosts[index].process();
-        match event {
-            PeersEvent::Up { dialled: Some(target), .. } => {
-                self.dials.failures(process, class, *target, true);
-            }
-            PeersEvent::Failed { target, wait, .. } => {
-                let failures = self.dials.failures(process, class, *target, false);
-                let limits = peers_config(class);
-                let doubled = limits.retry_min * (1 << (failures - 1).min(10));
-                let most = doubled.min(limits.retry_max) * 5 / 4;
-                self.check(index, "H2", *wait <= most && *wait >= limits.retry_min / 2, || {
-                    format!("waits {wait:?} after {failures} failures in a row")
-                });
-            }
-            _ => {}
         }
     }
 
@@ -372,6 +362,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Most dials of one process for one address within a minute: as a seed and as a peer, about 17 each once the waits have
 /// doubled.
 const DIALS_A_MINUTE: usize = 45;
+/// The same for an address behind which anybody may answer: whoever did is taken for the one who does, for a while.
+const DIALS_OF_A_BALANCER: usize = 24;
 /// How many times longer than the first a double of a call takes.
 const LATE_DOUBLE: u32 = 50;
 

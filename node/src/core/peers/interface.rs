@@ -97,6 +97,8 @@ pub enum Command {
 pub enum Goodbye {
     /// Another connection between the same two processes is kept.
     Duplicate,
+    /// It came of a dial that had been given up.
+    Late,
     /// The member is down, has left, or was replaced by a newer process.
     Gone,
     /// This process ends.

@@ -92,7 +92,7 @@ fn a_dial_that_takes_too_long_is_given_up() {
     assert_eq!(low.poll_command(), Some(Command::Abort { dial }));
     // Its late success is closed.
     low.handle_dialled(now, dial, ConnId(1), &hello(2, 2));
-    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Duplicate }));
+    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Late }));
 }
 
 #[test]

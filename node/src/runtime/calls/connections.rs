@@ -173,9 +173,8 @@ impl Calls {
     /// The processes that are connected here and gone by this view.
     pub(crate) fn gone(&self, view: &View) -> Vec<Gone> {
         let peers = self.lock_peers();
-        let of_conn = |conn: &ConnId| self.conns.get(conn).map(|held| held.value().1);
-        let connected = peers.connections().filter_map(|(conn, peer)| Some((peer, of_conn(&conn)?)));
-        let gone = connected.filter_map(|(peer, instance)| {
+        let gone = peers.connections().filter_map(|(_, peer, life)| {
+            let instance = Instance { node: peer.id, life };
             let member = view.member(instance.node)?;
             // A process that the view does not know yet may be the next one of its name.
             let over = !member.state.is_present() && member.record.life() == instance.life;
@@ -186,7 +185,7 @@ impl Calls {
 
     /// A process is gone: so are its connections, and what waits for it.
     pub(crate) fn forget(self: &Arc<Self>, peer: Peer, life: u64) {
-        self.lock_peers().forget_process(peer, life, Goodbye::Gone);
+        self.lock_peers().forget(peer, life, Goodbye::Gone);
         self.settle();
     }
 
