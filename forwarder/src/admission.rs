@@ -94,7 +94,7 @@ pub enum Verdict {
     Run(Permit),
     /// Say no, with the owner and the record that decided so if there is one.
     Refuse(Refusal, Option<(NodeId, Blob)>),
-    /// Say nothing: the number was seen before, and its answer is, or was, on its way.
+    /// Say nothing: the number was seen before, and its answer is, or was, on its way; or nobody waits for one here.
     Ignore,
 }
 
@@ -192,7 +192,8 @@ impl Admission {
         let Incoming { caller, header, body_bytes } = incoming;
         if header.life != self.me.life {
             self.stats.wrong_process += 1;
-            return Verdict::Refuse(Refusal::WrongProcess, None);
+            // Its caller has lost it with the connection to that process.
+            return Verdict::Ignore;
         }
         let callers = self.callers.len();
         let known = self.callers.contains_key(&caller);
@@ -372,9 +373,9 @@ mod tests {
     }
 
     #[test]
-    fn another_process_of_the_name_refuses() {
+    fn another_process_of_the_name_runs_nothing() {
         let mut admission = admission();
-        assert_eq!(admit(&mut admission, &CallHeader { life: 9, ..header(1) }), refused(Refusal::WrongProcess));
+        assert_eq!(admit(&mut admission, &CallHeader { life: 9, ..header(1) }), Verdict::Ignore);
     }
 
     #[test]

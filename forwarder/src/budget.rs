@@ -23,6 +23,11 @@ impl Budget {
         self.millionths = (self.millionths + EARNED).min(SAVED_MAX);
     }
 
+    /// How many repeats are left.
+    pub fn left(&self) -> u32 {
+        self.millionths / 1_000_000
+    }
+
     /// Takes one repeat; false when there is none left.
     pub fn spend(&mut self) -> bool {
         let enough = self.millionths >= 1_000_000;

@@ -14,7 +14,7 @@ use core::time::Duration;
 use swimring_membership::{Instance, Instant, NodeId, Rng};
 
 use crate::Budget;
-use crate::outcome::{NeverSent, NotExecuted, Outcome, Refused, Unknown, Why};
+use crate::outcome::{NeverSent, NotExecuted, Outcome, Unknown, Why};
 use crate::wire::Refusal;
 
 /// Most processes asked in one attempt at finding the owner: the one believed, and the one that it names.
@@ -172,7 +172,7 @@ impl<B> Call<B> {
     pub fn named(&mut self, now: Instant, found: Resolution, budget: &mut Budget) -> Option<Step<B>> {
         match found {
             Resolution::Nobody => {
-                self.pause(now, NotExecuted::untried(Why::Refused(Refusal::NotOwner)), budget);
+                self.pause(now, NotExecuted::because(Why::Refused(Refusal::NotOwner)), budget);
                 None
             }
             Resolution::There(to) => {
@@ -201,7 +201,7 @@ impl<B> Call<B> {
 
     /// The handler could not begin here.
     pub fn not_run(&mut self, now: Instant, why: Refusal, budget: &mut Budget) {
-        let proof = NotExecuted::untried(Why::Refused(why));
+        let proof = NotExecuted::because(Why::Refused(why));
         if why.is_passing() { self.pause(now, proof, budget) } else { self.end_unrun(proof) }
     }
 
@@ -210,7 +210,7 @@ impl<B> Call<B> {
         if self.is_attempting(attempt) {
             let withdrawn = matches!(self.state, State::Attempting { withdrawing: true });
             if withdrawn || now >= self.spec.deadline {
-                return self.end_unrun(NotExecuted::untried(Why::Deadline));
+                return self.end_unrun(NotExecuted::because(Why::Deadline));
             }
             self.pause(now, NotExecuted::never_sent(proof), budget);
         }
@@ -223,28 +223,16 @@ impl<B> Call<B> {
         }
     }
 
-    /// The process `from` refused the attempt, perhaps naming the owner.
-    pub fn refused(
-        &mut self,
-        now: Instant,
-        attempt: u32,
-        from: Instance,
-        why: Refusal,
-        owner: Option<NodeId>,
-        budget: &mut Budget,
-    ) {
+    /// The process that the attempt was sent to refused it, perhaps naming the owner: it is over, and did not run.
+    pub fn refused(&mut self, now: Instant, attempt: u32, why: Refusal, owner: Option<NodeId>, budget: &mut Budget) {
         if !self.is_attempting(attempt) {
             return;
         }
-        let Some(proof) = self.to.and_then(|to| Refused::by(from, to, why)) else {
-            // Another process answers in its place: what the addressee did is not known.
-            return self.lose(now, Unknown::Replaced, budget);
-        };
-        // The addressee has refused: this attempt is over, and did not run.
+        let proof = NotExecuted::because(Why::Refused(why));
         match owner {
             Some(owner) if why == Refusal::NotOwner && self.hop < HOPS_MAX => self.state = State::Finding(owner),
-            _ if why.is_passing() => self.pause(now, NotExecuted::refused(proof), budget),
-            _ => self.end_unrun(NotExecuted::refused(proof)),
+            _ if why.is_passing() => self.pause(now, proof, budget),
+            _ => self.end_unrun(proof),
         }
     }
 
@@ -307,7 +295,7 @@ impl<B> Call<B> {
     }
 
     fn give_up(&mut self, why: Why) {
-        self.end_unrun(NotExecuted::untried(why));
+        self.end_unrun(NotExecuted::because(why));
     }
 
     fn end_unrun(&mut self, proof: NotExecuted) {

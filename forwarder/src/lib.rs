@@ -22,5 +22,5 @@ pub mod wire;
 pub use admission::{Admission, AdmissionStats, Incoming, Limits, Ownership, Permit, Remembered, Verdict};
 pub use budget::Budget;
 pub use call::{Call, CallConfig, CallSpec, HOPS_MAX, Resolution, Step};
-pub use outcome::{NeverSent, NotExecuted, Outcome, Refused, Unknown, Unsent, Why};
+pub use outcome::{NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why};
 pub use window::Window;

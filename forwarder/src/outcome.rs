@@ -1,7 +1,5 @@
 //! What can come of a call, and the proof that it did not run.
 
-use swimring_membership::Instance;
-
 use crate::wire::Refusal;
 
 /// What came of a call. Exactly one, by the deadline.
@@ -79,30 +77,13 @@ impl NeverSent {
     }
 }
 
-/// Proof that the process an attempt was sent to has refused it.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct Refused {
-    why: Refusal,
-}
-
-impl Refused {
-    /// The refusal by `from` of an attempt that was sent to `to`; none if another process refused.
-    pub(crate) fn by(from: Instance, to: Instance, why: Refusal) -> Option<Self> {
-        (from == to && why.is_by_addressee()).then_some(Self { why })
-    }
-}
-
 impl NotExecuted {
     pub(crate) fn never_sent(proof: NeverSent) -> Self {
         Self { why: Why::Unsent(proof.0) }
     }
 
-    pub(crate) fn refused(proof: Refused) -> Self {
-        Self { why: Why::Refused(proof.why) }
-    }
-
-    /// Nothing was ever tried.
-    pub fn untried(why: Why) -> Self {
+    /// Nothing of the call has run, and nothing will.
+    pub fn because(why: Why) -> Self {
         Self { why }
     }
 
@@ -121,7 +102,4 @@ pub enum Unknown {
     /// The connection to the owner ended before its answer.
     #[error("the connection to the owner ended; the call may have run")]
     Lost,
-    /// The owner is down; what it did last is not known.
-    #[error("the owner's process was replaced; the call may have run")]
-    Replaced,
 }

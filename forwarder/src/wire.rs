@@ -25,9 +25,6 @@ pub const SERVICE_BYTES_MAX: usize = 64;
 /// Why a process refuses a call. The call has not run there, except where it says so.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// Meant for another process: an earlier one of this name.
-    #[error("meant for another process of this name")]
-    WrongProcess,
     /// Stood still, and does not know yet whether it is still the one.
     #[error("the owner does not know yet whether it still is the owner")]
     Unconfirmed,
@@ -52,15 +49,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the process that the attempt names has said it; only then the attempt is closed.
-    pub(crate) fn is_by_addressee(self) -> bool {
-        self != Self::WrongProcess
-    }
-
     /// Whether another try, a little later, may fare better.
     pub fn is_passing(self) -> bool {
         match self {
-            Self::Unconfirmed | Self::NotOwner | Self::Overloaded | Self::Leaving | Self::WrongProcess => true,
+            Self::Unconfirmed | Self::NotOwner | Self::Overloaded | Self::Leaving => true,
             Self::Expired | Self::NoService | Self::Invalid => false,
         }
     }

@@ -74,7 +74,7 @@ const LIMITS: Limits = Limits {
     calls_of_peer_max: 8,
     calls_max: 24,
     callers_max: 128,
-    body_bytes_max: 1 << 20,
+    body_bytes_max: 80_000,
     bytes_of_peer_max: 8 << 20,
     bytes_max: 24 << 20,
 };
@@ -189,6 +189,8 @@ struct Entry {
     deadline: Instant,
     idempotent: bool,
     executed: u32,
+    /// How often it was refused for good.
+    refused: u32,
     /// The cluster had agreed before it began: it must be answered.
     owed: bool,
     outcome: Option<&'static str>,
@@ -293,8 +295,14 @@ impl World {
         let process = host.process();
         self.ledger.next += 1;
         let call = self.ledger.next;
-        let entry =
-            Entry { deadline: self.now + load.deadline, idempotent, executed: 0, owed: self.is_owed(), outcome: None };
+        let entry = Entry {
+            deadline: self.now + load.deadline,
+            idempotent,
+            executed: 0,
+            refused: 0,
+            owed: self.is_owed(),
+            outcome: None,
+        };
         self.ledger.entries.insert(call, entry);
         self.ledger.calls += 1;
         let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
@@ -329,8 +337,13 @@ impl World {
         match input {
             CallInput::Call(id, key, spec) => {
                 let load = self.plan.load.as_ref().map_or(0, |load| load.body);
-                // Among large bodies are small ones, which pass them by.
-                let load = if load > LANE_BODY_BYTES_MAX && !id.is_multiple_of(4) { 100 } else { load };
+                // Among large bodies are small ones, which pass them by, and some that are too large.
+                let load = match id % 16 {
+                    _ if load <= LANE_BODY_BYTES_MAX => load,
+                    0..4 => load,
+                    4 => LIMITS.body_bytes_max + 1,
+                    _ => 100,
+                };
                 let mut body = id.to_le_bytes().to_vec();
                 body.resize(body.len() + load, 0);
                 app.budget.earn();

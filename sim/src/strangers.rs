@@ -138,9 +138,11 @@ impl World {
         let machine = &self.hosts[host];
         let life = machine.control.as_ref().map_or(0, |control| control.membership().record().life());
         let deadline = machine.local(self.now + Duration::from_secs(1)).as_nanos();
-        let key = Blob(format!("k{}", self.rng.below(1_000)).into_bytes());
-        let (service, record) = ("sim".into(), None);
-        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop: 1, service, key, record };
+        let key = if self.rng.chance(250_000) { String::new() } else { format!("k{}", self.rng.below(1_000)) };
+        let life = if self.rng.chance(250_000) { life + 1 } else { life };
+        let hop = self.rng.below(5) as u8;
+        let (key, service, record) = (Blob(key.into_bytes()), "sim".into(), None);
+        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record };
         let mut bytes = Vec::new();
         Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);
         bytes

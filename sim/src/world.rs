@@ -25,6 +25,8 @@ mod transport;
 
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Most that happens at one moment.
+const AT_ONCE_MAX: usize = 1_000_000;
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 /// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].
@@ -223,8 +225,14 @@ impl World {
     /// Runs until nothing is left to see, or to `until`.
     pub fn run(&mut self, until: Option<Duration>) -> Verdict {
         let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
+        let mut at_once = 0;
         while let Some(&Reverse((at, sequence))) = self.queue.peek() {
             if at > end || self.over {
+                break;
+            }
+            at_once = if at == self.now { at_once + 1 } else { 0 };
+            if at_once > AT_ONCE_MAX {
+                self.check(0, "L7", false, || "time stands still: what happens at this moment never ends".into());
                 break;
             }
             self.queue.pop();

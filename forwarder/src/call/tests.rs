@@ -57,7 +57,7 @@ fn nobody_to_ask_is_an_error_at_once() {
     let mut story = story(true);
     story.call.step();
     story.call.resolved(NOW, Resolution::Nobody);
-    assert_eq!(story.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::NoOwner)));
+    assert_eq!(story.outcome(), Outcome::NotExecuted(NotExecuted::because(Why::NoOwner)));
 }
 
 #[test]
@@ -102,25 +102,14 @@ fn what_was_never_handed_over_is_tried_again_however_often_it_may_run() {
 fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
     let mut story = story(false);
     let attempt = story.send_to(A);
-    story.call.refused(NOW, attempt, A, Refusal::NotOwner, Some(B.node), &mut story.budget);
+    story.call.refused(NOW, attempt, Refusal::NotOwner, Some(B.node), &mut story.budget);
     assert_eq!(story.call.step(), Step::Find(B.node));
     story.call.named(NOW, Resolution::There(B), &mut story.budget);
     let second = story.sent(B, 2);
     // Two hops are the most: now it waits for the views to agree.
-    story.call.refused(NOW, second, B, Refusal::NotOwner, Some(A.node), &mut story.budget);
+    story.call.refused(NOW, second, Refusal::NotOwner, Some(A.node), &mut story.budget);
     assert!(story.is_pausing());
     assert_eq!(story.call.hops, 2);
-}
-
-#[test]
-fn only_the_process_it_was_sent_to_can_close_an_attempt() {
-    let restarted = Instance { life: 11, ..A };
-    for (from, why) in [(restarted, Refusal::Overloaded), (A, Refusal::WrongProcess)] {
-        let mut story = story(false);
-        let attempt = story.send_to(A);
-        story.call.refused(NOW, attempt, from, why, None, &mut story.budget);
-        assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Replaced));
-    }
 }
 
 #[test]
@@ -128,7 +117,7 @@ fn a_refusal_by_the_addressee_makes_another_try_safe() {
     for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::Leaving] {
         let mut story = story(false);
         let attempt = story.send_to(A);
-        story.call.refused(NOW, attempt, A, why, None, &mut story.budget);
+        story.call.refused(NOW, attempt, why, None, &mut story.budget);
         assert!(story.is_pausing(), "{why:?}");
     }
 }
@@ -137,7 +126,7 @@ fn a_refusal_by_the_addressee_makes_another_try_safe() {
 fn a_refusal_that_will_not_pass_ends_the_call() {
     let mut story = story(true);
     let attempt = story.send_to(A);
-    story.call.refused(NOW, attempt, A, Refusal::NoService, None, &mut story.budget);
+    story.call.refused(NOW, attempt, Refusal::NoService, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }
 
@@ -148,7 +137,7 @@ fn an_open_attempt_of_an_earlier_try_keeps_the_outcome_unknown() {
     story.call.lost(NOW, attempt, &mut story.budget);
     story.call.timeout(NOW + Duration::from_millis(200));
     let second = story.send_to(B);
-    story.call.refused(NOW, second, B, Refusal::NoService, None, &mut story.budget);
+    story.call.refused(NOW, second, Refusal::NoService, None, &mut story.budget);
     assert_eq!(story.outcome(), Outcome::Unknown(Unknown::Lost));
 }
 
@@ -157,7 +146,7 @@ fn the_deadline_ends_a_call_of_which_nothing_was_sent() {
     let mut early = story(false);
     early.call.step();
     early.call.timeout(DEADLINE);
-    assert_eq!(early.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
+    assert_eq!(early.outcome(), Outcome::NotExecuted(NotExecuted::because(Why::Deadline)));
 }
 
 #[test]
@@ -167,7 +156,7 @@ fn what_is_queued_at_the_deadline_is_taken_back_and_that_decides() {
     back.call.timeout(DEADLINE);
     assert_eq!(back.call.step(), Step::Withdraw { attempt });
     back.call.unsent(DEADLINE, attempt, NeverSent::testify(Unsent::Withdrawn), &mut back.budget);
-    assert_eq!(back.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
+    assert_eq!(back.outcome(), Outcome::NotExecuted(NotExecuted::because(Why::Deadline)));
     let mut gone = story(false);
     let attempt = gone.send_to(A);
     gone.call.timeout(DEADLINE);
@@ -181,7 +170,7 @@ fn repeats_end_with_the_budget() {
     let mut story = story(true);
     while story.budget.spend() {}
     let attempt = story.send_to(A);
-    story.call.refused(NOW, attempt, A, Refusal::Overloaded, None, &mut story.budget);
+    story.call.refused(NOW, attempt, Refusal::Overloaded, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
 }
 
@@ -199,6 +188,6 @@ fn nothing_begins_when_the_owner_is_found_after_the_deadline() {
     for resolution in [Resolution::Here, Resolution::There(A)] {
         let mut late = story(true);
         assert_eq!(late.call.resolved(DEADLINE, resolution), None);
-        assert_eq!(late.outcome(), Outcome::NotExecuted(NotExecuted::untried(Why::Deadline)));
+        assert_eq!(late.outcome(), Outcome::NotExecuted(NotExecuted::because(Why::Deadline)));
     }
 }

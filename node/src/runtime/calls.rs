@@ -51,7 +51,7 @@ enum Report {
     Unsent(NeverSent),
     Lost,
     Ran(Result<Bytes, Bytes>, u64),
-    Refused(Instance, Refusal, Option<NodeId>, Option<Blob>),
+    Refused(Refusal, Option<NodeId>, Option<Blob>),
 }
 
 type Token = oneshot::Sender<Report>;
@@ -274,7 +274,7 @@ impl Calls {
     /// Makes one call: exactly one outcome, by the deadline.
     pub(crate) async fn call(self: &Arc<Self>, wish: Wish) -> Answered {
         if let Some(problem) = self.problem_with(&wish) {
-            let outcome = Outcome::NotExecuted(NotExecuted::untried(problem));
+            let outcome = Outcome::NotExecuted(NotExecuted::because(problem));
             metrics::call_failed(&outcome);
             return Answered { outcome, owner: None, hops: 0, fence: 0 };
         }

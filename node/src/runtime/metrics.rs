@@ -150,7 +150,6 @@ const fn why_name(why: Why) -> &'static str {
         Why::Unsent(Unsent::Withdrawn) => "withdrawn",
         Why::Leaving | Why::Refused(CallRefusal::Leaving) => "leaving",
         Why::Invalid(_) | Why::Refused(CallRefusal::Invalid) => "invalid",
-        Why::Refused(CallRefusal::WrongProcess) => "wrong_process",
         Why::Refused(CallRefusal::Unconfirmed) => "unconfirmed",
         Why::Refused(CallRefusal::Expired) => "expired",
         Why::Refused(CallRefusal::NotOwner) => "not_owner",

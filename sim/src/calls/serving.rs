@@ -4,6 +4,8 @@ use swimring::forwarder::{Unknown, Why};
 
 use super::*;
 
+/// The longest pause before a call is tried again.
+const PAUSE: Duration = Duration::from_millis(110);
 /// How long a question and its answer take at most, when little is lost.
 const ON_THE_WAY: Duration = Duration::from_secs(2);
 
@@ -42,9 +44,7 @@ impl World {
                 if let Some(active) = self.hosts[index].app.as_mut().and_then(|app| app.active.get_mut(&token.call)) {
                     active.record = record;
                 }
-                self.report(index, token, |call, now, budget| {
-                    call.refused(now, token.attempt, from, why, owner, budget)
-                });
+                self.report(index, token, |call, now, budget| call.refused(now, token.attempt, why, owner, budget));
             }
             Ok(Arrival::Goodbye(back)) => {
                 back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
@@ -107,8 +107,14 @@ impl World {
             Verdict::Run(permit) => {
                 let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
                 let error = Duration::from_micros(u64::from(header.error_us));
+                let me = app.me;
                 let cancelled = app.cancelled.contains(&(from, header.seq));
                 let remembered = app.admission.remembered();
+                let sound = header.life == me.life
+                    && (1..=2).contains(&header.hop)
+                    && !header.key.0.is_empty()
+                    && body.len() <= LIMITS.body_bytes_max;
+                self.check(index, "F17", sound, || format!("runs {header:?} with {} bytes", body.len()));
                 self.check(index, "F7", !cancelled, || format!("runs call {call}, which was cancelled before"));
                 self.check(index, "B4", remembered.callers <= LIMITS.callers_max, || {
                     format!("remembers {remembered:?}")
@@ -117,6 +123,7 @@ impl World {
             }
             Verdict::Refuse(why, owner) => {
                 self.check_refusal(index, from, why, owner.is_some(), view.ownership(hash));
+                self.count_refusal(index, &body, why);
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
                 if let Some(link) = app.links.get_mut(&from) {
@@ -138,6 +145,16 @@ impl World {
         });
         let silent = why == Refusal::NotOwner && !names && matches!(ownership, Ownership::Theirs(..));
         self.check(index, "F6", !silent, || "does not own the key, and does not say who does".into());
+    }
+
+    /// What was refused for good is not sent again.
+    fn count_refusal(&mut self, index: usize, body: &[u8], why: Refusal) {
+        let call = body.first_chunk().map_or(u64::MAX, |call| u64::from_le_bytes(*call));
+        if let Some(entry) = self.ledger.entries.get_mut(&call).filter(|_| why == Refusal::Invalid) {
+            entry.refused += 1;
+            let refused = entry.refused;
+            self.check(index, "F16", refused == 1, || format!("call {call} was refused {refused} times: {why}"));
+        }
     }
 
     /// A handler begins: counted before anything else can happen.
@@ -235,6 +252,11 @@ impl World {
         self.check(index, "F1", before.is_none() && on_time, || {
             format!("call {id} ended {kind} too late, or again after {before:?}")
         });
+        let gave_up = matches!(outcome, Outcome::NotExecuted(no)
+            if matches!(no.why(), Why::Refused(why) if why.is_passing())
+                && self.now + PAUSE < deadline
+                && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left() > 0));
+        self.check(index, "F16", !gave_up, || format!("call {id} ended {outcome:?} with time and repeats left"));
         let honest = kind != "not_executed" || executed == 0;
         self.check(index, "F3", honest, || {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
@@ -244,7 +266,8 @@ impl World {
         let enough = self.plan.load.as_ref().is_some_and(|load| load.deadline > longest + ON_THE_WAY);
         let reason = match outcome {
             Outcome::NotExecuted(no) => {
-                !matches!(no.why(), Why::Deadline | Why::Refused(Refusal::Expired | Refusal::Overloaded))
+                let excused = [Refusal::Expired, Refusal::Overloaded, Refusal::Invalid];
+                !matches!(no.why(), Why::Deadline) && !matches!(no.why(), Why::Refused(why) if excused.contains(&why))
             }
             Outcome::Unknown(why) => *why != Unknown::Deadline || enough,
             Outcome::Ok(_) | Outcome::Executed(_) => false,

@@ -143,7 +143,7 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
             let _ = token.send(Report::Ran(result, fence));
         }
         Arrival::Refused(token, why, owner, record) => {
-            let _ = token.send(Report::Refused(lane.from, why, owner, record));
+            let _ = token.send(Report::Refused(why, owner, record));
         }
         Arrival::Cancel(seq) => on_cancel(lane, seq),
         Arrival::Goodbye(back) => {

@@ -152,8 +152,10 @@ impl UnderWay {
 
     async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
         self.sent = None;
-        if let Report::Refused(from, _, _, Some(record)) = &report {
-            calls.merge(from.node, record, self.call.deadline().since(calls.clock.now())).await;
+        if let Report::Refused(_, _, Some(record)) = &report
+            && let Some(from) = self.owner
+        {
+            calls.merge(from, record, self.call.deadline().since(calls.clock.now())).await;
         }
         let now = calls.clock.now();
         let mut budget = calls.lock_budget();
@@ -164,9 +166,9 @@ impl UnderWay {
                 self.fence = fence;
                 self.call.answered(attempt, result);
             }
-            Report::Refused(from, why, owner, record) => {
+            Report::Refused(why, owner, record) => {
                 self.record = record;
-                self.call.refused(now, attempt, from, why, owner, &mut budget);
+                self.call.refused(now, attempt, why, owner, &mut budget);
             }
         }
     }
