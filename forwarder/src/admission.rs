@@ -164,21 +164,13 @@ pub struct Admission {
     limits: Limits,
     callers: BTreeMap<Instance, Caller>,
     under_way: Load,
-    leaving: bool,
     stats: AdmissionStats,
 }
 
 impl Admission {
     /// Nothing has been sent yet.
     pub fn new(me: Instance, limits: Limits) -> Self {
-        Self {
-            me,
-            limits,
-            callers: BTreeMap::new(),
-            under_way: Load::default(),
-            leaving: false,
-            stats: AdmissionStats::default(),
-        }
+        Self { me, limits, callers: BTreeMap::new(), under_way: Load::default(), stats: AdmissionStats::default() }
     }
 
     /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
@@ -260,8 +252,6 @@ impl Admission {
         {
             self.stats.invalid += 1;
             Some(Refusal::Invalid)
-        } else if self.leaving {
-            Some(Refusal::Leaving)
         } else if !self.has_room(incoming.body_bytes, of_peer) {
             self.stats.overloaded += 1;
             Some(Refusal::Overloaded)
@@ -289,11 +279,6 @@ impl Admission {
         if let Some(held) = self.callers.get_mut(&permit.caller) {
             held.under_way.remove(permit.bytes);
         }
-    }
-
-    /// From now on nothing new runs.
-    pub fn leave(&mut self) {
-        self.leaving = true;
     }
 
     /// How many calls of others run now.
@@ -472,12 +457,5 @@ mod tests {
         let big = header(3);
         let incoming = Incoming { caller: CALLER, header: &big, body_bytes: 101 };
         assert_eq!(admission.admit(NOW, incoming, true, || Ownership::Mine), refused(Refusal::Invalid));
-    }
-
-    #[test]
-    fn a_leaving_node_begins_nothing_new() {
-        let mut admission = admission();
-        admission.leave();
-        assert_eq!(admit(&mut admission, &header(1)), refused(Refusal::Leaving));
     }
 }

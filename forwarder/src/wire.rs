@@ -37,9 +37,6 @@ pub enum Refusal {
     /// Has as much to do as it takes.
     #[error("the owner is overloaded")]
     Overloaded,
-    /// Is on its way out.
-    #[error("the owner is leaving")]
-    Leaving,
     /// Has no such service.
     #[error("the owner has no such service")]
     NoService,
@@ -52,7 +49,7 @@ impl Refusal {
     /// Whether another try, a little later, may fare better.
     pub fn is_passing(self) -> bool {
         match self {
-            Self::Unconfirmed | Self::NotOwner | Self::Overloaded | Self::Leaving => true,
+            Self::Unconfirmed | Self::NotOwner | Self::Overloaded => true,
             Self::Expired | Self::NoService | Self::Invalid => false,
         }
     }

@@ -98,7 +98,8 @@ pub(crate) struct App {
     active: BTreeMap<u64, Active>,
     running: BTreeMap<u64, Running>,
     armed: Option<Instant>,
-    /// What others have cancelled before it began.
+    /// What others have sent, and what they have cancelled.
+    seen: BTreeSet<(Instance, u64)>,
     cancelled: BTreeSet<(Instance, u64)>,
     rng: Rng,
 }
@@ -121,6 +122,7 @@ impl App {
             active: BTreeMap::new(),
             running: BTreeMap::new(),
             armed: None,
+            seen: BTreeSet::new(),
             cancelled: BTreeSet::new(),
             rng: rng.fork(2),
         }
@@ -136,10 +138,9 @@ impl App {
         }
     }
 
-    /// From now on nothing of others begins here.
+    /// From now on nothing of others begins here: its own ring says so.
     pub(crate) fn leave(&mut self) {
         self.leaving = true;
-        self.admission.leave();
     }
 
     /// The processes of a peer to which a connection stands.

@@ -77,6 +77,8 @@ pub struct Host {
     pub(crate) leaving: bool,
     /// It has closed its connections, and wants no new ones.
     pub(crate) closed: bool,
+    /// The connections that it closed then.
+    pub(crate) closes: Vec<ConnId>,
     /// Inputs that wait for it.
     pub(crate) inbox: VecDeque<Input>,
     /// How many times slower than usual.
@@ -151,6 +153,7 @@ impl Host {
             paused: false,
             leaving: false,
             closed: false,
+            closes: Vec::new(),
             inbox: VecDeque::new(),
             slow: 1,
             busy_until: Instant::ORIGIN,

@@ -73,13 +73,16 @@ impl World {
             }
             Stage::Close(until) if self.now < until && !app.peers.is_empty() => (LOOK, stage),
             Stage::Close(_) => {
+                let held = control.peers().connections().chain(app.peers.connections());
+                machine.closes = held.map(|(conn, ..)| conn).collect();
                 control.close();
                 app.peers.close();
                 machine.closed = true;
                 (AFTERWARDS, Stage::Exit)
             }
             Stage::Exit => {
-                let left = self.network.conns.values().filter(|conn| conn.is_open_at(process)).count();
+                let held = machine.closes.iter().filter_map(|conn| self.network.conns.get(&conn.0));
+                let left = held.filter(|conn| conn.is_open_at(process)).count();
                 self.check(index, "P2", left == 0, || format!("ends with {left} connections that it has not closed"));
                 return self.kill(index);
             }

@@ -150,6 +150,8 @@ pub(crate) struct Dials {
     times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
     under_way: BTreeMap<(Process, Class), BTreeSet<DialId>>,
     failures: BTreeMap<(Process, Class, Target), u32>,
+    /// When a process was last without any connection.
+    alone: BTreeMap<Process, Instant>,
     /// When a process has forgotten what failed to a node.
     forgotten: BTreeMap<(Process, Class, NodeId), Instant>,
     /// Before when what is not dialled.
@@ -189,6 +191,14 @@ impl Dials {
             !(theirs && *by == process && *of == class)
         });
         self.waits.retain(|(by, of, _, who), _| !(*who == Some(id) && *by == process && *of == class));
+    }
+
+    /// Whether a process is, or within a minute was, without any connection.
+    pub(crate) fn was_alone(&mut self, now: Instant, process: Process, is_alone: bool) -> bool {
+        if is_alone {
+            self.alone.insert(process, now);
+        }
+        self.alone.get(&process).is_some_and(|at| now.since(*at) <= Duration::from_secs(60))
     }
 
     /// Whether that was at this very moment: of two things at once, either may have come first.

@@ -16,8 +16,8 @@ pub(crate) const SERVED: Duration = Duration::from_secs(35);
 /// How long after the agreement calls may still fail: rings are agreed on a moment after views, and what is under
 /// way on connections to the dead ends with them.
 const GRACE: Duration = Duration::from_secs(3);
-/// How many gaps the numbers of a caller have at most, on average, when nothing has failed for a while.
-const RUNS: usize = 4;
+/// How many gaps the numbers of all callers have at most when nothing has failed for a while.
+const GAPS: usize = 3;
 
 impl World {
     /// Chaos is over: a random core is healed and started, the rest is gone for good.
@@ -105,7 +105,7 @@ impl World {
     fn check_remembered(&mut self) {
         for host in self.core.clone().unwrap_or_default() {
             let Some(remembered) = self.hosts[host].remembered() else { continue };
-            self.check(host, "B4", remembered.runs <= remembered.callers * RUNS, || {
+            self.check(host, "B4", remembered.runs <= remembered.callers + GAPS, || {
                 format!("remembers {remembered:?} long after chaos")
             });
         }

@@ -25,8 +25,8 @@ mod transport;
 
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Most that happens at one moment.
-const AT_ONCE_MAX: usize = 1_000_000;
+/// Most that happens within a millisecond.
+const AT_ONCE_MAX: usize = 200_000;
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 /// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].
@@ -230,9 +230,11 @@ impl World {
             if at > end || self.over {
                 break;
             }
-            at_once = if at == self.now { at_once + 1 } else { 0 };
+            at_once = if at.as_millis() == self.now.as_millis() { at_once + 1 } else { 0 };
             if at_once > AT_ONCE_MAX {
-                self.check(0, "L7", false, || "time stands still: what happens at this moment never ends".into());
+                self.check(0, "L7", false, || {
+                    "time stands still: what happens in this millisecond does not end".into()
+                });
                 break;
             }
             self.queue.pop();
@@ -461,14 +463,17 @@ impl World {
             }
             ControlEvent::Membership(Event::Changed { id, before, state, .. }) if !state.is_present() => {
                 let process = self.hosts[index].process();
-                if before.is_some_and(|(state, _)| state.is_present()) {
+                let leaves = before.is_some_and(|(state, _)| state.is_present());
+                if leaves {
                     self.dials.forget(self.now, process, Class::Gossip, *id);
                 }
                 let member = self.hosts[index].control.as_ref().and_then(|control| control.membership().member(*id));
                 if let Some((peer, life)) = member.map(|member| (member.record.peer(), member.record.life())) {
                     // What a leaver still has to say may be on its way; whoever is down says nothing.
                     let wait = if *state == State::Left { LAST_WORDS } else { Duration::ZERO };
-                    self.check_gone(index, peer, life);
+                    if leaves {
+                        self.check_gone(index, peer, life);
+                    }
                     let forget = crate::calls::CallHappening::Forget(process, peer, life);
                     self.schedule(self.now + wait, Happening::Call(forget));
                 }

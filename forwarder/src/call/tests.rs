@@ -114,7 +114,7 @@ fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
 
 #[test]
 fn a_refusal_by_the_addressee_makes_another_try_safe() {
-    for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::Leaving] {
+    for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::NotOwner] {
         let mut story = story(false);
         let attempt = story.send_to(A);
         story.call.refused(NOW, attempt, why, None, &mut story.budget);

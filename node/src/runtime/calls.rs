@@ -355,10 +355,9 @@ impl Calls {
         Ok((seq, receiver))
     }
 
-    /// From now on nothing of others begins here.
+    /// From now on this node calls nobody. What others ask of it is not its own any more by its ring.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
-        self.lock_admission().leave();
     }
 
     /// How many connections there are. After a goodbye the other ends close them once they have every answer.

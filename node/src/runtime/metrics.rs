@@ -148,7 +148,7 @@ const fn why_name(why: Why) -> &'static str {
         Why::Unsent(Unsent::Replaced) => "replaced",
         Why::Unsent(Unsent::Full) | Why::Overloaded | Why::Refused(CallRefusal::Overloaded) => "overloaded",
         Why::Unsent(Unsent::Withdrawn) => "withdrawn",
-        Why::Leaving | Why::Refused(CallRefusal::Leaving) => "leaving",
+        Why::Leaving => "leaving",
         Why::Invalid(_) | Why::Refused(CallRefusal::Invalid) => "invalid",
         Why::Refused(CallRefusal::Unconfirmed) => "unconfirmed",
         Why::Refused(CallRefusal::Expired) => "expired",

@@ -102,6 +102,7 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
+        let first = app.seen.insert((from, header.seq));
         let incoming = Incoming { caller: from, header: &header, body_bytes: body.len() };
         match app.admission.admit(now, incoming, view.is_confirmed(), || view.ownership(hash)) {
             Verdict::Run(permit) => {
@@ -130,8 +131,22 @@ impl World {
                     link.send(&Frame::Refused { seq: header.seq, why, owner, record }, &[]);
                 }
             }
-            Verdict::Ignore => {}
+            Verdict::Ignore => {
+                let room = app.admission.remembered().callers < LIMITS.callers_max;
+                let (me, meant) = (app.me, header.life == app.me.life);
+                let waited = self.waits_for(from, me, header.seq);
+                self.check(index, "F18", !(first && meant && room && waited), || {
+                    format!("passed over {header:?}, for which its caller waits")
+                });
+            }
         }
+    }
+
+    /// Whether a process waits for the answer to an attempt at `at`.
+    fn waits_for(&self, caller: Instance, at: Instance, seq: u64) -> bool {
+        let apps = self.hosts.iter().filter_map(|host| host.app.as_ref());
+        let link = apps.filter(|app| app.me == caller).find_map(|app| app.links.get(&at));
+        link.is_some_and(|link| link.is_pending(seq))
     }
 
     /// A refusal is true, and helps whoever gets it.

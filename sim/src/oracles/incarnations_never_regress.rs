@@ -49,12 +49,16 @@ impl Oracle for Watch {
     }
 }
 
+/// Loss above this excuses whoever did not wait for a seed's answer, in millionths.
+const LOSS_MAX: u32 = 50_000;
+
 /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do.
 fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
     let settled = |since: swimring_membership::Instant| facts.now.since(since) > Duration::from_secs(10);
-    facts.seeds().filter(|seed| seed.index != host).any(|seed| {
-        let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
-        let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
-        joined && reached && settled(seed.started) && !seed.paused && seed.slow == 1
-    })
+    facts.network.worst_loss() <= LOSS_MAX
+        && facts.seeds().filter(|seed| seed.index != host).any(|seed| {
+            let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
+            let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
+            joined && reached && settled(seed.started) && !seed.paused && seed.slow == 1
+        })
 }

@@ -209,7 +209,9 @@ impl World {
         let waits = self.dials.waits(dialler, class, address, expect).is_some_and(|until| self.now < until);
         self.check(dialler.host, "H2", !waits, || format!("dialled {address} again without the wait"));
         let count = self.dials.note(self.now, dialler, class, address);
-        let most = if address == balancer() { DIALS_OF_A_BALANCER } else { DIALS_A_MINUTE };
+        let alone = self.hosts[dialler.host].peers(class).is_none_or(|peers| peers.is_empty());
+        let alone = self.dials.was_alone(self.now, dialler, alone);
+        let most = if address == balancer() && !alone { DIALS_OF_A_BALANCER } else { DIALS_A_MINUTE };
         self.check(dialler.host, "H1", count <= most, || {
             format!("dialled {address} for {class:?} {count} times within a minute")
         });
@@ -362,7 +364,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Most dials of one process for one address within a minute: as a seed and as a peer, about 17 each once the waits have
 /// doubled.
 const DIALS_A_MINUTE: usize = 45;
-/// The same for an address behind which anybody may answer: whoever did is taken for the one who does, for a while.
+/// The same for an address behind which anybody may answer: whoever did is taken for the one who does, for a while. Not
+/// while there is nobody else to talk to.
 const DIALS_OF_A_BALANCER: usize = 24;
 /// How many times longer than the first a double of a call takes.
 const LATE_DOUBLE: u32 = 50;
