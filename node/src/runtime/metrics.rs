@@ -27,6 +27,8 @@ pub const DIALS_FAILED: &str = "swimring_dials_failed_total";
 pub const CONNECTIONS_MALFORMED: &str = "swimring_connections_malformed_total";
 /// Connections, by class.
 pub const CONNECTIONS: &str = "swimring_connections";
+/// How many more repeats of calls this node may make: a tenth of its calls, and ten at most saved up.
+pub const REPEATS_LEFT: &str = "swimring_repeats_left";
 /// Gossip messages that wait for a connection.
 pub const WAITING: &str = "swimring_gossip_waiting";
 /// What is kept of callers so that nothing runs twice: processes, and runs of their numbers.
@@ -52,6 +54,7 @@ pub fn describe() {
     describe_counter!(DIALS_FAILED, "dials of this node that failed");
     describe_counter!(CONNECTIONS_MALFORMED, "connections closed because of bytes that are no message");
     describe_gauge!(CONNECTIONS, "connections");
+    describe_gauge!(REPEATS_LEFT, "repeats of calls that may still be made");
     describe_gauge!(WAITING, "gossip messages that wait for a connection");
     describe_gauge!(REMEMBERED, "callers kept so that nothing of them runs twice, and runs of their numbers");
     describe_gauge!(MEMBERS, "members by state");
@@ -186,6 +189,11 @@ pub(crate) fn observe_membership(stats: &Stats, roster: &Roster) {
 /// How many connections there are.
 pub(crate) fn observe_connections(class: Class, count: usize) {
     gauge!(CONNECTIONS, "class" => class_name(class)).set(count as f64);
+}
+
+/// How many repeats of calls are left.
+pub(crate) fn observe_repeats_left(count: u32) {
+    gauge!(REPEATS_LEFT).set(f64::from(count));
 }
 
 /// How many gossip messages wait for a connection.

@@ -261,6 +261,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             _ = observe.tick() => {
                 metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
                 metrics::observe_admission(&calls.admission_stats(), calls.lock_admission().remembered());
+                metrics::observe_repeats_left(calls.lock_budget().left());
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
             }
         }
