@@ -51,6 +51,12 @@ pub enum Event {
         /// What was believed. After *down* or *left* others may have owned this node's keys for a time.
         against: State,
     },
+    /// Others held this node down at an incarnation that it has left behind: they may have owned its keys for a time. Said
+    /// once for each incarnation.
+    Removed {
+        /// At which incarnation.
+        incarnation: Incarnation,
+    },
     /// The boot was raised, because the name had lived longer than the state directory knew: store it.
     Rebooted {
         /// The new boot.

@@ -33,6 +33,8 @@ pub(crate) struct Me {
     /// Not doubting that it is the process that others mean.
     pub(crate) confirmed: bool,
     doubted_at: Instant,
+    /// The last incarnation at which others were heard to hold this node down.
+    removed_at: Option<Incarnation>,
 }
 
 impl Me {
@@ -50,6 +52,7 @@ impl Me {
             gone: false,
             confirmed: true,
             doubted_at: Instant::ORIGIN,
+            removed_at: None,
         }
     }
 
@@ -85,6 +88,16 @@ impl Membership {
         self.admit_and_tell(now, record);
     }
 
+    /// Somebody has held this node down, though at an incarnation that it has left behind.
+    pub(crate) fn note_removal(&mut self, state: State, incarnation: Incarnation) {
+        let own = self.me.incarnation;
+        let old = incarnation.boot == own.boot && incarnation < own && self.me.removed_at < Some(incarnation);
+        if state == State::Down && old {
+            self.me.removed_at = Some(incarnation);
+            self.events.push_back(Event::Removed { incarnation });
+        }
+    }
+
     /// Somebody believes this of this node. Returns whether it should hear this node's own record.
     pub(crate) fn on_belief(&mut self, now: Instant, from: Peer, belief: Belief) -> bool {
         let Some((state, incarnation)) = belief else {
@@ -99,6 +112,7 @@ impl Membership {
         if incarnation.boot < own.boot {
             return true;
         }
+        self.note_removal(state, incarnation);
         match state {
             State::Left => {
                 self.refute(now, Incarnation::new(own.boot, u32::MAX), state);
@@ -120,6 +134,9 @@ impl Membership {
     pub(crate) fn refute(&mut self, now: Instant, at: Incarnation, against: State) {
         if self.me.gone {
             return;
+        }
+        if against == State::Down {
+            self.me.removed_at = self.me.removed_at.max(Some(at.min(self.me.incarnation)));
         }
         self.outbid(now, at);
         self.stats.refutations += 1;
@@ -144,6 +161,7 @@ impl Membership {
 
     /// Somebody holds a row of this node without a record: what is left of an earlier life.
     pub(crate) fn on_own_tombstone(&mut self, now: Instant, state: State, incarnation: Incarnation) {
+        self.note_removal(state, incarnation);
         if !crate::supersedes((state, incarnation), self.me.belief()) {
             return;
         }
@@ -255,5 +273,51 @@ impl Membership {
         self.rumours.push(record.id(), record.incarnation(), record_update(&record));
         self.on_changed(now, record.id(), before);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::testing::{cluster, profile};
+    use crate::{Config, Preset, Settings};
+
+    fn node(name: &str) -> Membership {
+        let config = Config::new(Settings::preset(Preset::Lan)).unwrap();
+        let start = Start { cluster: cluster(), profile: profile(name, 1), boot: 1, life: 1, seed: 1 };
+        Membership::new(Instant::ORIGIN, config, start).unwrap()
+    }
+
+    fn removals(membership: &mut Membership) -> Vec<Incarnation> {
+        let events = core::iter::from_fn(|| membership.poll_event());
+        events
+            .filter_map(|event| if let Event::Removed { incarnation } = event { Some(incarnation) } else { None })
+            .collect()
+    }
+
+    #[test]
+    fn a_removal_that_was_outlived_unawares_is_told_once() {
+        let mut membership = node("a");
+        let first = membership.record().incarnation();
+        membership.restate(Instant::ORIGIN);
+        let peer = Peer { id: NodeId::from_u128(7), address: crate::testing::address(9) };
+        for _ in 0..2 {
+            assert!(membership.on_belief(Instant::ORIGIN, peer, Some((State::Down, first))), "it hears the record");
+        }
+        assert_eq!(removals(&mut membership), [first]);
+    }
+
+    #[test]
+    fn a_removal_that_is_refuted_is_told_as_that() {
+        let mut membership = node("a");
+        let first = membership.record().incarnation();
+        let peer = Peer { id: NodeId::from_u128(7), address: crate::testing::address(9) };
+        membership.on_belief(Instant::ORIGIN, peer, Some((State::Down, first)));
+        membership.on_belief(Instant::ORIGIN, peer, Some((State::Down, first)));
+        assert_eq!(removals(&mut membership), []);
+        membership.on_belief(Instant::ORIGIN, peer, Some((State::Alive, first)));
+        assert_eq!(removals(&mut membership), []);
     }
 }

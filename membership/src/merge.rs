@@ -186,7 +186,10 @@ impl Membership {
                     Some(record) if row.incarnation.boot > record.incarnation().boot => {
                         self.on_own_tombstone(now, row.state, row.incarnation);
                     }
-                    Some(record) => self.on_own_record(now, record),
+                    Some(record) => {
+                        self.note_removal(row.state, row.incarnation);
+                        self.on_own_record(now, record);
+                    }
                     None => self.on_own_tombstone(now, row.state, row.incarnation),
                 }
                 continue;

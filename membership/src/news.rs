@@ -109,6 +109,7 @@ impl Membership {
     }
 
     fn on_own_accusation(&mut self, now: Instant, state: State, incarnation: Incarnation) {
+        self.note_removal(state, incarnation);
         let own = self.me.incarnation;
         if incarnation.boot != own.boot {
             // An earlier life, or a claim without a record, which the next belief brings up again.

@@ -144,7 +144,10 @@ struct Placed {
     until: Option<Instant>,
 }
 
-/// When which process dialled what, for the last minute; and which dials are under way.
+/// How long dials are remembered.
+const LATELY: Duration = Duration::from_secs(120);
+
+/// When which process dialled what lately; and which dials are under way.
 #[derive(Debug, Default)]
 pub(crate) struct Dials {
     times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
@@ -163,10 +166,10 @@ impl Dials {
     pub(crate) fn note(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
         let times = self.times.entry((process, class, address)).or_default();
         times.push_back(now);
-        while times.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
+        while times.front().is_some_and(|at| now.since(*at) > LATELY) {
             times.pop_front();
         }
-        times.len()
+        times.iter().filter(|at| now.since(**at) <= Duration::from_secs(60)).count()
     }
 
     /// Notes that a dial is under way; how many of them there are.
@@ -206,9 +209,9 @@ impl Dials {
         matches!(target, Target::Peer(peer, _) if self.forgotten.get(&(process, class, peer.id)) == Some(&now))
     }
 
-    /// How often a process dialled an address within a minute.
-    pub(crate) fn lately(&self, process: Process, class: Class, address: SocketAddr) -> usize {
-        self.times.get(&(process, class, address)).map_or(0, VecDeque::len)
+    /// Whether a process has dialled an address lately.
+    pub(crate) fn has_tried(&self, now: Instant, process: Process, class: Class, address: SocketAddr) -> bool {
+        self.times.get(&(process, class, address)).is_some_and(|times| times.iter().any(|at| now.since(*at) <= LATELY))
     }
 
     /// After a dial that failed, the target is left alone until then.

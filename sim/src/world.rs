@@ -26,7 +26,7 @@ mod transport;
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Most that happens within a millisecond.
-const AT_ONCE_MAX: usize = 200_000;
+const AT_ONCE_MAX: usize = 20_000;
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 /// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].

@@ -247,6 +247,9 @@ impl Control {
                 let was_present = before.is_some_and(|(state, _)| state.is_present());
                 self.on_changed(now, id, was_present, state);
             }
+            if matches!(event, Event::JoinRetrying { .. }) {
+                self.peers.try_seeds_anew();
+            }
             self.events.push_back(ControlEvent::Membership(event));
         }
         while let Some(event) = self.peers.poll_event() {

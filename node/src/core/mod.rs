@@ -7,5 +7,6 @@
 pub mod control;
 pub mod hello;
 pub mod link;
+pub mod passing;
 pub mod peers;
 pub mod view;

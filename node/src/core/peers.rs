@@ -22,10 +22,11 @@ const FAILURES_MAX: usize = 4_096;
 /// How long a seed that was this process itself is not dialled again, while there is no connection at all.
 const ONESELF: Duration = Duration::from_secs(1);
 /// How long whoever answered at a seed's address is taken for the one who answers there, for every connection: should
-/// it be an address behind which anybody may answer, all nodes together ask it about twice a second, however many they are.
+/// it be an address behind which anybody may answer, all nodes together ask it about twice a second.
 const SHARED_EACH: Duration = Duration::from_millis(500);
-/// The least of that.
+/// The least of that, and the most.
 const SHARED_MIN: Duration = Duration::from_secs(4);
+const SHARED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 struct Conn {
@@ -245,8 +246,15 @@ impl Peers {
         self.add(now, conn, hello, Some(target));
     }
 
+    /// The next message to a seed goes to whoever answers there then, not to who did a moment ago: for a node that looks
+    /// for a cluster, and got no help.
+    pub fn try_seeds_anew(&mut self) {
+        self.seeds.retain(|address, peer| peer.address == *address);
+        self.oneself.clear();
+    }
+
     fn wait_for_shared(&mut self) -> Duration {
-        self.rng.jitter((SHARED_EACH * self.conns.len() as u32).max(SHARED_MIN))
+        self.rng.jitter((SHARED_EACH * self.conns.len() as u32).clamp(SHARED_MIN, SHARED_MAX))
     }
 
     /// A dial failed.

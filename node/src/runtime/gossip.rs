@@ -13,7 +13,7 @@ use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
 use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile, State};
-use swimring_ring::{Placement, RingMember};
+use swimring_ring::Placement;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -26,8 +26,9 @@ use super::system::{Clock, Socket, System};
 use super::tls::Tls;
 use crate::core::control::{Control, ControlEvent};
 use crate::core::hello::{Answer, Class, Hello, Refusal};
+use crate::core::passing::Passing;
 use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
-use crate::core::view::{Rings, View, ring_member};
+use crate::core::view::{Rings, View};
 
 use self::tasks::{accept, dial_task, receive, send_stream};
 
@@ -67,7 +68,8 @@ pub(crate) enum Ask {
     Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
     Seeds(Vec<SocketAddr>),
     /// Take no keys any more.
-    Drain,
+    /// Takes no keys any more; answered once the published view says so.
+    Drain(oneshot::Sender<()>),
     Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
     /// Say goodbye; answered when it is on its way.
     Leave(oneshot::Sender<()>),
@@ -117,6 +119,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         let _within = runtime.enter();
         Port::open(Class::Gossip, start.socket, &start.system, start.tls, start.keys)?
     };
+    let passing = Passing::new(start.control.membership().id());
     let driver = Driver {
         control: start.control,
         state: start.state,
@@ -131,8 +134,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         merged: Vec::new(),
         published: None,
         ring: None,
-        owners: Vec::new(),
-        seen_owners: Vec::new(),
+        passing,
         fence: 0,
         pulse,
         retaken: false,
@@ -167,9 +169,7 @@ struct Driver {
     merged: Vec<oneshot::Sender<()>>,
     published: Option<(u64, bool)>,
     ring: Option<u128>,
-    /// Who owned keys by the view that was published last, and by any news since.
-    owners: Vec<RingMember>,
-    seen_owners: Vec<RingMember>,
+    passing: Passing,
     fence: u64,
     pulse: Arc<Pulse>,
     /// Others had removed this node, and it has objected: its keys were others' for a time.
@@ -286,9 +286,10 @@ impl Driver {
                 self.merged.push(done);
             }
             Ask::Seeds(seeds) => self.control.command(now, |membership| membership.join(now, &seeds)),
-            Ask::Drain => {
+            Ask::Drain(done) => {
                 self.draining = true;
                 self.control.command(now, |membership| membership.set_phase(now, Phase::Draining));
+                self.merged.push(done);
             }
             Ask::Profile(change, done) => {
                 let _ = done.send(self.control.command(now, |membership| membership.update_profile(now, change)));
@@ -382,16 +383,14 @@ impl Driver {
         let version = (membership.roster().version(), membership.is_confirmed());
         let mut retaken = std::mem::take(&mut self.retaken);
         let waiting = std::mem::take(&mut self.merged);
-        let mut passing = std::mem::take(&mut self.seen_owners);
+        let mut passing = Vec::new();
         let mut published = None;
         if self.published != Some(version) || retaken {
             self.published = Some(version);
             let view = View::of(membership, self.placement, &self.rings, self.fence);
-            let (ring, owners) = (view.ring_digest(), view.ring_members());
-            passing.retain(|member| [&owners, &self.owners].iter().all(|held| held.binary_search(member).is_err()));
-            // What this node had for another weight of its own for a moment, only all others know.
-            retaken |= passing.iter().any(|member| member.id == membership.id());
-            self.owners = owners;
+            let (ring, passed) = (view.ring_digest(), self.passing.next(view.ring_members()));
+            retaken |= passed.retaken;
+            passing = passed.owners;
             if self.ring != Some(ring) || retaken || !passing.is_empty() {
                 // Minted before anybody can run a call under the new ring.
                 self.ring = Some(ring);
@@ -489,15 +488,12 @@ impl Driver {
     fn on_membership_event(&mut self, event: &Event) {
         match event {
             Event::Changed { id, before, state, phase, .. } => {
-                if let Some(member) = self.control.membership().member(*id)
-                    && state.is_present()
-                    && *phase == Phase::Ready
-                {
-                    self.seen_owners.push(ring_member(member));
+                if let Some(member) = self.control.membership().member(*id) {
+                    self.passing.note(member, *phase);
                 }
                 self.say_changed(*id, before.map(|(state, _)| state), *state);
             }
-            Event::Refuted { against: State::Down | State::Left, .. } => self.retaken = true,
+            Event::Refuted { against: State::Down | State::Left, .. } | Event::Removed { .. } => self.retaken = true,
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");
                 tracing::warn!(
@@ -539,7 +535,9 @@ impl Driver {
 
     /// Who comes and who goes is what an operator looks for first.
     fn say_changed(&self, id: NodeId, before: Option<State>, state: State) {
-        let Some(member) = self.control.membership().member(id) else { return };
+        let membership = self.control.membership();
+        // A newcomer learns of everybody at once, which is no news.
+        let Some(member) = membership.member(id).filter(|_| membership.is_joined()) else { return };
         let (name, address) = (&member.record.profile().name, member.record.profile().gossip);
         let was_present = before.is_some_and(State::is_present);
         match state {

@@ -1,6 +1,6 @@
 //! The library's face: build a node, call keys, watch members, leave.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -178,7 +178,9 @@ impl Swimring {
     /// Leaves in an orderly way: gives up the keys, finishes what is under way, says goodbye, ends. Takes at most
     /// about `grace`.
     pub async fn leave(&self, grace: Duration) {
-        self.ask(Ask::Drain).await;
+        let (done, drained) = oneshot::channel();
+        self.ask(Ask::Drain(done)).await;
+        let _ = tokio::time::timeout(grace / 4, drained).await;
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
         self.calls.leave();
@@ -244,14 +246,23 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Looks the seeds up, and again for as long as the node runs: discovery's live answer counts.
 pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
     let mut last: Option<Vec<SocketAddr>> = None;
+    // What was last said of a seed that cannot be looked up, so that it is said once.
+    let mut said: BTreeMap<&str, String> = BTreeMap::new();
     loop {
         let mut found = Vec::new();
         for seed in &seeds {
             match tokio::net::lookup_host(seed.as_str()).await {
-                Ok(addresses) => found.extend(addresses),
+                Ok(addresses) => {
+                    found.extend(addresses);
+                    said.remove(seed.as_str());
+                }
                 Err(problem) => {
                     metrics::finding("seed_unknown");
-                    tracing::warn!(seed, %problem, "cannot look the seed up; trying again")
+                    let problem = problem.to_string();
+                    if said.get(seed.as_str()) != Some(&problem) {
+                        tracing::warn!(seed, problem, "cannot look the seed up; trying again");
+                        said.insert(seed, problem);
+                    }
                 }
             }
         }

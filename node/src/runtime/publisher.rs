@@ -11,17 +11,20 @@ use arc_swap::ArcSwap;
 use swimring_ring::{Ring, RingMember};
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::core::passing::Passing;
 use crate::core::view::View;
 
 /// Most ring changes that a slow listener may be behind.
 const RING_CHANGES: usize = 1_024;
 
-/// Another ring than before decides who owns what, or the same one under another fence. Rings that were passed over are
-/// said, too: as one, of everybody who owned keys for a moment.
+/// Another ring than before decides who owns what, or the same one under another fence.
 #[derive(Clone, Debug)]
 pub struct RingChange {
-    /// The ring that decides from now on.
+    /// The ring that decides from now on; or one that was passed over.
     pub ring: Arc<Ring>,
+    /// The ring never decided here: it has everybody besides who owned keys for a moment since the last one. Good for
+    /// dropping what was lost to them, and for nothing else.
+    pub passed: bool,
     /// The fence under which this node holds what it owns by it.
     pub fence: u64,
     /// Others had removed this node and owned its keys for a time, whatever its own rings said: what it holds may be
@@ -68,28 +71,31 @@ fn publish_all(
     rings: &broadcast::Sender<RingChange>,
 ) {
     let mut last = None;
-    while let Ok(Publication { view: mut newest, mut retaken, mut passing, mut waiting }) = receiver.recv() {
+    let mut between = Passing::new(view.load().me().node);
+    between.next(view.load().ring_members());
+    while let Ok(Publication { view: mut newest, mut retaken, passing, mut waiting }) = receiver.recv() {
+        passing.into_iter().for_each(|owner| between.note_owner(owner));
         for later in receiver.try_iter() {
             if let Some(overtaken) = later.view.and_then(|view| newest.replace(view)) {
-                passing.extend(overtaken.ring_members());
+                between.note_view(overtaken.ring_members());
             }
             retaken |= later.retaken;
-            passing.extend(later.passing);
+            later.passing.into_iter().for_each(|owner| between.note_owner(owner));
             waiting.extend(later.waiting);
         }
         if let Some(new) = newest {
             let ring = Arc::clone(new.ring());
-            let (fence, owners) = (new.fence(), new.ring_members());
-            passing.retain(|member| owners.binary_search(member).is_err());
+            let (fence, passed) = (new.fence(), between.next(new.ring_members()));
+            retaken |= passed.retaken;
             let held = (ring.digest(), fence);
             if last.replace(held) != Some(held) {
                 // Before the view: whoever runs under it can catch up with what it lost on the way, even if it won
                 // that back at once.
-                if !passing.is_empty() {
-                    let (ring, fence) = (new.ring_with(&passing), fence.saturating_sub(1));
-                    let _ = rings.send(RingChange { ring, fence, retaken });
+                if !passed.owners.is_empty() {
+                    let (ring, fence) = (new.ring_with(&passed.owners), fence.saturating_sub(1));
+                    let _ = rings.send(RingChange { ring, fence, retaken, passed: true });
                 }
-                let _ = rings.send(RingChange { ring, fence, retaken });
+                let _ = rings.send(RingChange { ring, fence, retaken, passed: false });
             }
             let version = new.version();
             view.store(Arc::new(new));

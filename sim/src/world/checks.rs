@@ -58,10 +58,10 @@ impl World {
     pub(crate) fn check_shared_address(&mut self, host: usize) {
         let machine = &self.hosts[host];
         // The first node began the cluster, and knows no seed.
-        let old = self.now.since(machine.started) > Duration::from_secs(90) && (host > 0 || machine.life > 1);
+        let old = self.now.since(machine.started) > Duration::from_secs(150) && (host > 0 || machine.life > 1);
         if self.plan.world.balanced && old {
-            let count = self.dials.lately(machine.process(), Class::Gossip, transport::balancer());
-            self.check(host, "P7", count > 0, || "has not tried the shared address for a minute".into());
+            let tried = self.dials.has_tried(self.now, machine.process(), Class::Gossip, transport::balancer());
+            self.check(host, "P7", tried, || "has not tried the shared address for two minutes".into());
         }
     }
 

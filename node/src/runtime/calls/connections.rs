@@ -125,14 +125,20 @@ impl Calls {
         self.conns.insert(id, (connection.clone(), instance));
         let writers = Arc::new(Writers::default());
         lock(&link.writers).push((id, Arc::clone(&writers)));
-        {
+        let stands = {
             let mut peers = self.lock_peers();
             register(&mut peers, id, &hello);
             let mut held = link.lock();
-            if peers.peer(id).is_some() {
+            let stands = peers.peer(id).is_some();
+            if stands {
                 held.connected(self.clock.now(), id, asked, hello.clock());
             }
             held.prefer(peers.connection(hello.peer));
+            stands
+        };
+        if !stands {
+            // It is closed at once, and nothing on it is looked at.
+            return lock(&link.writers).retain(|(other, _)| *other != id);
         }
         link.wake();
         let others = lock(&self.waiting).remove(&hello.peer).unwrap_or_default();

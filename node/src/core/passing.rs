@@ -1,0 +1,139 @@
+//! Who owned keys for a moment between two views, and does in neither: what a node lost to them it has won back, and
+//! what it holds of that may be old.
+
+use std::collections::BTreeMap;
+
+use swimring_membership::{Member, NodeId, Phase};
+use swimring_ring::RingMember;
+
+use super::view::ring_member;
+
+/// Watches everything between two views.
+#[derive(Debug)]
+pub struct Passing {
+    me: NodeId,
+    /// The owners of the last view, in the order of ids.
+    last: Vec<RingMember>,
+    /// Who owned, or may have owned, since: each as heavy as it was seen.
+    seen: BTreeMap<NodeId, RingMember>,
+    /// What this node itself was since.
+    own: Vec<Option<RingMember>>,
+}
+
+/// What came and went between two views.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Passed {
+    /// Who owned keys for a moment.
+    pub owners: Vec<RingMember>,
+    /// This node owned less, or nothing, for a moment: to whom its keys went is not known.
+    pub retaken: bool,
+}
+
+impl Passing {
+    /// Nothing has been seen, and this node owned nothing.
+    pub fn new(me: NodeId) -> Self {
+        Self { me, last: Vec::new(), seen: BTreeMap::new(), own: Vec::new() }
+    }
+
+    /// A member is now believed to be this; its row may be ahead by now, or its record behind: then it may have been
+    /// ready without anybody saying so here.
+    pub fn note(&mut self, member: &Member, phase: Phase) {
+        let unheard = phase == Phase::Draining || member.incarnation > member.record.incarnation();
+        if phase == Phase::Ready || unheard {
+            self.note_owner(ring_member(member));
+        }
+    }
+
+    /// Somebody owned keys for a moment.
+    pub fn note_owner(&mut self, owner: RingMember) {
+        if owner.id == self.me {
+            return self.own.push(Some(owner));
+        }
+        let held = self.seen.get(&owner.id).map_or(0, |held| held.weight);
+        if owner.weight > held {
+            self.seen.insert(owner.id, owner);
+        }
+    }
+
+    /// A view with these owners is not the next one.
+    pub fn note_view(&mut self, owners: Vec<RingMember>) {
+        if find(&owners, self.me).is_none() {
+            self.own.push(None);
+        }
+        owners.into_iter().for_each(|owner| self.note_owner(owner));
+    }
+
+    /// The next view has these owners, in the order of ids: what passed between it and the last one?
+    pub fn next(&mut self, owners: Vec<RingMember>) -> Passed {
+        let (seen, own) = (std::mem::take(&mut self.seen), std::mem::take(&mut self.own));
+        let last = std::mem::replace(&mut self.last, owners);
+        let before = find(&last, self.me).cloned();
+        if before.is_none() {
+            // Who owned nothing has lost nothing.
+            return Passed::default();
+        }
+        let after = find(&self.last, self.me).cloned();
+        let passed = |owner: &RingMember| [&last, &self.last].iter().all(|held| held.binary_search(owner).is_err());
+        Passed {
+            owners: seen.into_values().filter(passed).collect(),
+            retaken: own.iter().any(|held| *held != before && *held != after),
+        }
+    }
+}
+
+fn find(owners: &[RingMember], id: NodeId) -> Option<&RingMember> {
+    owners.binary_search_by_key(&id, |owner| owner.id).ok().map(|index| &owners[index])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId::from_u128(1);
+
+    fn owner(number: u128, weight: u16) -> RingMember {
+        RingMember { id: NodeId::from_u128(number), weight, zone: None }
+    }
+
+    fn since_a_view_of(owners: &[RingMember]) -> Passing {
+        let mut passing = Passing::new(ME);
+        passing.next(owners.to_vec());
+        passing
+    }
+
+    #[test]
+    fn whoever_came_and_went_has_passed() {
+        let mut passing = since_a_view_of(&[owner(1, 1)]);
+        passing.note_owner(owner(2, 1));
+        assert_eq!(passing.next(vec![owner(1, 1)]), Passed { owners: vec![owner(2, 1)], retaken: false });
+        assert_eq!(passing.next(vec![owner(1, 1)]), Passed::default(), "it is said once");
+    }
+
+    #[test]
+    fn whoever_stays_or_was_there_before_has_not() {
+        let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
+        passing.note_view(vec![owner(1, 1), owner(2, 1), owner(3, 1)]);
+        assert_eq!(passing.next(vec![owner(1, 1), owner(3, 1)]), Passed::default());
+    }
+
+    #[test]
+    fn of_several_weights_the_heaviest_has_passed() {
+        let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
+        [5, 10, 1, 0].into_iter().for_each(|weight| passing.note_owner(owner(2, weight)));
+        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]).owners, [owner(2, 10)]);
+    }
+
+    #[test]
+    fn a_node_that_was_left_out_for_a_moment_has_lost_it_does_not_know_what() {
+        let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
+        passing.note_view(vec![owner(2, 1)]);
+        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]), Passed { owners: Vec::new(), retaken: true });
+    }
+
+    #[test]
+    fn whoever_owned_nothing_has_lost_nothing() {
+        let mut passing = since_a_view_of(&[owner(2, 1)]);
+        passing.note_owner(owner(3, 1));
+        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]), Passed::default());
+    }
+}
