@@ -3,6 +3,15 @@
 //! A seed and a plan make a run; the same two make the same run, to the byte. Faults come first, with safety
 //! checked throughout; then a random core heals, and agreement is owed within a bound.
 
+/// Prints a line. Whoever reads no more (`| head`) has seen enough.
+#[macro_export]
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
 mod calls;
 mod faults;
 pub mod host;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
+use swimring_sim::say;
 use swimring_sim::sweep::Extent;
 use swimring_sim::world::{Verdict, World};
 
@@ -129,12 +130,12 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             world.keep_log();
             let verdict = world.run(until.map(Duration::from_secs_f64));
             if !cli.json {
-                world.log().iter().for_each(|line| println!("{line}"));
+                world.log().iter().for_each(|line| say!("{line}"));
             }
             Ok(report(cli.json, &world, &verdict))
         }
         Command::Plan { profile, seed } => {
-            print!("{}", profile::plan(*profile, *seed));
+            say!("{}", profile::plan(*profile, *seed).to_string().trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Command::Sweep { profile, seeds, jobs, until_failure } => {
@@ -189,21 +190,21 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
             "faults": world.faults,
             "oracles": world.findings.checks,
         });
-        println!("{answer}");
+        say!("{answer}");
     } else {
-        println!(
+        say!(
             "{name}: {} events, {:.0} node-seconds, hash {}",
             world.trace.events,
             world.node_seconds,
             world.trace.hash()
         );
         if let Some(converged) = converged {
-            println!("the core agreed {converged} ms after chaos ended");
+            say!("the core agreed {converged} ms after chaos ended");
         } else if let Some(why) = world.core().and_then(|core| world.disagreement(core)) {
-            println!("the core does not agree: {why}");
+            say!("the core does not agree: {why}");
         }
         for v in &world.findings.violations {
-            println!("{} at {} ms, {}: {}", v.oracle, v.at_ms, v.nodes.join(" "), v.message);
+            say!("{} at {} ms, {}: {}", v.oracle, v.at_ms, v.nodes.join(" "), v.message);
         }
     }
     match verdict {

@@ -136,7 +136,7 @@ pub fn run(trial: &Trial, mutants: &[Mutant], json: bool) -> Result<ExitCode, Mu
         let killed = row.is_some();
         let (oracle, seeds) = row.as_ref().map_or(("SURVIVES", trial.seeds), |row| (&*row.oracle, row.seeds));
         if !json {
-            println!("{:<44} {oracle:<9} {seeds:>5} seeds   {}", mutant.name, mutant.about);
+            say!("{:<44} {oracle:<9} {seeds:>5} seeds   {}", mutant.name, mutant.about);
         }
         table.rows.extend(row);
         if !killed {
@@ -144,9 +144,9 @@ pub fn run(trial: &Trial, mutants: &[Mutant], json: bool) -> Result<ExitCode, Mu
         }
     }
     if json {
-        println!("{}", serde_json::to_string(&table).expect("a table has only text keys"));
+        say!("{}", serde_json::to_string(&table).expect("a table has only text keys"));
     } else {
-        println!("{} killed, {} survive", table.rows.len(), table.survivors.len());
+        say!("{} killed, {} survive", table.rows.len(), table.survivors.len());
     }
     Ok(if table.survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

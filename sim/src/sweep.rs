@@ -123,7 +123,7 @@ impl Summary {
             format!("swimring-sim plan --profile {profile} --seed {0} | swimring-sim run - --seed {0}", outcome.seed);
         let mut fail = |oracle: &str, message: String| {
             if !json {
-                println!("seed {}: {oracle}: {message}\n  {replay}", outcome.seed);
+                say!("seed {}: {oracle}: {message}\n  {replay}", outcome.seed);
             }
             if self.failures.len() < FAILURES_MAX {
                 self.failures.push(Failure {
@@ -170,19 +170,24 @@ impl Summary {
 
     fn print(&self, json: bool) {
         if json {
-            println!("{}", serde_json::to_string(self).expect("a summary has only text keys"));
+            say!("{}", serde_json::to_string(self).expect("a summary has only text keys"));
             return;
         }
-        println!(
+        say!(
             "{} plans: {} violations, {} not converged, {} crashes; {:.0} node-seconds in {:.1} s",
-            self.plans, self.violations, self.nonconverged, self.crashes, self.node_seconds, self.wall_s
+            self.plans,
+            self.violations,
+            self.nonconverged,
+            self.crashes,
+            self.node_seconds,
+            self.wall_s
         );
         let list = |counts: &BTreeMap<&str, u64>| {
             counts.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
         };
-        println!("faults: {}", list(&self.faults));
-        println!("checks: {}", list(&self.oracles));
-        println!("calls: {} ({}), at most {} hops", self.calls, list(&self.outcomes), self.hops_max);
-        println!("slowest agreement: {} ms", self.converged_ms_max);
+        say!("faults: {}", list(&self.faults));
+        say!("checks: {}", list(&self.oracles));
+        say!("calls: {} ({}), at most {} hops", self.calls, list(&self.outcomes), self.hops_max);
+        say!("slowest agreement: {} ms", self.converged_ms_max);
     }
 }

@@ -74,7 +74,7 @@ fn show(at: &At, request: &Request, answer: &Answer) -> ExitCode {
         }
         _ if answer.status != StatusCode::OK => return failed(answer),
         _ if at.json => {
-            println!("{}", String::from_utf8_lossy(&answer.body));
+            say!("{}", String::from_utf8_lossy(&answer.body));
             return verdict(request, answer);
         }
         _ => {}
@@ -122,7 +122,7 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
                 "fence": header("x-swimring-fence").parse::<u64>().unwrap_or_default(),
                 "value": value,
             });
-            println!("{line}");
+            say!("{line}");
             ExitCode::SUCCESS
         }
         StatusCode::OK => {
@@ -139,10 +139,10 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
 }
 
 fn show_members(members: &Members) {
-    println!("cluster {} as {} sees it, view {}", members.cluster, members.own, members.view);
-    println!("{:<20} {:<8} {:<9} {:>8} {:>7} {:<22} {:<8}", "NAME", "STATE", "PHASE", "INC", "SHARE", "GOSSIP", "ZONE");
+    say!("cluster {} as {} sees it, view {}", members.cluster, members.own, members.view);
+    say!("{:<20} {:<8} {:<9} {:>8} {:>7} {:<22} {:<8}", "NAME", "STATE", "PHASE", "INC", "SHARE", "GOSSIP", "ZONE");
     for m in &members.members {
-        println!(
+        say!(
             "{:<20} {:<8} {:<9} {:>8} {:>6.2}% {:<22} {:<8}",
             m.name,
             m.state,
@@ -156,23 +156,23 @@ fn show_members(members: &Members) {
 }
 
 fn show_ring(ring: &RingLines) {
-    println!("{} arcs, digest {}, largest share {:.3} of the mean", ring.arcs, ring.digest, ring.max_over_mean);
+    say!("{} arcs, digest {}, largest share {:.3} of the mean", ring.arcs, ring.digest, ring.max_over_mean);
     for (owner, arcs) in &ring.owners {
-        println!("{owner:<20} {arcs:>9} arcs {:>6.2}%", f64::from(*arcs) / f64::from(ring.arcs) * 100.0);
+        say!("{owner:<20} {arcs:>9} arcs {:>6.2}%", f64::from(*arcs) / f64::from(ring.arcs) * 100.0);
     }
 }
 
 fn show_lookup(lookup: &Lookup) {
     let owner = lookup.owner.as_deref().unwrap_or("nobody");
-    println!("{:?} is on arc {} (hash {}), owned by {owner}", lookup.key, lookup.arc, lookup.hash);
+    say!("{:?} is on arc {} (hash {}), owned by {owner}", lookup.key, lookup.arc, lookup.hash);
     if !lookup.replicas.is_empty() {
-        println!("then {}", lookup.replicas.join(", "));
+        say!("then {}", lookup.replicas.join(", "));
     }
 }
 
 fn show_health(health: &Health) {
-    println!("{}", if health.ready { "ready" } else { "not ready" });
-    health.missing.iter().for_each(|missing| println!("missing: {missing}"));
+    say!("{}", if health.ready { "ready" } else { "not ready" });
+    health.missing.iter().for_each(|missing| say!("missing: {missing}"));
     let counts: Vec<String> = health.members.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    println!("members: {}", counts.join(", "));
+    say!("members: {}", counts.join(", "));
 }

@@ -1,5 +1,13 @@
 //! The command line: what is asked, and which exit code answers.
 
+/// Prints a line. Whoever reads no more (`| head`) has seen enough.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+
 mod admin;
 mod client;
 mod demo;
@@ -164,7 +172,7 @@ fn certs_command(command: &Certs) -> ExitCode {
         Certs::Issue { ca, name, out, hosts, days } => certs::issue(ca, name, hosts, *days, out).map(|()| {
             eprintln!("made the identity of node {name} in {}", out.display());
         }),
-        Certs::Show { file } => certs::describe(file).map(|text| println!("{text}")),
+        Certs::Show { file } => certs::describe(file).map(|text| say!("{text}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -263,15 +263,15 @@ async fn announce(
                 "http": http.map(|http| http.to_string()),
                 "admin": admin.to_string(),
             });
-            println!("{line}");
+            say!("{line}");
         }
         LogFormat::Text => {
-            println!("node {} of cluster {}", node.name(), node.cluster());
-            println!("gossip {gossip}  calls {calls}");
+            say!("node {} of cluster {}", node.name(), node.cluster());
+            say!("gossip {gossip}  calls {calls}");
             if let Some(http) = http {
-                println!("http   http://{http}/kv/");
+                say!("http   http://{http}/kv/");
             }
-            println!("admin  {admin}");
+            say!("admin  {admin}");
         }
     }
     Ok(())

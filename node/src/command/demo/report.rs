@@ -112,11 +112,11 @@ impl Report {
 
     pub(super) fn print(&self, json: bool) {
         if json {
-            println!("{}", serde_json::to_string(self).expect("a report has only text keys"));
+            say!("{}", serde_json::to_string(self).expect("a report has only text keys"));
             return;
         }
-        let row = |name: &str, value: String| println!("  {name:<34} {value}");
-        println!();
+        let row = |name: &str, value: String| say!("  {name:<34} {value}");
+        say!("");
         row("calls", format!("{} in {:.1} s", self.calls, self.seconds));
         row("answered", self.ok.to_string());
         row("handler failed", self.executed_error.to_string());
@@ -133,12 +133,12 @@ impl Report {
         row("kill -9 noticed by all", format!("{} after {slowest} ms", self.killed.node));
         row("errors while one left", format!("{} ({})", self.left.errors, self.left.node));
         row("a new process took keys", format!("{} after {} ms", self.joined.node, self.joined.ready_ms));
-        println!();
+        say!("");
         let problems = self.problems();
         if problems.is_empty() {
-            println!("Everything held.");
+            say!("Everything held.");
         }
-        problems.iter().for_each(|problem| println!("WRONG: {problem}"));
+        problems.iter().for_each(|problem| say!("WRONG: {problem}"));
     }
 
     fn share(&self) -> f64 {
