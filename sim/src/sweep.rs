@@ -54,7 +54,7 @@ pub struct Extent {
     pub seeds: Range<u64>,
     /// How many at once.
     pub jobs: usize,
-    /// Begin no further plan once one has failed.
+    /// Begin no further plan once one has failed, and end that one at once.
     pub until_failure: bool,
 }
 
@@ -77,7 +77,7 @@ pub fn run(profile: Profile, extent: &Extent, json: bool) -> ExitCode {
             scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || send.send(one(profile, seed)).is_err() {
+                    if seed >= end || send.send(one(profile, seed, extent.until_failure)).is_err() {
                         return;
                     }
                 }
@@ -102,9 +102,10 @@ pub fn run(profile: Profile, extent: &Extent, json: bool) -> ExitCode {
     }
 }
 
-fn one(profile: Profile, seed: u64) -> Outcome {
+fn one(profile: Profile, seed: u64, hasty: bool) -> Outcome {
     let run = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(profile::plan(profile, seed), seed);
+        world.hasty = hasty;
         let verdict = world.run(None);
         (world, verdict)
     }));

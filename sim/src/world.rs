@@ -132,6 +132,8 @@ pub struct World {
     pub(crate) hasher: swimring::ring::KeyHasher,
     /// Nothing is left to see.
     pub(crate) over: bool,
+    /// The first violation is enough.
+    pub hasty: bool,
     /// When which host dialled whom lately.
     pub(crate) dials: crate::network::Dials,
     /// How long after quiet the core agreed.
@@ -169,6 +171,7 @@ impl World {
             rings: std::sync::Arc::default(),
             hasher: Self::sim_hasher(),
             over: false,
+            hasty: false,
             dials: crate::network::Dials::default(),
             converged_after: None,
             node_seconds: 0.0,
@@ -227,7 +230,7 @@ impl World {
         let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
         let mut at_once = 0;
         while let Some(&Reverse((at, sequence))) = self.queue.peek() {
-            if at > end || self.over {
+            if at > end || self.over || (self.hasty && !self.findings.violations.is_empty()) {
                 break;
             }
             at_once = if at.as_millis() == self.now.as_millis() { at_once + 1 } else { 0 };
