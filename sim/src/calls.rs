@@ -48,6 +48,9 @@ struct Active {
     record: Option<Blob>,
     sent: Option<(Instance, u64)>,
     started: bool,
+    /// Which hop its attempt is, and how often it looked for a node that was named to it.
+    hop: u8,
+    finds: u32,
 }
 
 /// A handler that runs.
@@ -350,8 +353,16 @@ impl World {
                 app.budget.earn();
                 app.fresh += 1;
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
-                let active =
-                    Active { call, key: key.into(), body: body.into(), record: None, sent: None, started: false };
+                let active = Active {
+                    call,
+                    key: key.into(),
+                    body: body.into(),
+                    record: None,
+                    sent: None,
+                    started: false,
+                    hop: 0,
+                    finds: 0,
+                };
                 app.active.insert(id, active);
                 self.drive(index, id);
             }
@@ -412,6 +423,7 @@ impl World {
             let step = match active.call.step() {
                 Step::Resolve => active.call.resolved(now, view.resolve(self.hasher.hash(&active.key))),
                 Step::Find(node) => {
+                    active.finds += 1;
                     let found = view.named(node, self.hasher.hash(&active.key));
                     active.call.named(now, found, &mut app.budget)
                 }
@@ -484,7 +496,7 @@ impl World {
         };
         let link = app.links.entry(to).or_insert_with(|| Link::new(now, to, LinkLimits::default()));
         match link.enqueue(outbound, token) {
-            Ok(seq) => active.sent = Some((to, seq)),
+            Ok(seq) => (active.sent, active.hop) = (Some((to, seq)), hop),
             Err((_, proof)) => {
                 return active.call.unsent(now, token.attempt, proof, &mut app.budget);
             }

@@ -44,7 +44,14 @@ impl World {
                 if let Some(active) = self.hosts[index].app.as_mut().and_then(|app| app.active.get_mut(&token.call)) {
                     active.record = record;
                 }
+                let before = self.finds(index, token);
                 self.report(index, token, |call, now, budget| call.refused(now, token.attempt, why, owner, budget));
+                let after = self.finds(index, token);
+                let named = why == Refusal::NotOwner && owner.is_some();
+                let ignored = named && before.is_some_and(|(hop, _)| hop == 1) && before == after;
+                self.check(index, "F5", !ignored, || {
+                    format!("call {} does not ask the owner that was named", token.call)
+                });
             }
             Ok(Arrival::Goodbye(back)) => {
                 back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
@@ -77,6 +84,12 @@ impl World {
             }
             self.on_call_conn_closed(index, conn);
         }
+    }
+
+    /// Which hop the attempt of a call is, and how often it has looked for a node that was named to it.
+    fn finds(&self, index: usize, token: Token) -> Option<(u8, u32)> {
+        let app = self.hosts[index].app.as_ref()?;
+        app.active.get(&token.call).map(|active| (active.hop, active.finds))
     }
 
     fn merge(&mut self, index: usize, from: Instance, record: &Blob) {
