@@ -69,7 +69,7 @@ impl PeersConfig {
 /// What the shell has to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
-    /// Connect, say hello, and report with [`Peers::handle_dialled`] or [`Peers::handle_dial_failed`].
+    /// Connect, say hello, and report with [`handle_dialled`](super::Peers::handle_dialled) or [`handle_dial_failed`](super::Peers::handle_dial_failed).
     Dial {
         /// Which attempt.
         dial: DialId,
