@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use swimring_membership::{Member, NodeId, Phase};
+use swimring_membership::{Member, NodeId, Phase, State};
 use swimring_ring::RingMember;
 
 use super::view::ring_member;
@@ -35,11 +35,9 @@ impl Passing {
         Self { me, last: Vec::new(), seen: BTreeMap::new(), own: Vec::new() }
     }
 
-    /// A member is now believed to be this; its row may be ahead by now, or its record behind: then it may have been
-    /// ready without anybody saying so here.
-    pub fn note(&mut self, member: &Member, phase: Phase) {
-        let unheard = phase == Phase::Draining || member.incarnation > member.record.incarnation();
-        if phase == Phase::Ready || unheard {
+    /// A member was believed to be this; its row may be ahead by now.
+    pub fn note(&mut self, member: &Member, state: State, phase: Phase) {
+        if state.is_present() && phase == Phase::Ready {
             self.note_owner(ring_member(member));
         }
     }

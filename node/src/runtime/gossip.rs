@@ -489,7 +489,7 @@ impl Driver {
         match event {
             Event::Changed { id, before, state, phase, .. } => {
                 if let Some(member) = self.control.membership().member(*id) {
-                    self.passing.note(member, *phase);
+                    self.passing.note(member, *state, *phase);
                 }
                 self.say_changed(*id, before.map(|(state, _)| state), *state);
             }
