@@ -412,6 +412,7 @@ impl World {
 
     /// Does what a call wants, until it waits or ends.
     fn drive(&mut self, index: usize, id: u64) {
+        let mut ownerless = false;
         loop {
             let now = self.hosts[index].local(self.now);
             let view = self.view(index);
@@ -421,7 +422,11 @@ impl World {
                 return;
             };
             let step = match active.call.step() {
-                Step::Resolve => active.call.resolved(now, view.resolve(self.hasher.hash(&active.key))),
+                Step::Resolve => {
+                    let resolution = view.resolve(self.hasher.hash(&active.key));
+                    ownerless = resolution == Resolution::Nobody;
+                    active.call.resolved(now, resolution)
+                }
                 Step::Find(node) => {
                     active.finds += 1;
                     let found = view.named(node, self.hasher.hash(&active.key));
@@ -448,6 +453,8 @@ impl World {
                     }
                 }
                 Some(Step::Wait(until)) => {
+                    self.check(index, "F16", !ownerless, || format!("call {id} waits, though nobody owns its key"));
+                    let host = &self.hosts[index];
                     let at = host.world(until).max(self.now);
                     let process = host.process();
                     return self.schedule(at, Happening::Call(CallHappening::Timer(process, id)));

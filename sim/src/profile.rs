@@ -56,6 +56,8 @@ const CLASSES: [Class; 10] = [
 
 const CHAOS: Duration = Duration::from_secs(540);
 const END: Duration = Duration::from_secs(600);
+/// Share of the plans at whose end everybody leaves at once, in millionths: a moment at which nobody owns any key.
+const EVERYBODY_LEAVES: u32 = 150_000;
 
 /// The plan of `seed`.
 pub fn plan(profile: Profile, seed: u64) -> Plan {
@@ -84,6 +86,11 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         let lasts = lasts.min(CHAOS.saturating_sub(at) + Duration::from_secs(10));
         steps.push(Step { at, action, lasts });
         at += Duration::from_secs(5 + rng.below(50));
+    }
+    let mut rng = rng.fork(1);
+    if rng.chance(EVERYBODY_LEAVES) {
+        let at = CHAOS + secs(&mut rng, 10, 40);
+        steps.push(Step { at, action: Action::Leave(Select::Random(nodes * 2)), lasts: Duration::ZERO });
     }
     Plan {
         world,
