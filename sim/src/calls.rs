@@ -21,14 +21,14 @@ use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, Peer, Rng};
 
 use crate::network::{LANES, Process, draw};
-use crate::plan::{Keys, Load};
 use crate::world::{Happening, World};
 
 mod connections;
+mod load;
 mod serving;
 
-/// Share of the calls that are dropped before they end, in millionths.
-const DROPPED: u32 = 30_000;
+/// How much later than its deadline a call's end may be noticed.
+const LATE: Duration = Duration::from_millis(20);
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
 
@@ -238,7 +238,6 @@ pub(crate) enum CallInput {
     Frame(ConnId, Vec<u8>),
     Dialled(DialId, ConnId, Hello, Instant),
     DialFailed(DialId, String),
-    Oneself(DialId),
     Accepted(ConnId, Hello),
     Closed(ConnId),
     Timer(u64),
@@ -249,13 +248,6 @@ pub(crate) enum CallInput {
 }
 
 impl World {
-    /// Schedules the first call, if the plan has a load.
-    pub(crate) fn start_load(&mut self) {
-        if self.plan.load.is_some() {
-            self.schedule(Instant::ORIGIN + Duration::from_secs(5), Happening::Call(CallHappening::Arrive));
-        }
-    }
-
     pub(crate) fn happen_call(&mut self, happening: CallHappening) {
         match happening {
             CallHappening::Arrive => self.on_call_arrives(),
@@ -280,41 +272,6 @@ impl World {
 
     fn give_call(&mut self, process: Process, input: CallInput) {
         self.give(process, crate::host::Input::Call(Box::new(input)));
-    }
-
-    /// A call of a random process, and the moment of the next one.
-    fn on_call_arrives(&mut self) {
-        let Some(load) = self.plan.load.clone() else {
-            return;
-        };
-        let rate = load.rate * self.overload;
-        let gap = draw(&mut self.load_rng, crate::plan::Latency::Exp(Duration::from_secs(1) / rate));
-        self.schedule(self.now + gap.max(Duration::from_micros(1)), Happening::Call(CallHappening::Arrive));
-        let pick = self.load_rng.index(self.hosts.len());
-        let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));
-        let host = &self.hosts[pick];
-        if !host.is_up() || host.paused || host.app.is_none() {
-            return;
-        }
-        let process = host.process();
-        self.ledger.next += 1;
-        let call = self.ledger.next;
-        let entry = Entry {
-            deadline: self.now + load.deadline,
-            idempotent,
-            executed: 0,
-            refused: 0,
-            owed: self.is_owed(),
-            outcome: None,
-        };
-        self.ledger.entries.insert(call, entry);
-        self.ledger.calls += 1;
-        let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
-        self.give_call(process, CallInput::Call(call, key, spec));
-        if self.load_rng.chance(DROPPED) {
-            let at = self.now + self.load_rng.span(Duration::ZERO, load.deadline);
-            self.schedule(at, Happening::Call(CallHappening::Drop(process, call)));
-        }
     }
 
     /// The caller does not wait any more: what was not handed over is taken back, and the rest is cancelled.
@@ -384,7 +341,6 @@ impl World {
                 self.on_call_conn(index, conn, &hello, None);
             }
             CallInput::DialFailed(dial, why) => app.peers.handle_dial_failed(now, dial, why),
-            CallInput::Oneself(dial) => app.peers.handle_oneself(now, dial),
             CallInput::Closed(conn) => {
                 app.peers.handle_closed(conn);
                 self.on_call_conn_closed(index, conn);
@@ -580,26 +536,4 @@ impl World {
     pub(crate) fn sim_hasher() -> KeyHasher {
         KeyHasher::new(&[7; 32])
     }
-}
-
-/// How much later than its deadline a call's end may be noticed.
-const LATE: Duration = Duration::from_millis(20);
-
-fn draw_key(rng: &mut Rng, keys: Keys) -> Vec<u8> {
-    let key = match keys {
-        Keys::Uniform(count) => rng.below(u64::from(count.max(1))),
-        // Rejection-free approximation of a Zipf law: the rank is the range raised to a random power.
-        Keys::Zipf(_, count) => {
-            let power = rng.below(1_000);
-            let most = u64::from(count.max(2)).ilog2() as u64;
-            let high = 1u64 << (most * power / 1_000);
-            rng.below(high)
-        }
-    };
-    format!("k{key}").into_bytes()
-}
-
-/// The load of a plan, with its factor.
-pub(crate) fn overload(load: Option<&Load>) -> u32 {
-    u32::from(load.is_some())
 }

@@ -166,7 +166,7 @@ impl World {
             agreed: 0,
             ledger: crate::calls::Ledger::default(),
             load_rng: rng.fork(3),
-            overload: crate::calls::overload(plan.load.as_ref()),
+            overload: 1,
             runs: 0,
             rings: std::sync::Arc::default(),
             hasher: Self::sim_hasher(),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::{counter, describe_counter};
 use axum::serve::ListenerExt;
 use clap::{Args, ValueEnum};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -19,10 +20,15 @@ use swimring::runtime::node::Swimring;
 use swimring::runtime::service::handler;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder};
 use tracing_subscriber::EnvFilter;
 
 use super::{OWN_FAULT, REFUSED, USAGE};
 
+/// Most lines of the log that wait to be written. Whatever comes then is dropped and counted: a thread that waited for a
+/// reader of the log would be taken for dead.
+const LOG_LINES_MAX: usize = 4_096;
+const LOG_LINES_DROPPED: &str = "swimring_log_lines_dropped_total";
 /// How long an orderly end may take.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -107,10 +113,13 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    let (writer, written) =
+        NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).lossy(true).finish(std::io::stderr());
+    let dropped = writer.error_counter();
     let subscriber = tracing_subscriber::fmt()
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     match args.log_format {
         LogFormat::Text => subscriber.with_target(false).init(),
         LogFormat::Json => subscriber.json().init(),
@@ -122,7 +131,9 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
             return ExitCode::from(OWN_FAULT);
         }
     };
-    runtime.block_on(serve(args))
+    let code = runtime.block_on(serve(args, dropped));
+    drop(written);
+    code
 }
 
 fn start_code(problem: &StartError) -> ExitCode {
@@ -134,8 +145,8 @@ fn start_code(problem: &StartError) -> ExitCode {
     }
 }
 
-async fn serve(args: NodeArgs) -> ExitCode {
-    let render = match record() {
+async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
+    let render = match record(dropped) {
         Ok(render) => render,
         Err(problem) => {
             eprintln!("swimring: {problem}");
@@ -183,10 +194,12 @@ async fn serve(args: NodeArgs) -> ExitCode {
 }
 
 /// From now on what the library counts is kept, and can be rendered.
-fn record() -> anyhow::Result<Arc<Render>> {
+fn record(dropped: ErrorCounter) -> anyhow::Result<Arc<Render>> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     metrics::describe();
+    describe_counter!(LOG_LINES_DROPPED, "lines of the log that nobody read in time");
     Ok(Arc::new(move || {
+        counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64);
         handle.run_upkeep();
         handle.render()
     }))

@@ -125,7 +125,9 @@ impl Peers {
             return Route::Unreachable;
         }
         if self.is_oneself(target) {
-            self.say_oneself(now, target);
+            if let Target::Seed(address) = target {
+                self.say_oneself(now, address);
+            }
             return Route::Refused;
         }
         if self.closing || self.dials.len() >= self.config.dials_max {
@@ -151,10 +153,8 @@ impl Peers {
 
     /// A seed that is this process is said once, and forgotten after a while: behind a shared address the next
     /// dial may reach another node.
-    fn say_oneself(&mut self, now: Instant, target: Target) {
-        if let Target::Seed(address) = target
-            && self.oneself.insert(address)
-        {
+    fn say_oneself(&mut self, now: Instant, address: SocketAddr) {
+        if self.oneself.insert(address) {
             let wait = if self.conns.is_empty() { ONESELF } else { self.wait_for_shared() };
             self.timers.set(Timer::Oneself(address), now + wait);
             self.events.push_back(PeersEvent::Oneself { address });
@@ -278,8 +278,10 @@ impl Peers {
 
     /// A dial reached this process itself.
     pub fn handle_oneself(&mut self, now: Instant, dial: DialId) {
-        if let Some(Dial { target }) = self.end_dial(dial) {
-            self.say_oneself(now, target);
+        match self.end_dial(dial).map(|dial| dial.target) {
+            Some(Target::Seed(address)) => self.say_oneself(now, address),
+            Some(target) => self.fail(now, target, Refusal::Oneself.to_string()),
+            None => {}
         }
     }
 

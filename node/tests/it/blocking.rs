@@ -1,5 +1,6 @@
-//! An application that blocks its workers harms nobody's view of it.
+//! A process whose application blocks its workers, or whose log nobody reads, is suspected by nobody.
 
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use swimring::membership::Preset;
 use swimring::runtime::node::{CallRequest, Swimring};
 use swimring::runtime::service::{Request, handler};
 
-use crate::harness::{SOON, Site, agree, eventually};
+use crate::harness::{Node, SOON, Site, agree, eventually};
 
 const BLOCK: Duration = Duration::from_secs(5);
 const WORKERS: usize = 2;
@@ -46,13 +47,35 @@ fn a_node_whose_workers_are_all_blocked_by_handlers_is_suspected_by_nobody() {
     for _ in 0..WORKERS {
         entries.recv_timeout(SOON).expect("every worker runs a handler");
     }
+    nobody_suspects("app", &[&a, &b]);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn a_node_whose_log_nobody_reads_is_suspected_by_nobody_and_counts_what_it_could_not_say() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    site.issue("ca", "b", "b", "2");
+    // Once the pipe is full, whoever writes into it waits for ever.
+    let mut command = site.node("b", "b", std::slice::from_ref(&a.gossip), &["--log", "trace"]);
+    command.stderr(Stdio::piped());
+    let b = Node::start_as_told(command, site.at("b.log").into()).expect("it says where it listens");
+    agree(&[&a, &b], 2);
+    eventually("lines to be dropped", SOON, || {
+        a.put("k", "v");
+        (b.counted("swimring_log_lines_dropped_total", &[]) > 0).then_some(())
+    });
+    nobody_suspects("b", &[&a]);
+}
+
+/// For a while.
+fn nobody_suspects(name: &str, nodes: &[&Node]) {
     let begun = Instant::now();
     while begun.elapsed() < BLOCK {
-        for node in [&a, &b] {
-            let seen = node.believes("app").map(|(state, _)| state);
+        for node in nodes {
+            let seen = node.believes(name).map(|(state, _)| state);
             assert_eq!(seen.as_deref(), Some("alive"), "after {:?}", begun.elapsed());
         }
         std::thread::park_timeout(Duration::from_millis(20));
     }
-    runtime.shutdown_background();
 }

@@ -102,6 +102,11 @@ impl Site {
 
     /// Starts a node with more arguments; none if it ends before it listens.
     pub(crate) fn start_with(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Option<Node> {
+        Node::start(self.node(identity, socket, seeds, more), self.path.join(format!("{socket}.log")))
+    }
+
+    /// The command that starts a node.
+    pub(crate) fn node(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Command {
         let mut command = swimring();
         command
             .args([
@@ -123,7 +128,7 @@ impl Site {
             command.args(["--seed", seed]);
         });
         command.args(more).stdin(Stdio::null());
-        Node::start(command, self.path.join(format!("{socket}.log")))
+        command
     }
 }
 
@@ -162,7 +167,13 @@ impl Node {
     /// Starts a process that says as a line of JSON where it listens; none if it ends before.
     pub(crate) fn start(mut command: Command, log: PathBuf) -> Option<Self> {
         let file = std::fs::File::create(&log).expect("a log can be made");
-        let mut process = command.stdout(Stdio::piped()).stderr(file).spawn().expect("it starts");
+        command.stderr(file);
+        Self::start_as_told(command, log)
+    }
+
+    /// The same, with its log wherever the command sends it.
+    pub(crate) fn start_as_told(mut command: Command, log: PathBuf) -> Option<Self> {
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let output = BufReader::new(process.stdout.take().expect("the output is piped"));
         let mut lines = output.lines().map_while(Result::ok);
         let Some(said) = lines.find_map(|line| serde_json::from_str::<Value>(&line).ok()) else {

@@ -236,7 +236,6 @@ impl World {
             (Class::Calls, Ok((conn, hello))) => {
                 Input::Call(Box::new(CallInput::Dialled(dial, conn, hello, handshake.asked)))
             }
-            (Class::Calls, Err(Refusal::Oneself)) => Input::Call(Box::new(CallInput::Oneself(dial))),
             (Class::Calls, Err(why)) => Input::Call(Box::new(CallInput::DialFailed(dial, why.to_string()))),
         };
         self.give(process, input);

@@ -109,6 +109,17 @@ fn a_seed_that_is_this_process_is_not_dialled_again() {
 }
 
 #[test]
+fn a_peer_whose_address_is_this_process_is_tried_again_after_a_while() {
+    let now = Instant::ORIGIN;
+    let mut low = peers(1);
+    assert_eq!(low.route(now, target(2)), Route::Dialling);
+    let dial = dialled(&mut low);
+    low.handle_oneself(now, dial);
+    assert!(matches!(low.poll_event(), Some(PeersEvent::Failed { target: at, .. }) if at == target(2)));
+    assert_eq!(low.route(now, target(2)), Route::Unreachable);
+}
+
+#[test]
 fn a_hello_is_refused_for_each_reason() {
     let low = peers(1);
     let certified = NodeId::from_u128(2);

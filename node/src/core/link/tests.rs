@@ -1,0 +1,177 @@
+use super::*;
+
+const TO: Instance = Instance { node: NodeId::from_u128(1), life: 7 };
+const NOW: Instant = Instant::from_millis(100);
+
+fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
+    let (key, body) = (b"k".to_vec(), b"v".to_vec());
+    Outbound { service: "kv".into(), key, body, deadline, idempotent: false, hop: 1, record: None }
+}
+
+type TestLink = Link<&'static str, Vec<u8>>;
+
+fn link() -> TestLink {
+    let mut link = Link::new(NOW, TO, LinkLimits { calls_max: 2, bytes_max: 100_000 });
+    // Asked at 90, heard at 100, and its clock showed 1,000: at 95 here.
+    link.connected(NOW, ConnId(1), Some(Instant::from_millis(90)), Instant::from_millis(1_000));
+    link
+}
+
+fn take(link: &mut TestLink) -> Vec<Frame> {
+    let mut bytes = Vec::new();
+    link.take(NOW, ConnId(1), 1 << 20, &mut bytes);
+    let mut frames = Vec::new();
+    let mut rest = &bytes[..];
+    while let Some(length) = Frame::length(rest, 1 << 20).unwrap() {
+        frames.push(Frame::decode(&rest[..length]).unwrap().unwrap().0);
+        rest = &rest[length..];
+    }
+    frames
+}
+
+#[test]
+fn a_deadline_is_told_in_the_others_time() {
+    let mut link = link();
+    link.enqueue(outbound(NOW + Duration::from_millis(50)), "a").unwrap();
+    let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
+    assert_eq!(header.deadline, Instant::from_millis(1_055).as_nanos());
+    assert_eq!(header.error_us, 5_000);
+}
+
+#[test]
+fn what_is_queued_can_be_taken_back_and_what_is_handed_over_cannot() {
+    let mut link = link();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
+    assert!(link.withdraw(first).is_some());
+    let second = link.enqueue(outbound(NOW), "b").unwrap();
+    take(&mut link);
+    assert!(link.withdraw(second).is_none());
+}
+
+#[test]
+fn the_end_of_a_connection_tells_the_lost_from_the_unsent() {
+    let mut link = link();
+    link.enqueue(outbound(NOW), "handed over").unwrap();
+    take(&mut link);
+    link.enqueue(outbound(NOW), "queued").unwrap();
+    let cut = link.closed(ConnId(1), Unsent::Unreachable);
+    assert_eq!(cut.lost, ["handed over"]);
+    assert_eq!(cut.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
+}
+
+#[test]
+fn nothing_is_handed_to_a_connection_that_has_ended_or_is_not_kept() {
+    let mut link = link();
+    link.connected(NOW, ConnId(2), Some(NOW), NOW);
+    link.prefer(Some(ConnId(1)));
+    link.enqueue(outbound(NOW), "a").unwrap();
+    let taken = |link: &mut TestLink, conn| {
+        let mut bytes = Vec::new();
+        link.take(NOW, ConnId(conn), 1 << 20, &mut bytes);
+        !bytes.is_empty()
+    };
+    assert!(!taken(&mut link, 2), "the other one is kept");
+    link.closed(ConnId(1), Unsent::Unreachable);
+    assert!(!taken(&mut link, 1), "it has ended");
+    assert!(taken(&mut link, 2), "now it is the only one");
+}
+
+#[test]
+fn an_answer_finds_its_attempt_once() {
+    let mut link = link();
+    let seq = link.enqueue(outbound(NOW), "a").unwrap();
+    take(&mut link);
+    let mut answer = Vec::new();
+    Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
+    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
+    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Nothing)));
+}
+
+#[test]
+fn too_many_under_way_are_refused_with_proof() {
+    let mut link = link();
+    assert!(link.enqueue(outbound(NOW), "a").is_ok() && link.enqueue(outbound(NOW), "b").is_ok());
+    assert!(matches!(link.enqueue(outbound(NOW), "c"), Err(("c", _))));
+}
+
+#[test]
+fn the_floor_is_the_first_attempt_that_is_waited_for() {
+    let mut link = link();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
+    take(&mut link);
+    link.enqueue(outbound(NOW), "b").unwrap();
+    let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
+    assert_eq!((header.seq, header.floor), (first + 1, first));
+}
+
+#[test]
+fn a_large_body_takes_a_way_of_its_own_and_bytes_are_limited() {
+    let mut link = link();
+    let large = |size| Outbound { body: vec![7; size], ..outbound(NOW) };
+    let seq = link.enqueue(large(LANE_BODY_BYTES_MAX + 1), "large").unwrap();
+    assert!(matches!(link.enqueue(large(50_000), "too much"), Err((_, _))));
+    assert!(take(&mut link).is_empty() && link.has_large_work() && !link.has_work());
+    let mut bytes = Vec::new();
+    assert!(link.take_large(NOW, ConnId(1), &mut bytes));
+    assert!(matches!(Frame::decode(&bytes), Ok(Some((Frame::Call(header), _))) if header.seq == seq));
+    assert!(link.withdraw(seq).is_none(), "it is handed over");
+    assert!(link.enqueue(large(50_000), "there is room again").is_ok());
+}
+
+#[test]
+fn after_a_goodbye_nothing_new_goes_there_and_answers_still_come() {
+    let mut link = link();
+    let seq = link.enqueue(outbound(NOW), "handed over").unwrap();
+    take(&mut link);
+    link.enqueue(outbound(NOW), "queued").unwrap();
+    let (mut goodbye, mut answer) = (Vec::new(), Vec::new());
+    Frame::Goodbye.encode(&[], &mut goodbye);
+    Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
+    let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, &goodbye) else { panic!("a goodbye") };
+    assert_eq!(back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
+    assert!(!link.is_connected() && !link.is_idle());
+    assert_eq!(link.over().count(), 0, "an answer is missing");
+    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("handed over", ..))));
+    assert_eq!(link.over().collect::<Vec<_>>(), [ConnId(1)]);
+}
+
+#[test]
+fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_run_twice() {
+    let mut link = link();
+    let later = NOW + FRESH * 2;
+    let take = |link: &mut TestLink| {
+        let mut bytes = Vec::new();
+        link.take(later, ConnId(1), 1 << 20, &mut bytes);
+        Frame::decode(&bytes).ok().flatten().map(|(frame, _)| frame)
+    };
+    link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
+    assert!(matches!(take(&mut link), Some(Frame::Call(_))));
+    link.enqueue(outbound(later), "may not").unwrap();
+    assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
+    assert!(take(&mut link).is_none() && !link.has_work());
+    let mut answer = Vec::new();
+    Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
+    link.handle_frame(later, &answer).unwrap();
+    assert!(link.has_work() && matches!(take(&mut link), Some(Frame::Call(_))));
+}
+
+#[test]
+fn a_link_made_anew_never_gives_a_number_again() {
+    let mut link = link();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
+    let mut later = Link::new(NOW + Duration::from_millis(1), TO, LinkLimits::default());
+    later.connected(NOW, ConnId(2), Some(NOW), NOW);
+    assert!(later.enqueue(outbound(NOW), "b").unwrap() > first);
+}
+
+#[test]
+fn whoever_does_not_read_its_answers_chokes_the_link() {
+    let mut link = link();
+    let reply = vec![0; LANE_BODY_BYTES_MAX];
+    while !link.is_choked() {
+        link.send(&Frame::Ok { seq: 1, fence: 1 }, &reply);
+    }
+    let mut bytes = Vec::new();
+    link.take(NOW, ConnId(1), usize::MAX, &mut bytes);
+    assert!(!link.is_choked());
+}

@@ -1,0 +1,65 @@
+//! Who calls what, and when: drawn from the load of the plan.
+
+use super::*;
+use crate::plan::Keys;
+
+/// Share of the calls that are dropped before they end, in millionths.
+const DROPPED: u32 = 30_000;
+
+impl World {
+    /// Schedules the first call, if the plan has a load.
+    pub(crate) fn start_load(&mut self) {
+        if self.plan.load.is_some() {
+            self.schedule(Instant::ORIGIN + Duration::from_secs(5), Happening::Call(CallHappening::Arrive));
+        }
+    }
+
+    /// A call of a random process, and the moment of the next one.
+    pub(super) fn on_call_arrives(&mut self) {
+        let Some(load) = self.plan.load.clone() else {
+            return;
+        };
+        let rate = load.rate * self.overload;
+        let gap = draw(&mut self.load_rng, crate::plan::Latency::Exp(Duration::from_secs(1) / rate));
+        self.schedule(self.now + gap.max(Duration::from_micros(1)), Happening::Call(CallHappening::Arrive));
+        let pick = self.load_rng.index(self.hosts.len());
+        let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));
+        let host = &self.hosts[pick];
+        if !host.is_up() || host.paused || host.app.is_none() {
+            return;
+        }
+        let process = host.process();
+        self.ledger.next += 1;
+        let call = self.ledger.next;
+        let entry = Entry {
+            deadline: self.now + load.deadline,
+            idempotent,
+            executed: 0,
+            refused: 0,
+            owed: self.is_owed(),
+            outcome: None,
+        };
+        self.ledger.entries.insert(call, entry);
+        self.ledger.calls += 1;
+        let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
+        self.give_call(process, CallInput::Call(call, key, spec));
+        if self.load_rng.chance(DROPPED) {
+            let at = self.now + self.load_rng.span(Duration::ZERO, load.deadline);
+            self.schedule(at, Happening::Call(CallHappening::Drop(process, call)));
+        }
+    }
+}
+
+fn draw_key(rng: &mut Rng, keys: Keys) -> Vec<u8> {
+    let key = match keys {
+        Keys::Uniform(count) => rng.below(u64::from(count.max(1))),
+        // Rejection-free approximation of a Zipf law: the rank is the range raised to a random power.
+        Keys::Zipf(_, count) => {
+            let power = rng.below(1_000);
+            let most = u64::from(count.max(2)).ilog2() as u64;
+            let high = 1u64 << (most * power / 1_000);
+            rng.below(high)
+        }
+    };
+    format!("k{key}").into_bytes()
+}
