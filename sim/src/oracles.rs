@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use swimring::core::control::ControlEvent;
 use swimring_membership::Instant;
+use swimring_membership::wire::{Header, Message};
 
 use crate::host::Host;
 use crate::network::Network;
@@ -104,6 +105,19 @@ pub trait Oracle: Send {
 
     /// A process has handled a message.
     fn after_message(&mut self, _facts: &Facts<'_>, _host: usize, _bytes: &[u8], _out: &mut Findings) {}
+}
+
+/// What a message says beside its purpose, if it says anything.
+fn header(bytes: &[u8]) -> Option<Header> {
+    match Message::decode(bytes).ok()?? {
+        Message::Ping { header, .. }
+        | Message::Ack { header, .. }
+        | Message::PingReq { header, .. }
+        | Message::Reached { header, .. }
+        | Message::Nack { header, .. }
+        | Message::Rumours { header } => Some(header),
+        _ => None,
+    }
 }
 
 /// Every oracle of membership.

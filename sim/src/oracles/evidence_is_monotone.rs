@@ -2,9 +2,9 @@
 //! the state did not change (the hole of memberlist's *dead* at a higher incarnation).
 
 use swimring_membership::State;
-use swimring_membership::wire::{Header, Message, Update};
+use swimring_membership::wire::Update;
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, header};
 
 pub(super) struct Watch;
 
@@ -17,11 +17,8 @@ impl Oracle for Watch {
         if !membership.is_confirmed() {
             return;
         }
-        let Ok(Some(message)) = Message::decode(bytes) else {
-            return;
-        };
-        for update in header(&message).map(|header| header.updates.as_slice()).unwrap_or_default() {
-            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = update else {
+        for update in header(bytes).map(|header| header.updates).unwrap_or_default() {
+            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = &update else {
                 continue;
             };
             if let Some((state, held)) = membership.roster().belief(*id)
@@ -34,17 +31,5 @@ impl Oracle for Watch {
                 });
             }
         }
-    }
-}
-
-fn header(message: &Message) -> Option<&Header> {
-    match message {
-        Message::Ping { header, .. }
-        | Message::Ack { header, .. }
-        | Message::PingReq { header, .. }
-        | Message::Reached { header, .. }
-        | Message::Nack { header, .. }
-        | Message::Rumours { header } => Some(header),
-        _ => None,
     }
 }

@@ -1,19 +1,44 @@
-//! M10: no process leaves a message handler believing itself suspect or down.
+//! M10: no process leaves a message handler believing itself suspect or down, or with an accusation of it that it has
+//! not refuted.
 
-use swimring_membership::State;
+use swimring_membership::wire::{Header, Update};
+use swimring_membership::{Incarnation, NodeId, State};
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, header};
 
 pub(super) struct Watch;
 
 impl Oracle for Watch {
-    fn after_message(&mut self, facts: &Facts<'_>, host: usize, _bytes: &[u8], out: &mut Findings) {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, bytes: &[u8], out: &mut Findings) {
         let Some(control) = &facts.hosts[host].control else {
             return;
         };
         let membership = control.membership();
-        let own = membership.member(membership.id()).map(|member| (member.state, member.incarnation));
-        let fine = own == Some((State::Alive, membership.record().incarnation())) || !membership.is_confirmed();
-        out.check(facts, "M10", &[host], fine, || format!("believes {own:?} of itself"));
+        if !membership.is_confirmed() {
+            return;
+        }
+        let me = membership.id();
+        let own = membership.record().incarnation();
+        let believed = membership.member(me).map(|member| (member.state, member.incarnation));
+        out.check(facts, "M10", &[host], believed == Some((State::Alive, own)), || {
+            format!("believes {believed:?} of itself")
+        });
+        // Of a boot above its own it is not the subject: that is another life.
+        let accused = header(bytes).and_then(|header| accusation(&header, me));
+        if let Some(accused) = accused.filter(|accused| accused.boot <= own.boot) {
+            out.check(facts, "M10", &[host], own > accused, || {
+                format!("is accused at {accused}, and still says {own}")
+            });
+        }
     }
+}
+
+/// The highest incarnation at which a message holds its receiver suspect or down.
+fn accusation(header: &Header, me: NodeId) -> Option<Incarnation> {
+    let belief = header.belief.filter(|(state, _)| matches!(state, State::Suspect | State::Down));
+    let updates = header.updates.iter().filter_map(|update| match update {
+        Update::Suspect(id, at, _) | Update::Down(id, at) if *id == me => Some(*at),
+        _ => None,
+    });
+    updates.chain(belief.map(|(_, at)| at)).max()
 }
