@@ -216,7 +216,8 @@ impl Membership {
         let batches = in_parts(rows);
         let parts = u16::try_from(batches.len()).expect("65,536 members take far fewer parts");
         for (part, rows) in (0..).zip(batches) {
-            self.send_whole(from, Message::JoinReply { list, part, parts, settled, rows });
+            let fence = self.fence_heard();
+            self.send_whole(from, Message::JoinReply { list, part, parts, settled, fence, rows });
         }
     }
 

@@ -28,6 +28,7 @@ pub mod codec;
 mod config;
 mod contacts;
 mod event;
+mod fence;
 mod id;
 mod identity;
 mod join;

@@ -10,6 +10,7 @@ use core::net::SocketAddr;
 use crate::codec::{Blob, Malformed};
 use crate::contacts::Contacts;
 use crate::event::{Event, Stats};
+use crate::fence::Fences;
 use crate::identity::Me;
 use crate::join::Joiner;
 use crate::merge::Reconciler;
@@ -116,7 +117,7 @@ pub struct Membership {
     pub(crate) timers: Timers<Timer>,
     pub(crate) outbox: VecDeque<(Destination, Outgoing)>,
     pub(crate) events: VecDeque<Event>,
-    pub(crate) fence_heard: u64,
+    pub(crate) fences: Fences,
     pub(crate) stats: Stats,
     pub(crate) rng: Rng,
 }
@@ -147,7 +148,7 @@ impl Membership {
             timers: Timers::default(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
-            fence_heard: 0,
+            fences: Fences::default(),
             stats: Stats::default(),
             config,
         };
@@ -220,12 +221,6 @@ impl Membership {
         Ok(())
     }
 
-    /// A fence above every one this node has heard of: for an arc that it has just won.
-    pub fn mint_fence(&mut self) -> u64 {
-        self.fence_heard = self.fence_heard.saturating_add(1);
-        self.fence_heard
-    }
-
     // Input.
 
     /// Takes a message of an authenticated peer.
@@ -256,14 +251,18 @@ impl Membership {
                 self.on_header(now, from, header);
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
-            Message::JoinReply { list, part, parts, settled, rows } => {
+            Message::JoinReply { list, part, parts, settled, fence, rows } => {
+                self.hear_fence(fence);
                 return self.on_join_reply(now, from, (list, part, parts), settled, rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
             Message::JoinRefused { holder } => self.on_join_refused(holder),
             Message::Ranges { ranges } => self.on_ranges(from, &ranges),
             Message::Summaries { ranges, members } => self.on_summaries(from, &ranges, &members),
-            Message::Rows { rows } => return self.on_rows(now, from, rows),
+            Message::Rows { fence, rows } => {
+                self.hear_fence(fence);
+                return self.on_rows(now, from, rows);
+            }
             Message::Want { ids } => self.on_want(from, &ids),
         }
         Ok(())
@@ -398,11 +397,6 @@ impl Membership {
         self.health
     }
 
-    /// The highest fence counter heard of.
-    pub fn fence_heard(&self) -> u64 {
-        self.fence_heard
-    }
-
     /// What went by.
     pub fn stats(&self) -> Stats {
         Stats { rumours_dropped: self.rumours.dropped, ..self.stats }
@@ -443,7 +437,8 @@ impl Membership {
         Header {
             belief: to.and_then(|peer| self.roster.belief(peer.id)),
             digest: self.roster.digest(),
-            fence: self.fence_heard,
+            fence: self.fence_of_view(),
+            fence_heard: self.fence_heard(),
             updates,
         }
     }

@@ -165,7 +165,7 @@ impl Membership {
 
     fn send_rows(&mut self, to: Peer, rows: Vec<RowBody>) {
         for rows in in_parts(rows) {
-            self.send_whole(to, Message::Rows { rows });
+            self.send_whole(to, Message::Rows { fence: self.fence_heard(), rows });
         }
     }
 

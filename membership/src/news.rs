@@ -11,8 +11,6 @@ use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A boot this far above the held one is not believed from a third party.
 pub(crate) const BOOT_LEAP_MAX: u32 = 1 << 16;
-/// A fence this far above the highest heard of is not believed.
-const FENCE_LEAP_MAX: u64 = 1 << 40;
 /// A count this far above the held one is not believed from a third party.
 const COUNT_LEAP_MAX: u32 = 1 << 20;
 
@@ -20,14 +18,12 @@ impl Membership {
     /// Takes in what a message carries about its sender and others. Returns whether the sender should hear
     /// this node's own record.
     pub(crate) fn on_header(&mut self, now: Instant, from: Peer, header: Header) -> bool {
-        // A leap that no amount of ring changes explains is a lie, and would leave no room above it.
-        if header.fence.saturating_sub(self.fence_heard) <= FENCE_LEAP_MAX {
-            self.fence_heard = self.fence_heard.max(header.fence);
-        } else {
-            self.stats.implausible += 1;
-        }
+        self.hear_fence(header.fence_heard);
         for update in header.updates {
             self.on_update(now, from, update);
+        }
+        if header.digest == self.roster.digest() {
+            self.share_fence(header.fence);
         }
         self.on_belief(now, from, header.belief)
     }

@@ -48,8 +48,10 @@ pub struct Header {
     pub belief: Belief,
     /// The digest of the sender's view.
     pub digest: u128,
-    /// The highest fence counter that the sender has heard of.
+    /// The fence under which the sender holds its keys by that view; 0 if it does not own any by it yet.
     pub fence: u64,
+    /// The highest fence that the sender has heard of.
+    pub fence_heard: u64,
     /// News.
     pub updates: Vec<Update>,
 }
@@ -153,6 +155,8 @@ pub enum Message {
         parts: u16,
         /// Whether the sender is in a cluster itself; if not, it is only another one that looks for it.
         settled: bool,
+        /// The highest fence that the sender has heard of.
+        fence: u64,
         /// A part of the view.
         rows: Vec<RowBody>,
     },
@@ -180,6 +184,8 @@ pub enum Message {
     },
     /// Rows that you lack or hold otherwise.
     Rows {
+        /// The highest fence that the sender has heard of: whoever owns keys by these rows holds them above it.
+        fence: u64,
         /// The rows.
         rows: Vec<RowBody>,
     },
@@ -235,12 +241,12 @@ kinds! {
     5 => Nack { seq, header },
     6 => Rumours { header },
     7 => JoinRequest { record },
-    8 => JoinReply { list, part, parts, settled, rows },
+    8 => JoinReply { list, part, parts, settled, fence, rows },
     9 => JoinHeld { incarnation },
     10 => JoinRefused { holder },
     11 => Ranges { ranges },
     12 => Summaries { ranges, members },
-    13 => Rows { rows },
+    13 => Rows { fence, rows },
     14 => Want { ids },
 }
 
@@ -276,7 +282,7 @@ impl Message {
             | Self::Rumours { header } => header.updates.len() <= UPDATES_MAX,
             Self::JoinRequest { .. } | Self::JoinHeld { .. } | Self::JoinRefused { .. } => true,
             Self::JoinReply { part, parts, rows, .. } => part < parts && rows.len() <= ROWS_MAX,
-            Self::Rows { rows } => rows.len() <= ROWS_MAX,
+            Self::Rows { rows, .. } => rows.len() <= ROWS_MAX,
             Self::Ranges { ranges } => ranges.len() <= RANGES_MAX,
             Self::Summaries { ranges, members } => ranges.len() <= RANGES_MAX && members.len() <= SUMMARIES_MAX,
             Self::Want { ids } => ids.len() <= ROWS_MAX,

@@ -10,13 +10,14 @@ use std::time::Duration;
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, LinkLimits, Outbound};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
+use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
 use swimring::forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership, Permit, Resolution,
     Step, Unsent, Verdict,
 };
-use swimring::ring::{KeyHasher, Placement};
+use swimring::ring::KeyHasher;
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, Peer, Rng};
 
@@ -87,6 +88,9 @@ const LIMITS: Limits = Limits {
 pub(crate) struct App {
     me: Instance,
     peer: Peer,
+    pub(crate) publishing: Publishing,
+    /// The highest fence under which each key ran here.
+    held: BTreeMap<Vec<u8>, u64>,
     pub(crate) peers: Peers,
     pub(crate) links: BTreeMap<Instance, Link<Token, Arc<[u8]>>>,
     conns: BTreeMap<ConnId, Instance>,
@@ -108,10 +112,12 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(me: Instance, peer: Peer, rng: Rng) -> Self {
+    pub(crate) fn new(me: Instance, peer: Peer, publishing: Publishing, rng: Rng) -> Self {
         Self {
             me,
             peer,
+            publishing,
+            held: BTreeMap::new(),
             peers: Peers::new(Class::Calls, peer, me.life, crate::host::peers_config(Class::Calls), rng.fork(1)),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
@@ -502,23 +508,18 @@ impl World {
         }
     }
 
-    /// The view of a host's process, as it is now.
-    fn view(&mut self, index: usize) -> Arc<View> {
+    /// The view of a host's process, as it is now: published, if it is new.
+    pub(crate) fn view(&mut self, index: usize) -> Arc<View> {
         let host = &mut self.hosts[index];
-        let (Some(control), Some(app)) = (&host.control, &mut host.app) else {
+        let now = host.local(self.now);
+        let (Some(control), Some(app)) = (&mut host.control, &mut host.app) else {
             unreachable!("only running processes look at their views")
         };
-        let membership = control.membership();
-        let current = app.view.as_ref().filter(|view| {
-            view.version() == membership.roster().version() && view.is_confirmed() == membership.is_confirmed()
-        });
-        if let Some(view) = current {
-            return Arc::clone(view);
+        if let Some(edition) = app.publishing.next(now, control) {
+            host.disk.fence = host.disk.fence.max(edition.view.fence());
+            app.view = Some(Arc::new(edition.view));
         }
-        let placement = Placement { arcs_log2: self.plan.world.arcs };
-        let view = Arc::new(View::of(membership, placement, &self.rings, membership.fence_heard()));
-        app.view = Some(Arc::clone(&view));
-        view
+        Arc::clone(app.view.as_ref().expect("the first view is published when it is first looked at"))
     }
 
     /// Hands a batch of frames to the connection, one by one, in order: on the lane whose writer came first.

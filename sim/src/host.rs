@@ -2,11 +2,15 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::control::Control;
 use swimring::core::hello::Class;
 use swimring::core::peers::{ConnId, DialId, Peers, PeersConfig};
+use swimring::core::publishing::Publishing;
+use swimring::core::view::Rings;
+use swimring::ring::Placement;
 use swimring_membership::{Config, Instant, Name, NodeId, Peer, Profile, Rng, Settings, Start};
 
 use crate::network::Process;
@@ -43,6 +47,8 @@ pub(crate) enum Input {
 pub struct Disk {
     /// The last boot that was stored.
     pub boot: u32,
+    /// The highest fence that was minted.
+    pub fence: u64,
     /// Contacts of the last life.
     pub contacts: Vec<Peer>,
 }
@@ -202,7 +208,15 @@ impl Host {
     }
 
     /// Starts a process with what `memory` leaves of the state directory.
-    pub fn start(&mut self, now: Instant, spec: &WorldSpec, zone: char, memory: Memory, seeds: &[SocketAddr]) {
+    pub fn start(
+        &mut self,
+        now: Instant,
+        spec: &WorldSpec,
+        zone: char,
+        memory: Memory,
+        seeds: &[SocketAddr],
+        rings: &Arc<Rings>,
+    ) {
         assert!(self.control.is_none(), "one process a machine");
         match memory {
             Memory::Kept => {}
@@ -230,11 +244,16 @@ impl Host {
         let local = self.local(now);
         let mut control = Control::new(local, config, peers_config(Class::Gossip), start, [7; 16])
             .expect("the profile keeps its limits");
-        let contacts = self.disk.contacts.clone();
-        control.command(local, |membership| membership.remember_contacts(contacts));
+        let disk = self.disk.clone();
+        control.command(local, |membership| {
+            membership.remember_contacts(disk.contacts);
+            membership.hear_fence(disk.fence);
+        });
         control.command(local, |membership| membership.join(local, seeds));
         let record = control.membership().record();
-        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.rng.fork(u64::from(self.life))));
+        let publishing = Publishing::new(self.id, Placement { arcs_log2: spec.arcs }, Arc::clone(rings));
+        let rng = self.rng.fork(u64::from(self.life));
+        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), publishing, rng));
         self.control = Some(control);
         (self.paused, self.slow, self.armed) = (false, 1, None);
         (self.leaving, self.closed) = (false, false);
@@ -248,7 +267,7 @@ impl Host {
             let contacts = control.membership().contacts().take(64).collect();
             let older = std::mem::replace(&mut self.disk.contacts, contacts);
             // The stale copy is what the directory held one life earlier.
-            self.stale_disk = Disk { boot: self.disk.boot.saturating_sub(1), contacts: older };
+            self.stale_disk = Disk { boot: self.disk.boot.saturating_sub(1), fence: 0, contacts: older };
         }
         self.app = None;
         (self.paused, self.armed) = (false, None);

@@ -77,8 +77,13 @@ impl World {
 
     /// Whether a call that begins now is owed its answer.
     pub(crate) fn is_owed(&self) -> bool {
+        self.plan.expect.served && self.is_settled()
+    }
+
+    /// Whether the core agreed a while ago.
+    pub(crate) fn is_settled(&self) -> bool {
         let since = self.converged_after.map(|after| self.quiet_at + after + GRACE);
-        self.plan.expect.served && since.is_some_and(|since| self.now > since)
+        since.is_some_and(|since| self.now > since)
     }
 
     /// The core has agreed and served for a while: nothing is left over of the chaos.

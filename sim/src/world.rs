@@ -380,7 +380,8 @@ impl World {
         }
         let seeds = self.seeds_for(index);
         let zone = self.network.zone(index);
-        self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds);
+        let rings = std::sync::Arc::clone(&self.rings);
+        self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds, &rings);
         self.say(|| format!("start n{}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
         self.pump(index);
@@ -431,6 +432,7 @@ impl World {
             }
             break;
         }
+        self.view(index);
         self.check_waiting(index, Class::Gossip);
         self.arm(index);
     }
@@ -457,6 +459,10 @@ impl World {
         self.trace.note(self.now, index, 2, format!("{event:?}").as_bytes());
         self.say(|| format!("n{:<4} {event:?}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_event(facts, index, event, out));
+        let host = &mut self.hosts[index];
+        if let (ControlEvent::Membership(event), Some(control), Some(app)) = (event, &host.control, &mut host.app) {
+            app.publishing.note(control.membership(), event);
+        }
         match event {
             ControlEvent::Peers(event) => self.watch_waits(index, Class::Gossip, event),
             ControlEvent::Membership(Event::Rebooted { boot }) => self.hosts[index].disk.boot = *boot,

@@ -29,6 +29,7 @@ fn messages() -> Vec<Message> {
         belief: Some((State::Suspect, Incarnation::new(2, 300))),
         digest: 0x0102_0304,
         fence: 9,
+        fence_heard: 11,
         updates: vec![
             Update::Alive(Blob(vec![1, 2, 3])),
             Update::Notice(node(1), Incarnation::new(1, 0)),
@@ -37,7 +38,7 @@ fn messages() -> Vec<Message> {
             Update::Left(node(1), Incarnation::new(1, 2)),
         ],
     };
-    let plain = || Header { belief: None, digest: 0, fence: 0, updates: Vec::new() };
+    let plain = || Header { belief: None, digest: 0, fence: 0, fence_heard: 0, updates: Vec::new() };
     let row =
         RowBody { id: node(1), state: State::Down, incarnation: Incarnation::new(1, 2), record: Some(Blob(vec![7])) };
     vec![
@@ -48,7 +49,7 @@ fn messages() -> Vec<Message> {
         Message::Nack { seq: 2, header: plain() },
         Message::Rumours { header: plain() },
         Message::JoinRequest { record: Blob(vec![1]) },
-        Message::JoinReply { list: 9, part: 0, parts: 1, settled: true, rows: vec![row.clone()] },
+        Message::JoinReply { list: 9, part: 0, parts: 1, settled: true, fence: 7, rows: vec![row.clone()] },
         Message::JoinHeld { incarnation: Incarnation::new(4, 0) },
         Message::JoinRefused { holder: peer() },
         Message::Ranges { ranges: vec![Range { low: NodeId::MIN, high: NodeId::MAX, count: 3, digest: 5 }] },
@@ -56,7 +57,7 @@ fn messages() -> Vec<Message> {
             ranges: vec![(NodeId::MIN, NodeId::MAX)],
             members: vec![Summary { id: node(1), incarnation: Incarnation::new(1, 2), hash: 77 }],
         },
-        Message::Rows { rows: vec![row] },
+        Message::Rows { fence: 7, rows: vec![row] },
         Message::Want { ids: vec![node(1)] },
     ]
 }

@@ -1,7 +1,7 @@
 //! One node's decisions, composed: values without sockets, clocks or tasks.
 //!
 //! The runtime and the simulator drive these same types: [`control::Control`] is the control plane (membership
-//! over its connections), [`view::View`] what it publishes, [`peers::Peers`] the connections of a class, and
+//! over its connections), [`view::View`] what it publishes and [`publishing::Publishing`] when, [`peers::Peers`] the connections of a class, and
 //! [`link::Link`] the attempts between two processes.
 
 pub mod control;
@@ -9,4 +9,5 @@ pub mod hello;
 pub mod link;
 pub mod passing;
 pub mod peers;
+pub mod publishing;
 pub mod view;

@@ -59,13 +59,13 @@ pub struct View {
 
 impl View {
     /// What `membership` knows now. Its ring is built when it is first looked at.
-    pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>, fence: u64) -> Self {
+    pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
         Self {
             version: membership.roster().version(),
             digest: membership.roster().digest(),
             me: membership.record().instance(),
             confirmed: membership.is_confirmed(),
-            fence,
+            fence: membership.fence(),
             members: membership.roster().iter().map(|(_, member)| member.clone()).collect(),
             placement,
             rings: Arc::clone(rings),

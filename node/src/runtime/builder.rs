@@ -259,7 +259,10 @@ impl Builder {
             seed: system.seed(),
         };
         let mut control = Control::new(clock.now(), config, PeersConfig::default(), start, fingerprint)?;
-        control.command(clock.now(), |membership| membership.remember_contacts(state.contacts()));
+        control.command(clock.now(), |membership| {
+            membership.remember_contacts(state.contacts());
+            membership.hear_fence(state.fence());
+        });
         let (me, peer) = (control.membership().record().instance(), control.membership().record().peer());
         let gossip = gossip::start(GossipStart {
             control,

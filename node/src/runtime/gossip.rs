@@ -12,7 +12,7 @@ use std::time::Duration;
 use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
-use swimring_membership::{Delivery, Event, Membership, NodeId, Peer, Phase, Profile, State};
+use swimring_membership::{Delivery, Event, NodeId, Peer, Phase, Profile, State};
 use swimring_ring::Placement;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -26,8 +26,8 @@ use super::system::{Clock, Socket, System};
 use super::tls::Tls;
 use crate::core::control::{Control, ControlEvent};
 use crate::core::hello::{Answer, Class, Hello, Refusal};
-use crate::core::passing::Passing;
 use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
+use crate::core::publishing::Publishing;
 use crate::core::view::{Rings, View};
 
 use self::tasks::{accept, dial_task, receive, send_stream};
@@ -102,7 +102,9 @@ pub(crate) struct GossipStart {
 /// Starts the thread.
 pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let rings = Arc::new(Rings::default());
-    let first = View::of(start.control.membership(), start.placement, &rings, 0);
+    let membership = start.control.membership();
+    let first = View::of(membership, start.placement, &rings);
+    let publishing = Publishing::new(membership.id(), start.placement, rings);
     let (publisher, published) = publisher::start(first)?;
     let (inbox, inputs) = mpsc::channel(INBOX);
     let pulse = Arc::new(Pulse::default());
@@ -119,7 +121,6 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         let _within = runtime.enter();
         Port::open(Class::Gossip, start.socket, &start.system, start.tls, start.keys)?
     };
-    let passing = Passing::new(start.control.membership().id());
     let driver = Driver {
         control: start.control,
         state: start.state,
@@ -128,16 +129,10 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         inbox,
         conns: HashMap::new(),
         dials: HashMap::new(),
-        placement: start.placement,
-        rings,
+        publishing,
         publisher,
         merged: Vec::new(),
-        published: None,
-        ring: None,
-        passing,
-        fence: 0,
         pulse,
-        retaken: false,
         draining: false,
         events,
         warned: HashMap::new(),
@@ -162,18 +157,11 @@ struct Driver {
     inbox: mpsc::Sender<Input>,
     conns: HashMap<ConnId, Conn>,
     dials: HashMap<DialId, AbortHandle>,
-    placement: Placement,
-    rings: Arc<Rings>,
+    publishing: Publishing,
     publisher: std::sync::mpsc::Sender<Publication>,
     /// Who waits for a record to be in the published view.
     merged: Vec<oneshot::Sender<()>>,
-    published: Option<(u64, bool)>,
-    ring: Option<u128>,
-    passing: Passing,
-    fence: u64,
     pulse: Arc<Pulse>,
-    /// Others had removed this node, and it has objected: its keys were others' for a time.
-    retaken: bool,
     /// The application wants to leave: being in the cluster is no reason to take keys.
     draining: bool,
     events: broadcast::Sender<Event>,
@@ -379,28 +367,14 @@ impl Driver {
     }
 
     fn publish(&mut self) {
-        let membership = self.control.membership();
-        let version = (membership.roster().version(), membership.is_confirmed());
-        let mut retaken = std::mem::take(&mut self.retaken);
         let waiting = std::mem::take(&mut self.merged);
-        let mut passing = Vec::new();
-        let mut published = None;
-        if self.published != Some(version) || retaken {
-            self.published = Some(version);
-            let view = View::of(membership, self.placement, &self.rings, self.fence);
-            let (ring, passed) = (view.ring_digest(), self.passing.next(view.ring_members()));
-            retaken |= passed.retaken;
-            passing = passed.owners;
-            if self.ring != Some(ring) || retaken || !passing.is_empty() {
-                // Minted before anybody can run a call under the new ring.
-                self.ring = Some(ring);
-                self.fence = self.control.command(self.clock.now(), Membership::mint_fence);
-            }
-            published = Some(view.with_fence(self.fence));
+        let edition = self.publishing.next(self.clock.now(), &mut self.control);
+        // Stored before it can be used: the next life begins above it.
+        if let Err(problem) = self.state.store_fence(self.control.membership().fence()) {
+            tracing::error!(%problem, "the fence could not be stored");
         }
-        let has_news = published.is_some() || !waiting.is_empty();
-        let publication = Publication { view: published, retaken, passing, waiting };
-        if has_news && self.publisher.send(publication).is_err() {
+        let has_news = edition.is_some() || !waiting.is_empty();
+        if has_news && self.publisher.send(Publication { edition, waiting }).is_err() {
             tracing::error!("the thread that publishes views has ended: this node goes by an old view");
         }
     }
@@ -466,6 +440,7 @@ impl Driver {
     fn on_event(&mut self, event: ControlEvent) {
         match event {
             ControlEvent::Membership(event) => {
+                self.publishing.note(self.control.membership(), &event);
                 self.on_membership_event(&event);
                 let _ = self.events.send(event);
             }
@@ -487,13 +462,9 @@ impl Driver {
 
     fn on_membership_event(&mut self, event: &Event) {
         match event {
-            Event::Changed { id, before, state, phase, .. } => {
-                if let Some(member) = self.control.membership().member(*id) {
-                    self.passing.note(member, *state, *phase);
-                }
+            Event::Changed { id, before, state, .. } => {
                 self.say_changed(*id, before.map(|(state, _)| state), *state);
             }
-            Event::Refuted { against: State::Down | State::Left, .. } | Event::Removed { .. } => self.retaken = true,
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");
                 tracing::warn!(
@@ -512,8 +483,6 @@ impl Driver {
                     stall_ms = stall.as_millis() as u64,
                     "this process stood still; it runs no call of others until it is confirmed"
                 );
-                // What is heard first may be an old suspicion, though it has ended in a removal since.
-                self.retaken = true;
             }
             Event::Confirmed => tracing::info!("a peer has confirmed this process"),
             Event::NameTaken { holder } => {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use arc_swap::ArcSwap;
-use swimring_ring::{Ring, RingMember};
+use swimring_ring::Ring;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::core::passing::Passing;
+use crate::core::publishing::Edition;
 use crate::core::view::View;
 
 /// Most ring changes that a slow listener may be behind.
@@ -34,12 +35,8 @@ pub struct RingChange {
 
 /// What the gossip thread hands over.
 pub(crate) struct Publication {
-    /// What is known now, if that changed.
-    pub(crate) view: Option<View>,
-    /// This node's keys were others' for a time.
-    pub(crate) retaken: bool,
-    /// Who owned keys for a moment since the view before, and does in neither.
-    pub(crate) passing: Vec<RingMember>,
+    /// What is to be published, if anything changed.
+    pub(crate) edition: Option<Edition>,
     /// Who waits for everything handed over so far to be published.
     pub(crate) waiting: Vec<oneshot::Sender<()>>,
 }
@@ -73,15 +70,16 @@ fn publish_all(
     let mut last = None;
     let mut between = Passing::new(view.load().me().node);
     between.next(view.load().ring_members());
-    while let Ok(Publication { view: mut newest, mut retaken, passing, mut waiting }) = receiver.recv() {
-        passing.into_iter().for_each(|owner| between.note_owner(owner));
-        for later in receiver.try_iter() {
-            if let Some(overtaken) = later.view.and_then(|view| newest.replace(view)) {
+    while let Ok(first) = receiver.recv() {
+        let (mut newest, mut retaken, mut waiting) = (None::<View>, false, Vec::new());
+        for publication in std::iter::once(first).chain(receiver.try_iter()) {
+            waiting.extend(publication.waiting);
+            let Some(edition) = publication.edition else { continue };
+            if let Some(overtaken) = newest.replace(edition.view) {
                 between.note_view(overtaken.ring_members());
             }
-            retaken |= later.retaken;
-            later.passing.into_iter().for_each(|owner| between.note_owner(owner));
-            waiting.extend(later.waiting);
+            retaken |= edition.retaken;
+            edition.passing.into_iter().for_each(|owner| between.note_owner(owner));
         }
         if let Some(new) = newest {
             let ring = Arc::clone(new.ring());
@@ -138,13 +136,16 @@ mod tests {
     #[test]
     fn what_was_lost_and_won_again_between_two_views_is_said() {
         let rings = Arc::new(Rings::default());
-        let view = |membership: &Membership, fence| View::of(membership, Placement { arcs_log2: 10 }, &rings, fence);
+        let placement = Placement { arcs_log2: 10 };
+        let view = |membership: &Membership, fence| View::of(membership, placement, &rings).with_fence(fence);
         let (mut membership, mut other) = (node(1), node(2));
         let (sender, receiver) = channel();
         let (changes, mut listener) = broadcast::channel(8);
         let published = ArcSwap::from_pointee(view(&membership, 1));
-        let publication =
-            |view| Publication { view: Some(view), retaken: false, passing: Vec::new(), waiting: Vec::new() };
+        let publication = |view| Publication {
+            edition: Some(Edition { view, retaken: false, passing: Vec::new() }),
+            waiting: Vec::new(),
+        };
         hears(&mut membership, &other);
         sender.send(publication(view(&membership, 2))).unwrap();
         other.set_phase(Instant::ORIGIN, Phase::Draining);

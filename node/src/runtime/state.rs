@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use swimring_membership::{NodeId, Peer};
 
+/// How far ahead of what was minted the stored fence is: so often it is written.
+const FENCES_AHEAD: u64 = 1_000;
 /// Most contacts stored.
 const CONTACTS_MAX: usize = 256;
 
@@ -26,6 +28,9 @@ struct Stored {
     /// The cluster and the name, so that a directory of another node is noticed.
     id: String,
     boot: u32,
+    /// No fence above this one was minted.
+    #[serde(default)]
+    fence: u64,
     contacts: Vec<(String, SocketAddr)>,
 }
 
@@ -67,6 +72,20 @@ impl State {
     /// This life's boot.
     pub(crate) fn boot(&self) -> u32 {
         self.stored.boot
+    }
+
+    /// The last life minted no fence above this one.
+    pub(crate) fn fence(&self) -> u64 {
+        self.stored.fence
+    }
+
+    /// This fence was minted.
+    pub(crate) fn store_fence(&mut self, fence: u64) -> io::Result<()> {
+        if fence <= self.stored.fence {
+            return Ok(());
+        }
+        self.stored.fence = fence.saturating_add(FENCES_AHEAD);
+        self.write()
     }
 
     /// Whom the last life knew.
@@ -126,6 +145,20 @@ mod tests {
         state.store_contacts([peer].into_iter()).unwrap();
         let (state, found) = State::open(&directory, ID).unwrap();
         assert_eq!((state.boot(), found, state.contacts()), (2, Found::Kept, vec![peer]));
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn the_next_life_begins_above_every_fence_of_the_last_though_few_are_written() {
+        let directory = directory("fence");
+        let (mut state, _) = State::open(&directory, ID).unwrap();
+        state.store_fence(1).unwrap();
+        fs::remove_file(directory.join("state.json")).unwrap();
+        state.store_fence(2).unwrap();
+        assert!(!directory.join("state.json").exists(), "what is below the stored one is not written");
+        state.store_fence(5_000).unwrap();
+        let (state, _) = State::open(&directory, ID).unwrap();
+        assert!(state.fence() >= 5_000);
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -194,6 +194,7 @@ impl World {
         self.check(index, "O7", view.is_confirmed(), || {
             format!("ran call {call} after it had stood still, before anybody confirmed it")
         });
+        self.check_fence(index, key, view.fence());
         let is_leaving = self.hosts[index].app.as_ref().is_some_and(|app| app.leaving);
         let by_other = matches!(running, Running::There { .. });
         self.check(index, "L8", !(is_leaving && by_other), || format!("began call {call} of another while leaving"));
@@ -224,6 +225,18 @@ impl World {
         let within = most <= LIMITS.calls_of_peer_max && callers.values().sum::<usize>() <= LIMITS.calls_max;
         self.check(index, "B1", within, || format!("runs {callers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
+    }
+
+    /// Once the core has agreed, whoever runs a key holds it above everybody else of the core who ever ran it.
+    fn check_fence(&mut self, index: usize, key: &[u8], fence: u64) {
+        if let Some(app) = &mut self.hosts[index].app {
+            let held = app.held.entry(key.to_vec()).or_insert(0);
+            *held = (*held).max(fence);
+        }
+        let Some(core) = self.core.as_ref().filter(|_| self.is_settled()) else { return };
+        let others = core.iter().filter(|host| **host != index).filter_map(|host| self.hosts[*host].app.as_ref());
+        let most = others.filter_map(|app| app.held.get(key)).max().copied().unwrap_or(0);
+        self.check(index, "F19", fence > most, || format!("holds a key under fence {fence}, which ran under {most}"));
     }
 
     pub(super) fn on_handler_done(&mut self, index: usize, run: u64) {
