@@ -131,7 +131,8 @@ pub struct Remembered {
 #[derive(Clone, Debug, Default)]
 struct Caller {
     window: Window,
-    under_way: Load,
+    /// Calls of this process that run.
+    running: usize,
 }
 
 /// Calls that run, and the bytes of their bodies.
@@ -163,6 +164,8 @@ pub struct Admission {
     me: Instance,
     limits: Limits,
     callers: BTreeMap<Instance, Caller>,
+    /// What the calls of each peer take, whichever processes of it sent them: a peer can claim to be many.
+    of_peers: BTreeMap<NodeId, Load>,
     under_way: Load,
     stats: AdmissionStats,
 }
@@ -170,7 +173,14 @@ pub struct Admission {
 impl Admission {
     /// Nothing has been sent yet.
     pub fn new(me: Instance, limits: Limits) -> Self {
-        Self { me, limits, callers: BTreeMap::new(), under_way: Load::default(), stats: AdmissionStats::default() }
+        Self {
+            me,
+            limits,
+            callers: BTreeMap::new(),
+            of_peers: BTreeMap::new(),
+            under_way: Load::default(),
+            stats: AdmissionStats::default(),
+        }
     }
 
     /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
@@ -198,7 +208,7 @@ impl Admission {
             self.stats.doubles += 1;
             return Verdict::Ignore;
         }
-        let of_peer = held.under_way;
+        let of_peer = self.of_peers.get(&caller.node).copied().unwrap_or_default();
         if let Some(refusal) = self.refusal(&incoming, of_peer) {
             return Verdict::Refuse(refusal, None);
         }
@@ -207,8 +217,9 @@ impl Admission {
         }
         self.stats.admitted += 1;
         self.under_way.add(body_bytes);
+        self.of_peers.entry(caller.node).or_default().add(body_bytes);
         if let Some(held) = self.callers.get_mut(&caller) {
-            held.under_way.add(body_bytes);
+            held.running += 1;
         }
         Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes })
     }
@@ -276,8 +287,14 @@ impl Admission {
     /// The handler has ended.
     pub fn complete(&mut self, permit: Permit) {
         self.under_way.remove(permit.bytes);
+        if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
+            of_peer.remove(permit.bytes);
+            if of_peer.calls == 0 {
+                self.of_peers.remove(&permit.caller.node);
+            }
+        }
         if let Some(held) = self.callers.get_mut(&permit.caller) {
-            held.under_way.remove(permit.bytes);
+            held.running -= 1;
         }
     }
 
@@ -293,7 +310,7 @@ impl Admission {
 
     /// A caller's process is gone for good: no connection of it is left, and none will come.
     pub fn forget(&mut self, caller: Instance) {
-        if self.callers.get(&caller).is_some_and(|held| held.under_way.calls == 0) {
+        if self.callers.get(&caller).is_some_and(|held| held.running == 0) {
             self.callers.remove(&caller);
         }
     }

@@ -6,8 +6,8 @@
 
 use crate::membership::Membership;
 
-/// A fence this far above the highest heard of is not believed.
-const LEAP_MAX: u64 = 1 << 40;
+/// However far above the highest heard of a fence is, hearing of it climbs so far only: a lie must leave fences above it.
+const LEAP_MAX: u64 = 1 << 24;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fences {
@@ -20,21 +20,25 @@ pub(crate) struct Fences {
 }
 
 impl Membership {
-    /// Somebody has minted this fence; so may an earlier life of this node have.
-    pub fn hear_fence(&mut self, fence: u64) {
-        // A leap that no amount of ring changes explains is a lie, and would leave no room above it.
-        if fence.saturating_sub(self.fences.heard) <= LEAP_MAX {
-            self.fences.heard = self.fences.heard.max(fence);
-        } else {
+    /// An earlier life of this node minted no fence above this one.
+    pub fn remember_fence(&mut self, fence: u64) {
+        self.fences.heard = self.fences.heard.max(fence);
+    }
+
+    /// Somebody has minted this fence.
+    pub(crate) fn hear_fence(&mut self, fence: u64) {
+        let highest = self.fences.heard.saturating_add(LEAP_MAX);
+        if fence > highest {
             self.stats.implausible += 1;
         }
+        self.fences.heard = self.fences.heard.max(fence.min(highest));
     }
 
     /// A node that sees the same members holds its keys under this fence.
     pub(crate) fn share_fence(&mut self, fence: u64) {
         self.hear_fence(fence);
-        if fence <= self.fences.heard && self.fences.version == Some(self.roster.version()) {
-            self.fences.own = self.fences.own.max(fence);
+        if self.fences.version == Some(self.roster.version()) {
+            self.fences.own = self.fences.own.max(fence.min(self.fences.heard));
         }
     }
 
@@ -62,5 +66,34 @@ impl Membership {
     /// The highest fence heard of, this node's own included.
     pub(crate) fn fence_heard(&self) -> u64 {
         self.fences.heard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::node;
+
+    #[test]
+    fn a_lie_climbs_only_so_far_and_a_newcomer_climbs_after_it() {
+        let mut node = node("a");
+        node.hear_fence(u64::MAX);
+        assert_eq!((node.fence_heard(), node.stats.implausible), (LEAP_MAX, 1));
+        node.hear_fence(LEAP_MAX + 7);
+        assert_eq!(node.fence_heard(), LEAP_MAX + 7);
+        node.hear_fence(3);
+        assert_eq!(node.hold(true), LEAP_MAX + 8, "what is minted is above all that was heard");
+    }
+
+    #[test]
+    fn a_fence_is_shared_only_by_the_view_that_it_is_for() {
+        let mut node = node("a");
+        let own = node.hold(true);
+        node.share_fence(own + 5);
+        assert_eq!((node.fence(), node.fence_of_view()), (own + 5, own + 5));
+        node.restate(crate::Instant::ORIGIN);
+        node.share_fence(own + 9);
+        assert_eq!((node.fence(), node.fence_of_view()), (own + 5, 0), "the new view is not published yet");
+        assert_eq!(node.hold(true), own + 10);
     }
 }

@@ -35,7 +35,14 @@ pub(crate) struct Me {
     doubted_at: Instant,
     /// The last incarnation at which others were heard to hold this node down.
     removed_at: Option<Incarnation>,
+    /// How many boots may be taken at once now, as of a moment.
+    boots_left: (u32, Instant),
 }
+
+/// Most boots that this process takes at once: those who knew earlier lives of it tell so at about the same time.
+const BOOTS_AT_ONCE: u32 = 16;
+/// How often it takes another one after that: who makes up lives of it must not use all its boots up.
+const BOOT_EVERY: Duration = Duration::from_secs(1);
 
 impl Me {
     pub(crate) fn new(start: Start) -> Self {
@@ -53,7 +60,17 @@ impl Me {
             confirmed: true,
             doubted_at: Instant::ORIGIN,
             removed_at: None,
+            boots_left: (BOOTS_AT_ONCE, Instant::ORIGIN),
         }
+    }
+
+    fn take_boot(&mut self, now: Instant) -> bool {
+        let (left, since) = self.boots_left;
+        let earned = u32::try_from(now.since(since).as_secs() / BOOT_EVERY.as_secs()).unwrap_or(BOOTS_AT_ONCE);
+        let left = left.saturating_add(earned).min(BOOTS_AT_ONCE);
+        let since = if earned > 0 { now } else { since };
+        self.boots_left = (left.saturating_sub(1), since);
+        left > 0
     }
 
     fn belief(&self) -> (State, Incarnation) {
@@ -65,11 +82,12 @@ impl Membership {
     /// Mints the next incarnation with what this node now has to say, and tells it.
     pub(crate) fn restate(&mut self, now: Instant) {
         let at = self.me.incarnation;
-        self.outbid(now, at);
+        _ = self.outbid(now, at);
     }
 
-    /// Restates this node above `at`, which somebody holds or claims of it.
-    fn outbid(&mut self, now: Instant, at: Incarnation) {
+    /// Restates this node above `at`, which somebody holds or claims of it. Not if it has taken too many boots lately:
+    /// whoever still believes so will say it again.
+    fn outbid(&mut self, now: Instant, at: Incarnation) -> bool {
         let own = self.me.incarnation;
         // However far a claim leaps, one answer to it climbs so far only: a lie must leave boots above it.
         let at = Incarnation { boot: at.boot.min(own.boot.saturating_add(BOOT_LEAP_MAX)), ..at };
@@ -80,12 +98,17 @@ impl Membership {
             Incarnation::new(own.boot, own.count + 1)
         };
         if next.boot != self.me.incarnation.boot {
+            if !self.me.take_boot(now) {
+                self.stats.implausible += 1;
+                return false;
+            }
             self.events.push_back(Event::Rebooted { boot: next.boot });
         }
         self.me.incarnation = next;
         self.me.record = Record::mint(&self.me.cluster, &self.me.profile, next, self.me.phase, self.me.life);
         let record = self.me.record.clone();
         self.admit_and_tell(now, record);
+        true
     }
 
     /// Somebody has held this node down, though at an incarnation that it has left behind.
@@ -135,10 +158,13 @@ impl Membership {
         if self.me.gone {
             return;
         }
-        if against == State::Down {
-            self.me.removed_at = self.me.removed_at.max(Some(at.min(self.me.incarnation)));
+        let own = self.me.incarnation;
+        if !self.outbid(now, at) {
+            return;
         }
-        self.outbid(now, at);
+        if against == State::Down {
+            self.me.removed_at = self.me.removed_at.max(Some(at.min(own)));
+        }
         self.stats.refutations += 1;
         self.worsen(1);
         self.events.push_back(Event::Refuted { incarnation: self.me.incarnation, against });
@@ -281,14 +307,7 @@ mod tests {
     use alloc::vec::Vec;
 
     use super::*;
-    use crate::testing::{cluster, profile};
-    use crate::{Config, Preset, Settings};
-
-    fn node(name: &str) -> Membership {
-        let config = Config::new(Settings::preset(Preset::Lan)).unwrap();
-        let start = Start { cluster: cluster(), profile: profile(name, 1), boot: 1, life: 1, seed: 1 };
-        Membership::new(Instant::ORIGIN, config, start).unwrap()
-    }
+    use crate::testing::node;
 
     fn removals(membership: &mut Membership) -> Vec<Incarnation> {
         let events = core::iter::from_fn(|| membership.poll_event());
@@ -307,6 +326,22 @@ mod tests {
             assert!(membership.on_belief(Instant::ORIGIN, peer, Some((State::Down, first))), "it hears the record");
         }
         assert_eq!(removals(&mut membership), [first]);
+    }
+
+    #[test]
+    fn whoever_makes_up_lives_of_a_node_uses_up_a_few_of_its_boots_and_then_one_a_second() {
+        let mut membership = node("a");
+        let now = Instant::ORIGIN + Duration::from_secs(5);
+        let claim = |membership: &mut Membership, now| {
+            for _ in 0..1_000 {
+                let claimed = membership.record().incarnation().boot + BOOT_LEAP_MAX;
+                membership.on_own_tombstone(now, State::Down, Incarnation::new(claimed, 0));
+            }
+            membership.record().incarnation().boot / BOOT_LEAP_MAX
+        };
+        assert_eq!(claim(&mut membership, now), BOOTS_AT_ONCE);
+        assert_eq!(claim(&mut membership, now + BOOT_EVERY), BOOTS_AT_ONCE + 1);
+        assert!(membership.stats.implausible > 1_000, "what is passed over is counted");
     }
 
     #[test]

@@ -294,8 +294,9 @@ impl Membership {
         }
     }
 
-    /// What [`poll_transmit`](Self::poll_transmit) gave last went nowhere, for nobody can be reached there: a probe
-    /// has asked, and its silence is an answer; the rumours in it were not told.
+    /// What [`poll_transmit`](Self::poll_transmit) gave last went nowhere, for nobody can be reached there, or waits for a
+    /// connection that may not come about: a probe has asked, and its silence is an answer; the rumours in it count as
+    /// not told.
     pub fn handle_unreachable(&mut self, _transmit: &Transmit) {
         self.rumours.refund();
     }

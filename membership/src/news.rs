@@ -10,7 +10,7 @@ use crate::wire::{Belief, Header, Message, Update};
 use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A boot this far above the held one is not believed from a third party.
-pub(crate) const BOOT_LEAP_MAX: u32 = 1 << 16;
+pub(crate) const BOOT_LEAP_MAX: u32 = 1 << 12;
 /// A count this far above the held one is not believed from a third party.
 const COUNT_LEAP_MAX: u32 = 1 << 20;
 

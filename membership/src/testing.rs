@@ -3,10 +3,16 @@
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
-use crate::{Name, Profile};
+use crate::{Config, Instant, Membership, Name, Preset, Profile, Settings, Start};
 
 pub(crate) fn cluster() -> Name {
     Name::new("test").unwrap()
+}
+
+pub(crate) fn node(name: &str) -> Membership {
+    let config = Config::new(Settings::preset(Preset::Lan)).unwrap();
+    let start = Start { cluster: cluster(), profile: profile(name, 1), boot: 1, life: 1, seed: 1 };
+    Membership::new(Instant::ORIGIN, config, start).unwrap()
 }
 
 pub(crate) fn address(port: u16) -> SocketAddr {

@@ -19,7 +19,7 @@ use swimring::forwarder::{
 };
 use swimring::ring::KeyHasher;
 use swimring_membership::codec::Blob;
-use swimring_membership::{Instance, Instant, Peer, Rng};
+use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
 use crate::network::{LANES, Process, draw};
 use crate::world::{Happening, World};
@@ -64,11 +64,11 @@ enum Running {
 }
 
 impl Running {
-    /// The other process that wants it.
-    fn caller(&self) -> Option<Instance> {
+    /// The other node that wants it, by whichever process.
+    fn peer(&self) -> Option<NodeId> {
         match self {
             Self::Here { .. } => None,
-            Self::There { permit, .. } => Some(permit.caller()),
+            Self::There { permit, .. } => Some(permit.caller().node),
         }
     }
 }
@@ -292,6 +292,7 @@ impl World {
             && link.withdraw(seq).is_none()
         {
             link.abandon(seq);
+            self.close_what_is_over(index, to);
         }
     }
 

@@ -247,7 +247,7 @@ impl Host {
         let disk = self.disk.clone();
         control.command(local, |membership| {
             membership.remember_contacts(disk.contacts);
-            membership.hear_fence(disk.fence);
+            membership.remember_fence(disk.fence);
         });
         control.command(local, |membership| membership.join(local, seeds));
         let record = control.membership().record();

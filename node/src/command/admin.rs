@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
@@ -10,6 +11,9 @@ use swimring::runtime::admin::{Health, Lookup, Members, RingLines};
 
 use super::client::{self, Answer};
 use super::{At, OWN_FAULT, REFUSED, USAGE, WRONG};
+
+/// How long a node may take to leave.
+const LEAVING: Duration = Duration::from_secs(60);
 
 /// What is asked.
 pub(super) enum Request {
@@ -52,7 +56,11 @@ async fn ask(at: &At, request: &Request) -> anyhow::Result<Answer> {
         Request::Del(key) => (Method::DELETE, format!("/kv/{}", encoded(key)), Bytes::new()),
         Request::Leave { wait } => (Method::POST, format!("/leave?wait={wait}"), Bytes::new()),
     };
-    client::ask(&at.admin, at.admin_token.as_deref(), method, &path, body).await
+    let patience = match request {
+        Request::Leave { wait: true } => LEAVING,
+        _ => client::PATIENCE,
+    };
+    client::ask(&at.admin, at.admin_token.as_deref(), method, &path, body, patience).await
 }
 
 fn value_of(value: &str) -> anyhow::Result<Bytes> {
@@ -107,8 +115,12 @@ fn verdict(request: &Request, answer: &Answer) -> ExitCode {
 
 fn failed(answer: &Answer) -> ExitCode {
     eprint!("swimring: {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
-    let usage = matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE);
-    ExitCode::from(if usage { USAGE } else { REFUSED })
+    ExitCode::from(match answer.status {
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => USAGE,
+        // It ran, and failed.
+        StatusCode::INTERNAL_SERVER_ERROR => WRONG,
+        _ => REFUSED,
+    })
 }
 
 fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {

@@ -1,6 +1,7 @@
 //! HTTP to a node of this machine: one connection a request.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -15,8 +16,23 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
+/// How long a node may take to answer; a stopped one never does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Asks an admin endpoint.
 pub(crate) async fn ask(
+    address: &AdminAddress,
+    token: Option<&Path>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+    patience: Duration,
+) -> anyhow::Result<Answer> {
+    let asking = ask_and_wait(address, token, method, path, body);
+    tokio::time::timeout(patience, asking).await.map_err(|_| anyhow::anyhow!("it was silent for {patience:?}"))?
+}
+
+async fn ask_and_wait(
     address: &AdminAddress,
     token: Option<&Path>,
     method: Method,

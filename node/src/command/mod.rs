@@ -133,7 +133,7 @@ enum Certs {
         #[arg(long = "host")]
         hosts: Vec<String>,
         /// How long the certificate is valid, in days.
-        #[arg(long, default_value_t = 365, allow_negative_numbers = true)]
+        #[arg(long, default_value_t = 365, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-36_500..=36_500))]
         days: i64,
     },
     /// Says what a certificate is for.

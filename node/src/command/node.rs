@@ -29,6 +29,8 @@ use super::{OWN_FAULT, REFUSED, USAGE};
 /// reader of the log would be taken for dead.
 const LOG_LINES_MAX: usize = 4_096;
 const LOG_LINES_DROPPED: &str = "swimring_log_lines_dropped_total";
+/// The longest path that a Unix socket may have everywhere.
+const SOCKET_PATH_BYTES_MAX: usize = 100;
 /// How long an orderly end may take.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -46,11 +48,11 @@ pub(super) struct NodeArgs {
     /// Where to listen for calls (UDP).
     #[arg(long, env = "SWIMRING_LISTEN_CALLS")]
     listen_calls: Option<SocketAddr>,
-    /// Under which IP address others reach this node.
+    /// Under which IP address others reach this node; a name is looked up once, at the start.
     #[arg(long, env = "SWIMRING_ADVERTISE")]
-    advertise: Option<IpAddr>,
+    advertise: Option<String>,
     /// A node of the cluster to ask, HOST:PORT. Without one, this node is a cluster of one.
-    #[arg(long = "seed", env = "SWIMRING_SEED", value_delimiter = ',')]
+    #[arg(long = "seed", env = "SWIMRING_SEED", value_delimiter = ',', value_parser = seed)]
     seeds: Vec<String>,
     /// How many members there should be; `health` says when fewer are seen.
     #[arg(long, env = "SWIMRING_EXPECT", default_value_t = 1)]
@@ -64,9 +66,12 @@ pub(super) struct NodeArgs {
     /// The state directory; beside the identity by default.
     #[arg(long, env = "SWIMRING_STATE")]
     state: Option<PathBuf>,
-    /// A word for the application, KEY=VALUE.
-    #[arg(long = "tag", env = "SWIMRING_TAG", value_parser = tag, value_delimiter = ',')]
+    /// A word for the application, KEY=VALUE. In SWIMRING_TAG commas separate several.
+    #[arg(long = "tag", value_parser = tag)]
     tags: Vec<(String, String)>,
+    /// The words of the environment, where commas separate them; on the command line a value may hold some.
+    #[arg(long, hide = true, env = "SWIMRING_TAG", value_parser = tag, value_delimiter = ',')]
+    environment_tags: Vec<(String, String)>,
     /// The node's share of the keys relative to others.
     #[arg(long, env = "SWIMRING_WEIGHT", default_value_t = 1)]
     weight: u16,
@@ -105,6 +110,13 @@ fn tag(text: &str) -> Result<(String, String), String> {
     Ok((key.into(), value.into()))
 }
 
+/// Nothing at all is no seed: a variable of the environment may be empty.
+fn seed(text: &str) -> Result<String, String> {
+    let sound = |(host, port): (&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+    let sound = text.is_empty() || text.rsplit_once(':').is_some_and(sound);
+    if sound { Ok(text.into()) } else { Err("a seed is HOST:PORT".into()) }
+}
+
 pub(super) fn run(args: NodeArgs) -> ExitCode {
     let filter = match EnvFilter::try_new(&args.log) {
         Ok(filter) => filter,
@@ -132,6 +144,8 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
         }
     };
     let code = runtime.block_on(serve(args, dropped));
+    // A name that is still looked up must not hold the end up.
+    runtime.shutdown_background();
     drop(written);
     code
 }
@@ -154,7 +168,26 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
         }
     };
     let store = Store::default();
-    let (node, state) = match start(&args, store.clone()).await {
+    let state = args.state.clone().unwrap_or_else(|| args.identity.join("state"));
+    let advertised = match &args.advertise {
+        Some(host) => match look_up(host, args.listen).await {
+            Ok(address) => Some(address),
+            Err(problem) => {
+                eprintln!("swimring: --advertise {host}: {problem}");
+                return ExitCode::from(REFUSED);
+            }
+        },
+        None => None,
+    };
+    // Before the node owns anything: it would have to go at once.
+    let http = match listen_http(&args).await {
+        Ok(http) => http,
+        Err(problem) => {
+            eprintln!("swimring: {problem}");
+            return ExitCode::from(REFUSED);
+        }
+    };
+    let node = match start(&args, store.clone(), &state, advertised).await {
         Ok(started) => started,
         Err(problem) => {
             eprintln!("swimring: {problem}");
@@ -164,12 +197,16 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
     let mut events = node.events();
     tokio::spawn(store.follow(node.clone()));
     let (leave, left) = (CancellationToken::new(), CancellationToken::new());
-    if let Err(problem) = announce(&args, &node, &state, (&leave, &left), &render).await {
+    if let Err(problem) = announce(&args, &node, http, &state, (&leave, &left), &render).await {
         eprintln!("swimring: {problem}");
-        node.close().await;
+        node.leave(GRACE).await;
         return ExitCode::from(REFUSED);
     }
     let orderly = tokio::select! {
+        () = node.ended() => {
+            eprintln!("swimring: the gossip of this node has ended by itself");
+            return ExitCode::from(OWN_FAULT);
+        }
         () = terminated() => true,
         () = leave.cancelled() => true,
         () = stdin_closed(args.until_stdin_closes) => false,
@@ -205,15 +242,26 @@ fn record(dropped: ErrorCounter) -> anyhow::Result<Arc<Render>> {
     }))
 }
 
-async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), StartError> {
-    let state = args.state.clone().unwrap_or_else(|| args.identity.join("state"));
+/// The address that a name stands for: of the family that this node listens on, if it has one.
+async fn look_up(host: &str, listen: SocketAddr) -> std::io::Result<IpAddr> {
+    let found: Vec<IpAddr> = tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect();
+    let fitting = found.iter().find(|address| address.is_ipv4() == listen.is_ipv4()).or(found.first());
+    fitting.copied().ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "it stands for no address"))
+}
+
+async fn start(
+    args: &NodeArgs,
+    store: Store,
+    state: &std::path::Path,
+    advertised: Option<IpAddr>,
+) -> Result<Swimring, StartError> {
     let preset = match args.preset {
         PresetArg::Lan => Preset::Lan,
         PresetArg::Wan => Preset::Wan,
         PresetArg::Local => Preset::Local,
     };
     let mut builder = Swimring::builder(&args.identity)
-        .state(&state)
+        .state(state)
         .listen(args.listen)
         .weight(args.weight)
         .preset(preset)
@@ -224,34 +272,38 @@ async fn start(args: &NodeArgs, store: Store) -> Result<(Swimring, PathBuf), Sta
     if let Some(address) = args.listen_calls {
         builder = builder.listen_calls(address);
     }
-    if let Some(address) = args.advertise {
+    if let Some(address) = advertised {
         builder = builder.advertise(address);
     }
     if let Some(zone) = &args.zone {
         builder = builder.zone(zone);
     }
-    for (key, value) in &args.tags {
+    for (key, value) in args.tags.iter().chain(&args.environment_tags) {
         builder = builder.tag(key, value);
     }
-    for seed in &args.seeds {
+    for seed in args.seeds.iter().filter(|seed| !seed.is_empty()) {
         builder = builder.seed(seed);
     }
-    Ok((builder.start().await?, state))
+    builder.start().await
 }
 
-/// Opens HTTP and admin, and says where everything listens.
+async fn listen_http(args: &NodeArgs) -> anyhow::Result<Option<tokio::net::TcpListener>> {
+    let Some(address) = args.http else { return Ok(None) };
+    let bound = tokio::net::TcpListener::bind(address).await;
+    bound.map(Some).map_err(|problem| anyhow::anyhow!("cannot listen on {address}: {problem}"))
+}
+
+/// Serves HTTP, opens admin, and says where everything listens.
 async fn announce(
     args: &NodeArgs,
     node: &Swimring,
+    listener: Option<tokio::net::TcpListener>,
     state: &std::path::Path,
     (leave, left): (&CancellationToken, &CancellationToken),
     render: &Arc<Render>,
 ) -> anyhow::Result<()> {
     let mut http = None;
-    if let Some(address) = args.http {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .map_err(|e| anyhow::anyhow!("cannot listen on {address}: {e}"))?;
+    if let Some(listener) = listener {
         http = Some(listener.local_addr()?);
         let router = http::router(node.clone());
         // Small answers must not wait for an acknowledgement.
@@ -261,11 +313,9 @@ async fn announce(
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
     let wanted = args.admin.clone().unwrap_or_else(|| default_admin(node, state));
+    let token = state.join("admin.token");
     let admin = Admin::new(node.clone(), args.expect, leave.clone(), left.clone()).metrics(Arc::clone(render));
-    let admin = admin
-        .listen(&wanted, &state.join("admin.token"))
-        .await
-        .map_err(|e| anyhow::anyhow!("cannot listen on {wanted}: {e}"))?;
+    let admin = admin.listen(&wanted, &token).await.map_err(|e| anyhow::anyhow!("cannot listen on {wanted}: {e}"))?;
     let (gossip, calls) = (node.gossip_address(), node.calls_address()?);
     match args.log_format {
         LogFormat::Json => {
@@ -284,7 +334,10 @@ async fn announce(
             if let Some(http) = http {
                 say!("http   http://{http}/kv/");
             }
-            say!("admin  {admin}");
+            match &admin {
+                AdminAddress::Tcp(_) => say!("admin  {admin}, with the token in {}", token.display()),
+                AdminAddress::Socket(_) => say!("admin  {admin}"),
+            }
         }
     }
     Ok(())
@@ -292,8 +345,12 @@ async fn announce(
 
 fn default_admin(node: &Swimring, state: &std::path::Path) -> AdminAddress {
     let file = format!("swimring-{}-{}.sock", node.cluster(), node.name());
-    let directory = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| state.to_path_buf(), PathBuf::from);
-    AdminAddress::Socket(directory.join(file))
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
+    let path = runtime.map_or_else(|| state.to_path_buf(), PathBuf::from).join(file);
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return AdminAddress::Socket(path);
+    }
+    AdminAddress::Socket(path.with_file_name(format!("swimring-{}.sock", node.view().me().node)))
 }
 
 async fn terminated() {

@@ -206,6 +206,8 @@ impl Control {
                     let waiting = self.waiting.entry(target).or_default();
                     if waiting.len() < WAITING_MAX {
                         waiting.push((transmit.delivery, out[start..].to_vec()));
+                        // The dial may fail: what is told to nobody must not count as told.
+                        self.membership.handle_unreachable(&transmit);
                     } else {
                         self.membership.handle_unsent(&transmit);
                     }

@@ -21,6 +21,8 @@ const DRIFT_PPM: u64 = 500;
 /// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
 /// the other end may have given it up and the word of it been lost.
 const FRESH: Duration = Duration::from_secs(3);
+/// What a frame that waits takes besides its bytes.
+const FRAME_OVERHEAD_BYTES: usize = 64;
 /// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
 const BACKLOG_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
@@ -318,7 +320,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         }
         let mut bytes = Vec::with_capacity(64 + body.len());
         frame.encode(body, &mut bytes);
-        self.backlog_bytes += bytes.len();
+        self.backlog_bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
         let outbox = if body.len() > LANE_BODY_BYTES_MAX { &mut self.large } else { &mut self.lanes };
         outbox.frames.push_back(bytes);
     }
@@ -332,7 +334,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         }
         while out.len() < bytes_max {
             if let Some(frame) = self.lanes.frames.pop_front() {
-                self.backlog_bytes -= frame.len();
+                self.backlog_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
                 out.extend_from_slice(&frame);
                 continue;
             }
@@ -361,7 +363,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             return false;
         }
         if let Some(frame) = self.large.frames.pop_front() {
-            self.backlog_bytes -= frame.len();
+            self.backlog_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
             *out = frame;
             return true;
         }

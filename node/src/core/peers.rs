@@ -19,6 +19,8 @@ pub use interface::{Command, ConnId, DialId, Goodbye, PeersConfig, PeersEvent, R
 /// Most targets whose failures are remembered.
 const FAILURES_MAX: usize = 4_096;
 
+/// How long a peer that is connected, but as another process than the one wanted, is not dialled again.
+const OTHER_PROCESS: Duration = Duration::from_secs(1);
 /// How long a seed that was this process itself is not dialled again, while there is no connection at all.
 const ONESELF: Duration = Duration::from_secs(1);
 /// How long whoever answered at a seed's address is taken for the one who answers there, for every connection: should
@@ -111,10 +113,17 @@ impl Peers {
     /// The way to one process of `peer`, at the class's own `address`. A connection to another process of it is dead
     /// or about to be forgotten: then a dial shows who is there now.
     pub fn route_to_process(&mut self, now: Instant, peer: Peer, address: SocketAddr, life: u64) -> Route {
-        match self.connection(peer).filter(|conn| self.conns[conn].life == life) {
-            Some(conn) => Route::Connected(conn),
-            None => self.route_anew(now, Target::Peer(peer, address)),
+        let held = self.connection(peer);
+        if let Some(conn) = held.filter(|conn| self.conns[conn].life == life) {
+            return Route::Connected(conn);
         }
+        let target = Target::Peer(peer, address);
+        let route = self.route_anew(now, target);
+        if route == Route::Dialling && held.is_some() {
+            // It may well reach the same process as before: whoever asks for this one has an old view, and does so often.
+            self.timers.set(Timer::Retry(target), now + OTHER_PROCESS);
+        }
+        route
     }
 
     fn route_anew(&mut self, now: Instant, target: Target) -> Route {

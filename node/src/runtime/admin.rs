@@ -3,6 +3,7 @@
 //! A Unix socket that only its owner may use, or TCP on loopback with a token and a Host check.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,13 @@ impl std::str::FromStr for AdminAddress {
         match text.parse::<std::net::SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
             Ok(address) => Err(format!("{address} is not on loopback: the admin endpoint is for this machine only")),
+            Err(_) if text.is_empty() => Err("it is empty".into()),
+            Err(_)
+                if !text.contains('/')
+                    && text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) =>
+            {
+                Err("an address on loopback is written as a number, 127.0.0.1:PORT; a socket is a path".into())
+            }
             Err(_) => Ok(Self::Socket(text.into())),
         }
     }
@@ -184,7 +192,7 @@ impl Admin {
     ///
     /// # Errors
     /// If the address cannot be listened on.
-    pub async fn listen(self, address: &AdminAddress, token_file: &Path) -> std::io::Result<AdminAddress> {
+    pub async fn listen(self, address: &AdminAddress, token_file: &Path) -> io::Result<AdminAddress> {
         match address {
             AdminAddress::Socket(path) => {
                 let listener = unix_listener(path).await?;
@@ -192,13 +200,22 @@ impl Admin {
                 tokio::spawn(async move { axum::serve(listener, router).await });
                 Ok(address.clone())
             }
+            AdminAddress::Tcp(address) if !address.ip().is_loopback() => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "the admin endpoint is for this machine only"))
+            }
             AdminAddress::Tcp(address) => {
                 let listener = tokio::net::TcpListener::bind(address).await?;
                 let address = listener.local_addr()?;
                 let token = write_token(token_file)?;
                 let guard = move |request: Request, next: Next| {
                     let token = token.clone();
-                    async move { if is_allowed(&request, &token) { next.run(request).await } else { denied() } }
+                    async move {
+                        if is_allowed(&request, &token) {
+                            return next.run(request).await;
+                        }
+                        super::metrics::http_refused("token");
+                        denied()
+                    }
                 };
                 let router = self.router().layer(middleware::from_fn(guard));
                 tokio::spawn(async move { axum::serve(listener, router).await });
@@ -209,27 +226,35 @@ impl Admin {
 }
 
 /// A socket of 0600; one that a dead process left is replaced, one of a live process is not.
-async fn unix_listener(path: &Path) -> std::io::Result<tokio::net::UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
-        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another process administers here"));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+async fn unix_listener(path: &Path) -> io::Result<tokio::net::UnixListener> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+    match std::fs::symlink_metadata(path) {
+        Ok(held) if !held.file_type().is_socket() => return in_use("there is a file that is no socket"),
+        Ok(_) => match tokio::net::UnixStream::connect(path).await {
+            Ok(_) => return in_use("another process administers here"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(error) => return Err(error),
+        },
+        Err(_) => {}
     }
     let listener = tokio::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-fn write_token(path: &Path) -> std::io::Result<String> {
+/// A new token in a new file of 0600, whatever lay there before.
+fn write_token(path: &Path) -> io::Result<String> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut bytes = [0; 32];
     random(&mut bytes);
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(token.as_bytes())?;
     Ok(token)
 }
@@ -239,8 +264,8 @@ fn is_allowed(request: &Request, token: &str) -> bool {
     let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let local =
-        host.parse::<std::net::SocketAddr>().is_ok_and(|host| host.ip().is_loopback()) || host.starts_with("localhost");
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let local = name == "localhost" || host.parse::<std::net::SocketAddr>().is_ok_and(|host| host.ip().is_loopback());
     // blake3 compares in constant time.
     local && blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes())
 }
@@ -323,7 +348,10 @@ struct Key {
     key: String,
 }
 
-async fn lookup(State(admin): State<Admin>, Query(Key { key }): Query<Key>) -> Json<Lookup> {
+async fn lookup(State(admin): State<Admin>, Query(Key { key }): Query<Key>) -> Response {
+    if key.is_empty() || key.len() > swimring_ring::KEY_BYTES_MAX {
+        return http::bad_key();
+    }
     let view = admin.node.view();
     let hash = admin.node.hash(key.as_bytes());
     let name = |id| view.member(id).map(|member| member.record.profile().name.to_string()).unwrap_or_default();
@@ -337,6 +365,7 @@ async fn lookup(State(admin): State<Admin>, Query(Key { key }): Query<Key>) -> J
         replicas: order,
         view: format!("{:032x}", view.digest()),
     })
+    .into_response()
 }
 
 async fn health(State(admin): State<Admin>) -> Json<Health> {

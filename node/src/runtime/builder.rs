@@ -261,7 +261,7 @@ impl Builder {
         let mut control = Control::new(clock.now(), config, PeersConfig::default(), start, fingerprint)?;
         control.command(clock.now(), |membership| {
             membership.remember_contacts(state.contacts());
-            membership.hear_fence(state.fence());
+            membership.remember_fence(state.fence());
         });
         let (me, peer) = (control.membership().record().instance(), control.membership().record().peer());
         let gossip = gossip::start(GossipStart {

@@ -3,7 +3,7 @@
 //!
 //! Locks are held for synchronous code only, never across an await.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,18 +23,18 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::endpoint::Port;
+use super::endpoint::{Port, close_code};
 use super::gossip::Input;
 use super::metrics;
 use super::pulse::Pulse;
 use super::service::Services;
 use super::system::Clock;
 use crate::core::link::{Link, LinkLimits, Outbound};
-use crate::core::peers::{ConnId, DialId, Peers};
+use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
 
 use self::connections::{accept, keep_time};
-use self::serving::MERGES_MAX;
+use self::serving::{MERGES_MAX, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
@@ -63,6 +63,10 @@ struct PeerLink {
     writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
     /// Calls of the other process that run here, to cancel them.
     running: Mutex<HashMap<u64, CancellationToken>>,
+    /// Told when there may be room for answers again.
+    room: Notify,
+    /// Attempts whose large answers are coming: each once.
+    arriving: Mutex<HashSet<u64>>,
 }
 
 /// The writers of one connection.
@@ -82,6 +86,19 @@ impl PeerLink {
         link.is_connected() && (link.has_work() || link.has_large_work())
     }
 
+    /// Waits until the other end has read enough of its answers, or has gone.
+    async fn wait_for_room(&self) {
+        loop {
+            let mut told = std::pin::pin!(self.room.notified());
+            // From here on nothing that is told is missed.
+            told.as_mut().enable();
+            if !self.lock().is_choked() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Something waits to be written. Every connection's writers are told: only those of the one that is kept
     /// take it.
     fn wake(&self) {
@@ -95,6 +112,18 @@ impl PeerLink {
             }
             if large {
                 writers.large.notify_one();
+            }
+        }
+    }
+}
+
+impl Calls {
+    /// Closes the connections of a link on which nothing more will come: so the other end hears that all has arrived.
+    fn close_over(&self, link: &PeerLink) {
+        let over: Vec<ConnId> = link.lock().over().collect();
+        for conn in over {
+            if let Some((_, (connection, _))) = self.conns.remove(&conn) {
+                connection.close(close_code(Goodbye::Gone), b"");
             }
         }
     }
@@ -156,6 +185,8 @@ pub(crate) struct Calls {
     admission: Mutex<Admission>,
     /// Calls that wait for a record to be merged.
     merging: Arc<Semaphore>,
+    /// Room for answers that wait for whoever does not read.
+    unread: Semaphore,
     budget: Mutex<Budget>,
     rng: Rng,
     next_call: AtomicU64,
@@ -209,6 +240,7 @@ impl Calls {
             waiting: Mutex::default(),
             admission: Mutex::new(start.admission),
             merging: Arc::new(Semaphore::new(MERGES_MAX)),
+            unread: Semaphore::new(UNREAD_BYTES_MAX),
             budget: Mutex::default(),
             rng: start.rng,
             next_call: AtomicU64::new(0),
@@ -330,6 +362,8 @@ impl Calls {
                 link: Mutex::new(Link::new(self.clock.now(), to, LinkLimits::default())),
                 writers: Mutex::default(),
                 running: Mutex::default(),
+                room: Notify::new(),
+                arriving: Mutex::default(),
             })
         };
         Arc::clone(&self.links.entry(to).or_insert_with(made))

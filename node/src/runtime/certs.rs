@@ -40,7 +40,6 @@ pub enum CertsError {
 /// # Errors
 /// If there is one already, or the files cannot be written.
 pub fn make_authority(cluster: &Name, directory: &Path) -> Result<(), CertsError> {
-    fs::create_dir_all(directory).map_err(|e| CertsError::File(directory.into(), e))?;
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let mut params = CertificateParams::new(Vec::new())?;
     // Two authorities must not share a subject, or a stranger's certificate reads as a broken one of ours.
@@ -55,9 +54,14 @@ pub fn make_authority(cluster: &Name, directory: &Path) -> Result<(), CertsError
     let mut secret = [0; 32];
     random(&mut secret);
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_new(&directory.join("ca.key"), key.serialize_pem().as_bytes(), true)?;
-    write_new(&directory.join("ca.pem"), certificate.pem().as_bytes(), false)?;
-    write_new(&directory.join("cluster.key"), format!("{hex}\n").as_bytes(), true)
+    write_all_new(
+        directory,
+        &[
+            ("ca.key", &key.serialize_pem(), true),
+            ("ca.pem", &certificate.pem(), false),
+            ("cluster.key", &format!("{hex}\n"), true),
+        ],
+    )
 }
 
 /// Makes an identity directory for the node `name`, signed by the authority in `authority`.
@@ -67,6 +71,7 @@ pub fn make_authority(cluster: &Name, directory: &Path) -> Result<(), CertsError
 pub fn issue(authority: &Path, name: &Name, hosts: &[String], days: i64, directory: &Path) -> Result<(), CertsError> {
     let read = |path: &Path| fs::read_to_string(path).map_err(|e| CertsError::File(path.into(), e));
     let ca_pem = read(&authority.join("ca.pem"))?;
+    let secret = read(&authority.join("cluster.key"))?;
     let cluster = cluster_of(&ca_pem)?;
     let ca_key = KeyPair::from_pem(&read(&authority.join("ca.key"))?)?;
     let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)?;
@@ -80,11 +85,31 @@ pub fn issue(authority: &Path, name: &Name, hosts: &[String], days: i64, directo
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     validity(&mut params, days);
     let certificate = params.signed_by(&key, &issuer)?;
+    write_all_new(
+        directory,
+        &[
+            ("node.key", &key.serialize_pem(), true),
+            ("node.pem", &certificate.pem(), false),
+            ("ca.pem", &ca_pem, false),
+            ("cluster.key", &secret, true),
+        ],
+    )
+}
+
+/// Writes files (name, content, whether it is a secret) that are not there yet: all of them, or none.
+fn write_all_new(directory: &Path, files: &[(&str, &str, bool)]) -> Result<(), CertsError> {
     fs::create_dir_all(directory).map_err(|e| CertsError::File(directory.into(), e))?;
-    write_new(&directory.join("node.key"), key.serialize_pem().as_bytes(), true)?;
-    write_new(&directory.join("node.pem"), certificate.pem().as_bytes(), false)?;
-    write_new(&directory.join("ca.pem"), ca_pem.as_bytes(), false)?;
-    write_new(&directory.join("cluster.key"), read(&authority.join("cluster.key"))?.as_bytes(), true)
+    if let Some(held) = files.iter().map(|(name, ..)| directory.join(name)).find(|path| path.exists()) {
+        return Err(CertsError::Exists(held));
+    }
+    for (written, (name, content, secret)) in files.iter().enumerate() {
+        if let Err(problem) = write_new(&directory.join(name), content.as_bytes(), *secret) {
+            // A half identity would only be in the way of the next try.
+            files[..=written].iter().for_each(|(name, ..)| _ = fs::remove_file(directory.join(name)));
+            return Err(problem);
+        }
+    }
+    Ok(())
 }
 
 fn cluster_of(ca_pem: &str) -> Result<Name, CertsError> {

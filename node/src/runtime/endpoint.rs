@@ -154,7 +154,12 @@ impl Port {
     /// Whether this has to be said of whoever is at `address`, or was said before.
     pub(crate) fn is_new(&self, address: SocketAddr, problem: &impl std::fmt::Display) -> bool {
         // Whoever tries again does so from another port.
-        self.said.is_new(self.clock.now(), format!("{} {problem}", address.ip()))
+        self.is_news(&address.ip(), problem)
+    }
+
+    /// Whether this has to be said of `whom`, or was said before.
+    pub(crate) fn is_news(&self, whom: &impl std::fmt::Display, problem: &impl std::fmt::Display) -> bool {
+        self.said.is_new(self.clock.now(), format!("{whom} {problem}"))
     }
 
     /// Where it listens.

@@ -14,7 +14,7 @@ use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
 use swimring_membership::{Delivery, Event, NodeId, Peer, Phase, Profile, State};
 use swimring_ring::Placement;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::endpoint::{Established, GREETINGS_MAX, Port, TransportKeys, close_code};
@@ -44,6 +44,11 @@ const STREAMS_MAX: usize = 16;
 const STREAMS_WAITING_MAX: usize = 1_536;
 /// How long a message may take by stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often what was said of failed dials is forgotten.
+const WARN_AGAIN_EVERY: Duration = Duration::from_secs(600);
+/// Most targets of whose failures something is said meanwhile, and how many different things of each; all are counted.
+const WARNED_MAX: usize = 1_024;
+const REASONS_MAX: usize = 4;
 /// How often contacts are stored.
 const STORE_EVERY: Duration = Duration::from_secs(10);
 /// Most events that a slow listener may be behind.
@@ -52,7 +57,8 @@ const EVENTS: usize = 1_024;
 /// What the driver is told.
 pub(crate) enum Input {
     Message(ConnId, Vec<u8>),
-    Greeted(Box<Established>, NodeId),
+    /// Somebody dialled, and takes a place among the greeted until it has its answer.
+    Greeted(Box<Established>, NodeId, OwnedSemaphorePermit),
     Dialled(DialId, Box<Established>),
     DialFailed(DialId, String),
     Oneself(DialId),
@@ -126,7 +132,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         state: start.state,
         clock: Clock::new(start.system),
         port,
-        inbox,
+        inbox: inbox.downgrade(),
         conns: HashMap::new(),
         dials: HashMap::new(),
         publishing,
@@ -154,7 +160,8 @@ struct Driver {
     state: StateDirectory,
     clock: Clock,
     port: Port,
-    inbox: mpsc::Sender<Input>,
+    /// Its own: it must not keep itself alive.
+    inbox: mpsc::WeakSender<Input>,
     conns: HashMap<ConnId, Conn>,
     dials: HashMap<DialId, AbortHandle>,
     publishing: Publishing,
@@ -165,14 +172,15 @@ struct Driver {
     /// The application wants to leave: being in the cluster is no reason to take keys.
     draining: bool,
     events: broadcast::Sender<Event>,
-    /// What was last said of a target, so that it is said once.
-    warned: HashMap<Target, String>,
+    /// What was said of targets, so that it is said once; forgotten now and then.
+    warned: HashMap<Target, Vec<String>>,
 }
 
 impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
         let accepting = tokio::spawn(accept(self.port.clone(), self.inbox.clone()));
         let mut store = tokio::time::interval(STORE_EVERY);
+        let mut forget = tokio::time::interval(WARN_AGAIN_EVERY);
         let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
         let mut beat = tokio::time::interval(BEAT_EVERY);
         self.settle();
@@ -190,6 +198,10 @@ impl Driver {
                     true
                 }
                 _ = beat.tick() => true,
+                _ = forget.tick() => {
+                    self.warned.clear();
+                    true
+                }
                 _ = observe.tick() => {
                     let membership = self.control.membership();
                     metrics::observe_membership(&membership.stats(), membership.roster());
@@ -237,7 +249,7 @@ impl Driver {
                     }
                 }
             }
-            Input::Greeted(established, node) => self.on_greeted(*established, node),
+            Input::Greeted(established, node, place) => self.on_greeted(*established, node, place),
             Input::Dialled(dial, established) => self.on_dialled(dial, *established),
             Input::DialFailed(dial, why) => {
                 self.dials.remove(&dial);
@@ -269,7 +281,10 @@ impl Driver {
                 if let Err(problem) =
                     self.control.command(now, |membership| membership.merge_record(now, from, &record))
                 {
-                    tracing::warn!(%problem, node = %from, "a node gave as its reason what is no member record");
+                    metrics::malformed_record();
+                    if self.port.is_news(&from, &problem) {
+                        tracing::warn!(%problem, node = %from, "a node gave as its reason what is no member record");
+                    }
                 }
                 self.merged.push(done);
             }
@@ -292,7 +307,7 @@ impl Driver {
         true
     }
 
-    fn on_greeted(&mut self, established: Established, node: NodeId) {
+    fn on_greeted(&mut self, established: Established, node: NodeId, place: OwnedSemaphorePermit) {
         let now = self.clock.now();
         if let Err(refusal) = self.control.judge(&established.hello, node) {
             metrics::hello_refused(Class::Gossip, refusal);
@@ -301,6 +316,7 @@ impl Driver {
                 tracing::warn!(%address, %refusal, "refused a connection");
             }
             tokio::spawn(async move {
+                let _place = place;
                 let mut established = established;
                 established.answer(&Answer::Refused(refusal)).await;
             });
@@ -369,10 +385,8 @@ impl Driver {
     fn publish(&mut self) {
         let waiting = std::mem::take(&mut self.merged);
         let edition = self.publishing.next(self.clock.now(), &mut self.control);
-        // Stored before it can be used: the next life begins above it.
-        if let Err(problem) = self.state.store_fence(self.control.membership().fence()) {
-            tracing::error!(%problem, "the fence could not be stored");
-        }
+        // What is stored is ahead of it: the next life begins above every fence of this one.
+        self.state.store_fence(self.control.membership().fence());
         let has_news = edition.is_some() || !waiting.is_empty();
         if has_news && self.publisher.send(Publication { edition, waiting }).is_err() {
             tracing::error!("the thread that publishes views has ended: this node goes by an old view");
@@ -467,13 +481,13 @@ impl Driver {
             }
             Event::Rebooted { boot } => {
                 metrics::finding("boot_raised");
-                tracing::warn!(
-                    boot,
-                    "the cluster remembers more lives of this name than the state directory: the boot was raised"
-                );
-                if let Err(problem) = self.state.store_boot(*boot) {
-                    tracing::error!(%problem, "the boot could not be stored");
+                if self.port.is_news(&"this node", &"boot") {
+                    tracing::warn!(
+                        boot,
+                        "the cluster remembers more lives of this name than the state directory: the boot was raised"
+                    );
                 }
+                self.state.store_boot(*boot);
             }
             Event::JoinRetrying { attempts, wait } => {
                 tracing::warn!(attempts, wait_ms = wait.as_millis() as u64, "no seed has answered; trying again");
@@ -522,18 +536,19 @@ impl Driver {
             Target::Peer(peer, _) => peer.address,
             Target::Seed(address) => address,
         };
-        if self.warned.get(&target) != Some(&why) {
+        if self.warned.len() >= WARNED_MAX && !self.warned.contains_key(&target) {
+            return;
+        }
+        // The other end chooses some of the words.
+        let said = self.warned.entry(target).or_default();
+        if said.len() < REASONS_MAX && !said.contains(&why) {
             tracing::warn!(%address, why, "cannot connect; trying again");
-            if self.warned.len() < INBOX {
-                self.warned.insert(target, why);
-            }
+            said.push(why);
         }
     }
 
     fn store_contacts(&mut self) {
         let contacts: Vec<Peer> = self.control.membership().contacts().collect();
-        if let Err(problem) = self.state.store_contacts(contacts.into_iter()) {
-            tracing::error!(%problem, "contacts could not be stored");
-        }
+        self.state.store_contacts(contacts.into_iter());
     }
 }

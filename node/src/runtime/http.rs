@@ -1,15 +1,19 @@
 //! The key-value service over HTTP: any node may be asked, the owner answers.
 
-use axum::Router;
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use http_body_util::LengthLimitError;
 use percent_encoding::percent_decode_str;
 use swimring_forwarder::wire::Refusal;
 use swimring_forwarder::{Outcome, Unsent, Why};
+use swimring_membership::NodeId;
+use tokio::sync::Semaphore;
 
 use super::calls::Answered;
 use super::kv::{ABSENT, Command, MISROUTED, SERVICE};
@@ -22,50 +26,95 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1_024 * 1_024 - 1_024;
 /// Where the value begins in an answer to a get: behind the mark and the number of writes.
 const VALUE_AT: usize = 5;
 
+/// Most bytes of bodies in memory for requests under way; one whose length is not said counts as the longest.
+const BODIES_BYTES_MAX: usize = 256 * 1_024 * 1_024;
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+struct Http {
+    node: Swimring,
+    room: Arc<Semaphore>,
+}
+
 /// `PUT`, `GET` and `DELETE` of `/kv/KEY`, the key percent-encoded.
 pub fn router(node: Swimring) -> Router {
     Router::new()
         .route("/kv/{*key}", any(serve))
-        .route("/kv/", any(async || bad_key()))
+        .route("/kv/", any(async || unasked(None, bad_key())))
         .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
-        .with_state(node)
+        .with_state(Http { node, room: Arc::new(Semaphore::new(BODIES_BYTES_MAX)) })
 }
 
-async fn serve(State(node): State<Swimring>, request: Request) -> Response {
+async fn serve(State(service): State<Http>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Some(key) = key_of(&parts.uri) else {
-        return bad_key();
+        return unasked(None, bad_key());
     };
-    let body = match axum::body::to_bytes(body, VALUE_BYTES_MAX).await {
-        Ok(body) => body,
-        Err(problem) => return bad_body(problem),
+    let owner = owner_of(&service.node, &key);
+    let command = match command_of(&parts.method, &parts.headers) {
+        Ok(command) => command,
+        Err(refusal) => return unasked(owner, *refusal),
     };
-    let command = match parts.method {
-        Method::PUT => match ttl_of(&parts.headers) {
-            Ok(ttl_s) => Command::Put { ttl_s },
-            Err(problem) => {
-                metrics::http_refused("ttl");
-                return (StatusCode::BAD_REQUEST, problem).into_response();
-            }
-        },
-        Method::GET => Command::Get,
-        Method::DELETE => Command::Delete,
-        _ => {
-            metrics::http_refused("method");
-            return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let unsaid = if matches!(command, Command::Put { .. }) { VALUE_BYTES_MAX } else { 0 };
+    let room = length.unwrap_or(unsaid).min(VALUE_BYTES_MAX);
+    // Kept until the answer is on its way: a body is in memory as long.
+    let Ok(_room) = Arc::clone(&service.room).try_acquire_many_owned(room as u32) else {
+        metrics::http_refused("busy");
+        let refusal = (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], "too many bodies are under way\n");
+        return unasked(owner, refusal.into_response());
+    };
+    let reading = axum::body::to_bytes(body, room);
+    let body = match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(problem)) => return unasked(owner, bad_body(problem)),
+        Err(_) => {
+            metrics::http_refused("body_too_slow");
+            return unasked(owner, (StatusCode::REQUEST_TIMEOUT, "the body took too long\n").into_response());
         }
     };
     let mut call = CallRequest::new(SERVICE, key, command.encode(&body));
     if command == Command::Get {
         call = call.idempotent();
     }
-    let answered = node.call(call).await;
+    let answered = service.node.call(call).await;
     let mut response = respond(&command, &answered);
-    mark(&node, &answered, response.headers_mut());
+    let owner = answered.owner.and_then(|id| name_of(&service.node, id));
+    mark(owner, &answered, response.headers_mut());
     response
 }
 
-fn bad_key() -> Response {
+fn command_of(method: &Method, headers: &HeaderMap) -> Result<Command, Box<Response>> {
+    match *method {
+        Method::PUT => ttl_of(headers).map(|ttl_s| Command::Put { ttl_s }).map_err(|problem| {
+            metrics::http_refused("ttl");
+            Box::new((StatusCode::BAD_REQUEST, problem).into_response())
+        }),
+        Method::GET => Ok(Command::Get),
+        Method::DELETE => Ok(Command::Delete),
+        _ => {
+            metrics::http_refused("method");
+            Err(Box::new(StatusCode::METHOD_NOT_ALLOWED.into_response()))
+        }
+    }
+}
+
+/// An answer to what no owner was asked.
+fn unasked(owner: Option<String>, mut response: Response) -> Response {
+    say(response.headers_mut(), owner, 0, 0);
+    response
+}
+
+fn name_of(node: &Swimring, id: NodeId) -> Option<String> {
+    node.view().member(id).map(|member| member.record.profile().name.to_string())
+}
+
+fn owner_of(node: &Swimring, key: &[u8]) -> Option<String> {
+    node.owner(key).ok().and_then(|id| name_of(node, id))
+}
+
+pub(super) fn bad_key() -> Response {
     metrics::http_refused("key");
     (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n").into_response()
 }
@@ -88,6 +137,10 @@ fn bad_body(problem: axum::Error) -> Response {
 /// The key in the path, as bytes.
 fn key_of(uri: &Uri) -> Option<Vec<u8>> {
     let encoded = uri.path().strip_prefix("/kv/")?;
+    let hex = |digits: &str| digits.len() >= 2 && digits.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
+    if !encoded.split('%').skip(1).all(hex) {
+        return None;
+    }
     let key: Vec<u8> = percent_decode_str(encoded).collect();
     (!key.is_empty() && key.len() <= swimring_ring::KEY_BYTES_MAX).then_some(key)
 }
@@ -96,8 +149,8 @@ fn ttl_of(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
     let Some(value) = headers.get("x-ttl-s") else {
         return Ok(None);
     };
-    let seconds = value.to_str().ok().and_then(|text| text.parse().ok());
-    seconds.map(Some).ok_or("x-ttl-s is a number of seconds\n")
+    let seconds = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
+    seconds.map(Some).ok_or("x-ttl-s is a number of seconds, at least 1\n")
 }
 
 fn respond(command: &Command, answered: &Answered) -> Response {
@@ -127,26 +180,29 @@ fn respond(command: &Command, answered: &Answered) -> Response {
     }
 }
 
-/// Who answered, how far away it was, and under which fence.
-fn mark(node: &Swimring, answered: &Answered, headers: &mut HeaderMap) {
-    let owner =
-        answered.owner.and_then(|id| node.view().member(id).map(|member| member.record.profile().name.to_string()));
-    let mut set = |name, value: String| {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
-        }
-    };
-    set("x-swimring-owner", owner.unwrap_or_default());
-    set("x-swimring-hops", answered.hops.to_string());
-    set("x-swimring-fence", answered.fence.to_string());
+fn set(headers: &mut HeaderMap, name: &'static str, value: String) {
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Who answered, or would have, how far away it was, and under which fence.
+fn say(headers: &mut HeaderMap, owner: Option<String>, hops: u8, fence: u64) {
+    set(headers, "x-swimring-owner", owner.unwrap_or_default());
+    set(headers, "x-swimring-hops", hops.to_string());
+    set(headers, "x-swimring-fence", fence.to_string());
+}
+
+fn mark(owner: Option<String>, answered: &Answered, headers: &mut HeaderMap) {
+    say(headers, owner, answered.hops, answered.fence);
     if let Outcome::Ok(body) = &answered.outcome
         && let Some(writes) = body.get(1..VALUE_AT).and_then(|bytes| bytes.first_chunk())
     {
-        set("x-swimring-writes", u32::from_le_bytes(*writes).to_string());
+        set(headers, "x-swimring-writes", u32::from_le_bytes(*writes).to_string());
     }
     if let Outcome::Ok(body) = &answered.outcome
         && body.first().is_some_and(|first| first & MISROUTED != 0)
     {
-        set("x-swimring-misrouted", "1".into());
+        set(headers, "x-swimring-misrouted", "1".into());
     }
 }

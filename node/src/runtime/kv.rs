@@ -112,7 +112,7 @@ impl Store {
         let misrouted = request.view.ring().owner(request.hash) != Ok(request.view.me().node);
         let mark = if misrouted { MISROUTED } else { 0 };
         let mut entries = self.lock();
-        entries.catch_up(request.fence);
+        entries.catch_up(Some(request.fence));
         entries.expire(&request.key, request.received);
         let lost = !misrouted && entries.has_lost(request.hash);
         match command {
@@ -154,7 +154,7 @@ impl Store {
     /// Drops what `node` does not own any more, whenever its ring changes.
     pub async fn follow(self, node: Swimring) {
         let (mut changes, me) = (node.ring_changes(), node.view().me().node);
-        // The node ends when nobody needs it; then the changes do, too.
+        // Its changes end with it.
         drop(node);
         {
             let mut entries = self.lock();
@@ -163,15 +163,15 @@ impl Store {
             entries.clear();
         }
         while !matches!(changes.recv().await, Err(broadcast::error::RecvError::Closed)) {
-            self.lock().catch_up(u64::MAX);
+            self.lock().catch_up(None);
         }
     }
 }
 
 impl Entries {
-    /// Drops what was lost by every ring up to the one with this fence.
-    fn catch_up(&mut self, fence: u64) {
-        while self.fence < fence {
+    /// Drops what was lost by every ring up to the one with this fence, or up to the last.
+    fn catch_up(&mut self, fence: Option<u64>) {
+        while fence.is_none_or(|fence| self.fence < fence) {
             let Some((rings, me)) = &mut self.rings else { return };
             let (change, me) = (rings.try_recv(), *me);
             match change {
@@ -180,7 +180,9 @@ impl Entries {
                     if change.retaken {
                         self.clear();
                     }
-                    self.drop_lost(&change.ring, me);
+                    if self.ring.as_ref().is_none_or(|ring| ring.digest() != change.ring.digest()) {
+                        self.drop_lost(&change.ring, me);
+                    }
                     self.ring = Some(change.ring);
                 }
                 // Nobody knows what was lost and won again meanwhile.

@@ -43,6 +43,8 @@ pub const CALLS: &str = "swimring_calls_total";
 pub const ADMISSIONS: &str = "swimring_admissions_total";
 /// Start-up findings that an operator should know, by kind.
 pub const FINDINGS: &str = "swimring_findings_total";
+/// Frames of other processes that were dropped, by reason.
+pub const DROPPED: &str = "swimring_frames_dropped_total";
 /// HTTP requests refused before a call was made, by reason.
 pub const HTTP_REFUSED: &str = "swimring_http_refused_total";
 
@@ -62,6 +64,7 @@ pub fn describe() {
     describe_counter!(CALLS, "calls of this node by outcome");
     describe_counter!(ADMISSIONS, "calls of others by verdict");
     describe_counter!(FINDINGS, "findings that an operator should know");
+    describe_counter!(DROPPED, "frames of other processes that were dropped, by reason");
     describe_counter!(HTTP_REFUSED, "HTTP requests refused before a call was made");
 }
 
@@ -122,9 +125,20 @@ pub(crate) fn malformed(class: Class) {
     counter!(CONNECTIONS_MALFORMED, "class" => class_name(class)).increment(1);
 }
 
+/// What another node gave as the reason of a refusal is no member record.
+pub(crate) fn malformed_record() {
+    counter!(DROPPED, "reason" => "record").increment(1);
+}
+
 /// Something that an operator should know happened.
 pub(crate) fn finding(kind: &'static str) {
     counter!(FINDINGS, "kind" => kind).increment(1);
+}
+
+/// A frame of another process was dropped: a `call` or the `answer` to one of a process that does not read its answers,
+/// what was `unasked` for, or of an `unknown` kind.
+pub(crate) fn dropped(reason: &'static str) {
+    counter!(DROPPED, "reason" => reason).increment(1);
 }
 
 /// A request over HTTP was refused.

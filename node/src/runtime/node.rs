@@ -11,6 +11,7 @@ use bytes::Bytes;
 use swimring_membership::{Event, InvalidProfile, Member, Name, NodeId, Phase, Profile, State as MemberState};
 use swimring_ring::KeyHash;
 use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::JoinSet;
 
 use super::builder::Builder;
 use super::calls::{Answered, Calls, Gone, Wish};
@@ -175,23 +176,38 @@ impl Swimring {
         let _ = self.gossip.inbox.send(Input::Ask(ask)).await;
     }
 
-    /// Leaves in an orderly way: gives up the keys, finishes what is under way, says goodbye, ends. Takes at most
-    /// about `grace`.
+    /// Leaves in an orderly way: gives up the keys, finishes what is under way, says goodbye, closes. What is under way
+    /// has until `grace` is over but for the last 1.5 s, or quarter, of it; closing may take up to 4 s more if tasks or
+    /// threads hang.
     pub async fn leave(&self, grace: Duration) {
+        let end = tokio::time::Instant::now() + grace;
+        // The goodbye has its time even if what is under way takes longer than it may.
+        let last = end - GOODBYE_MAX.min(grace / 4);
         let (done, drained) = oneshot::channel();
-        self.ask(Ask::Drain(done)).await;
-        let _ = tokio::time::timeout(grace / 4, drained).await;
+        let draining = async {
+            self.ask(Ask::Drain(done)).await;
+            _ = drained.await;
+        };
+        let _ = tokio::time::timeout_at(last, draining).await;
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
         self.calls.leave();
-        wait_until(grace / 2, || self.calls.under_way() == 0).await;
+        wait_until(last, || self.calls.under_way() == 0).await;
         self.calls.say_goodbye();
         let (said, goodbye) = oneshot::channel();
-        self.ask(Ask::Leave(said)).await;
-        let _ = tokio::time::timeout(grace / 4, goodbye).await;
-        tokio::time::sleep(GOODBYE.min(grace / 4)).await;
-        wait_until(grace / 4, || self.calls.connections() == 0).await;
+        let leaving = async {
+            self.ask(Ask::Leave(said)).await;
+            _ = goodbye.await;
+            tokio::time::sleep(GOODBYE).await;
+        };
+        let _ = tokio::time::timeout_at(end, leaving).await;
+        wait_until(end, || self.calls.connections() == 0).await;
         self.close().await;
+    }
+
+    /// Waits until the node has ended: it was closed, or its thread is gone.
+    pub async fn ended(&self) {
+        self.gossip.inbox.closed().await;
     }
 
     /// Ends without a word, as a crash would.
@@ -202,20 +218,22 @@ impl Swimring {
     }
 }
 
-/// Waits until `holds`, at most `patience`.
-async fn wait_until(patience: Duration, holds: impl Fn() -> bool) {
+/// Waits until `holds`, or the end.
+async fn wait_until(end: tokio::time::Instant, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let _ = tokio::time::timeout(patience, waiting).await;
+    let _ = tokio::time::timeout_at(end, waiting).await;
 }
 
 /// How long a draining node still takes what others send before they have heard.
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take to go out.
 const GOODBYE: Duration = Duration::from_millis(200);
+/// How long a goodbye, and the answer of others to it, may take in all.
+const GOODBYE_MAX: Duration = Duration::from_millis(1_500);
 
 /// Follows the view: forgets the processes that are gone by it. Not by the events, which come before the view that
 /// the calls go by: what is cut off then would be sent to the dead once more.
@@ -245,35 +263,45 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Looks the seeds up, and again for as long as the node runs: discovery's live answer counts.
 pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
-    let mut last: Option<Vec<SocketAddr>> = None;
-    // What was last said of a seed that cannot be looked up, so that it is said once.
-    let mut said: BTreeMap<&str, String> = BTreeMap::new();
+    if seeds.is_empty() {
+        return node.ask(Ask::Seeds(Vec::new())).await;
+    }
+    // The last good answer of each, and what was last said of one that cannot be looked up, so that it is said once.
+    let mut known: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
+    let mut said: BTreeMap<String, String> = BTreeMap::new();
+    let mut last = Vec::new();
     loop {
-        let mut found = Vec::new();
-        for seed in &seeds {
-            match tokio::net::lookup_host(seed.as_str()).await {
-                Ok(addresses) => {
-                    found.extend(addresses);
-                    said.remove(seed.as_str());
+        // One name that takes long holds up no other.
+        let mut lookups = JoinSet::new();
+        for seed in seeds.clone() {
+            lookups.spawn(async move {
+                let found = tokio::net::lookup_host(&seed).await.map(Iterator::collect::<Vec<_>>);
+                (seed, found)
+            });
+        }
+        while let Some(looked_up) = lookups.join_next().await {
+            match looked_up {
+                Ok((seed, Ok(addresses))) => {
+                    said.remove(&seed);
+                    known.insert(seed, addresses);
                 }
-                Err(problem) => {
+                Ok((seed, Err(problem))) => {
                     metrics::finding("seed_unknown");
                     let problem = problem.to_string();
-                    if said.get(seed.as_str()) != Some(&problem) {
+                    if said.get(&seed) != Some(&problem) {
                         tracing::warn!(seed, problem, "cannot look the seed up; trying again");
                         said.insert(seed, problem);
                     }
                 }
+                Err(_) => {}
             }
-        }
-        found.sort();
-        found.dedup();
-        if last.as_ref() != Some(&found) && (seeds.is_empty() || !found.is_empty()) {
-            node.ask(Ask::Seeds(found.clone())).await;
-            last = Some(found);
-        }
-        if seeds.is_empty() {
-            return;
+            let mut found: Vec<SocketAddr> = known.values().flatten().copied().collect();
+            found.sort();
+            found.dedup();
+            if found != last {
+                node.ask(Ask::Seeds(found.clone())).await;
+                last = found;
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(RESOLVE_EVERY) => {}

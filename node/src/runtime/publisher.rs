@@ -15,8 +15,8 @@ use crate::core::passing::Passing;
 use crate::core::publishing::Edition;
 use crate::core::view::View;
 
-/// Most ring changes that a slow listener may be behind.
-const RING_CHANGES: usize = 1_024;
+/// Most ring changes that a slow listener may be behind: each holds a ring.
+const RING_CHANGES: usize = 128;
 
 /// Another ring than before decides who owns what, or the same one under another fence.
 #[derive(Clone, Debug)]

@@ -73,7 +73,8 @@ pub(crate) async fn ready(service: &mut BoxedService) -> Result<(), Bytes> {
 
 /// Runs one call to its end at a service that is ready.
 pub(crate) async fn run(service: &mut BoxedService, request: Request) -> Result<Bytes, Bytes> {
-    caught(service.call(request)).await?.map_err(|error| error.0)
+    // A service may panic before it gives a future.
+    caught(async { service.call(request).await }).await?.map_err(|error| error.0)
 }
 
 /// A handler that panics has run, and failed; whoever called it goes on, wherever it ran.

@@ -7,20 +7,28 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use swimring_membership::{NodeId, Peer};
 
 /// How far ahead of what was minted the stored fence is: so often it is written.
 const FENCES_AHEAD: u64 = 1_000;
+/// Most states that wait to be written; only the last of them is.
+const WAITING_MAX: usize = 16;
 /// Most contacts stored.
 const CONTACTS_MAX: usize = 256;
 
 /// A state directory.
 #[derive(Debug)]
 pub(crate) struct State {
-    path: PathBuf,
     stored: Stored,
+    /// The fence that was found.
+    fence: u64,
+    writer: Writer,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -64,9 +72,10 @@ impl State {
         }
         stored.id = id.to_string();
         stored.boot = stored.boot.saturating_add(1);
-        let state = Self { path, stored };
-        state.write()?;
-        Ok((state, found))
+        let fence = stored.fence;
+        stored.fence = fence.saturating_add(FENCES_AHEAD);
+        write(&path, &stored)?;
+        Ok((Self { stored, fence, writer: Writer::start(path)? }, found))
     }
 
     /// This life's boot.
@@ -76,16 +85,16 @@ impl State {
 
     /// The last life minted no fence above this one.
     pub(crate) fn fence(&self) -> u64 {
-        self.stored.fence
+        self.fence
     }
 
-    /// This fence was minted.
-    pub(crate) fn store_fence(&mut self, fence: u64) -> io::Result<()> {
-        if fence <= self.stored.fence {
-            return Ok(());
+    /// This fence was minted. What is stored stays ahead of it by far.
+    pub(crate) fn store_fence(&mut self, fence: u64) {
+        let is_near = fence.saturating_add(FENCES_AHEAD / 2) > self.stored.fence;
+        if is_near {
+            self.stored.fence = fence.saturating_add(FENCES_AHEAD);
         }
-        self.stored.fence = fence.saturating_add(FENCES_AHEAD);
-        self.write()
+        self.submit(is_near);
     }
 
     /// Whom the last life knew.
@@ -98,30 +107,75 @@ impl State {
     }
 
     /// The boot was raised while running.
-    pub(crate) fn store_boot(&mut self, boot: u32) -> io::Result<()> {
+    pub(crate) fn store_boot(&mut self, boot: u32) {
         self.stored.boot = boot;
-        self.write()
+        self.submit(true);
     }
 
     /// Whom this life knows.
-    pub(crate) fn store_contacts(&mut self, contacts: impl Iterator<Item = Peer>) -> io::Result<()> {
+    pub(crate) fn store_contacts(&mut self, contacts: impl Iterator<Item = Peer>) {
         let contacts: Vec<_> = contacts.take(CONTACTS_MAX).map(|peer| (peer.id.to_string(), peer.address)).collect();
-        if contacts == self.stored.contacts {
-            return Ok(());
-        }
+        let is_new = contacts != self.stored.contacts;
         self.stored.contacts = contacts;
-        self.write()
+        self.submit(is_new);
     }
 
-    /// A new file beside the old one, then its name: a crash leaves one or the other.
-    fn write(&self) -> io::Result<()> {
-        let bytes = serde_json::to_vec(&self.stored).map_err(io::Error::other)?;
-        let beside = self.path.with_extension("json.new");
-        let mut file = fs::File::create(&beside)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)
+    /// Has the writer store what is known now, if it is new or could not be stored before.
+    fn submit(&self, is_new: bool) {
+        if (self.writer.failed.swap(false, Ordering::Relaxed) || is_new)
+            && self.writer.latest.as_ref().is_some_and(|latest| latest.try_send(self.stored.clone()).is_err())
+        {
+            // The disk is slow: the next one has it all.
+            self.writer.failed.store(true, Ordering::Relaxed);
+        }
     }
+}
+
+/// The thread that writes: a disk that stands still holds up no probe.
+#[derive(Debug)]
+struct Writer {
+    latest: Option<SyncSender<Stored>>,
+    /// The last one could not be stored.
+    failed: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(path: PathBuf) -> io::Result<Self> {
+        let (latest, waiting) = sync_channel::<Stored>(WAITING_MAX);
+        let failed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&failed);
+        let run = move || {
+            while let Ok(first) = waiting.recv() {
+                let newest = waiting.try_iter().last().unwrap_or(first);
+                if let Err(problem) = write(&path, &newest) {
+                    flag.store(true, Ordering::Relaxed);
+                    tracing::error!(path = %path.display(), %problem, "the state could not be stored; trying again");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("swimring-state".into()).spawn(run)?;
+        Ok(Self { latest: Some(latest), failed, thread: Some(thread) })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.latest = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A new file beside the old one, then its name: a crash leaves one or the other.
+fn write(path: &Path, stored: &Stored) -> io::Result<()> {
+    let bytes = serde_json::to_vec(stored).map_err(io::Error::other)?;
+    let beside = path.with_extension("json.new");
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
 }
 
 #[cfg(test)]
@@ -142,7 +196,8 @@ mod tests {
         let peer = Peer { id: NodeId::from_u128(9), address: SocketAddr::from(([127, 0, 0, 1], 7_946)) };
         let (mut state, found) = State::open(&directory, ID).unwrap();
         assert_eq!((state.boot(), found), (1, Found::New));
-        state.store_contacts([peer].into_iter()).unwrap();
+        state.store_contacts([peer].into_iter());
+        drop(state);
         let (state, found) = State::open(&directory, ID).unwrap();
         assert_eq!((state.boot(), found, state.contacts()), (2, Found::Kept, vec![peer]));
         fs::remove_dir_all(directory).unwrap();
@@ -152,13 +207,34 @@ mod tests {
     fn the_next_life_begins_above_every_fence_of_the_last_though_few_are_written() {
         let directory = directory("fence");
         let (mut state, _) = State::open(&directory, ID).unwrap();
-        state.store_fence(1).unwrap();
         fs::remove_file(directory.join("state.json")).unwrap();
-        state.store_fence(2).unwrap();
-        assert!(!directory.join("state.json").exists(), "what is below the stored one is not written");
-        state.store_fence(5_000).unwrap();
+        (1..=FENCES_AHEAD / 2).for_each(|fence| state.store_fence(fence));
+        drop(state);
+        assert!(!directory.join("state.json").exists(), "what is far below the stored one is not written");
+        let (mut state, _) = State::open(&directory, ID).unwrap();
+        state.store_fence(5_000);
+        drop(state);
         let (state, _) = State::open(&directory, ID).unwrap();
         assert!(state.fence() >= 5_000);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_stored_is_stored_once_it_can_be() {
+        let directory = directory("full");
+        let (mut state, _) = State::open(&directory, ID).unwrap();
+        // Whatever is to be put in the place of a directory fails.
+        let path = directory.join("state.json");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        state.store_boot(7);
+        while !state.writer.failed.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        fs::remove_dir(&path).unwrap();
+        state.store_contacts(std::iter::empty());
+        drop(state);
+        assert_eq!(State::open(&directory, ID).unwrap().0.boot(), 8);
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -95,6 +95,9 @@ impl System for OperatingSystem {
     }
 }
 
+/// How long a wait may go on before it looks at the clock.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The one clock of a node. Clones agree.
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<dyn System>);
@@ -109,9 +112,15 @@ impl Clock {
         self.0.now()
     }
 
-    /// Waits until `at`.
+    /// Waits until `at`. Timers stand still while the machine sleeps, and this clock does not: it looks now and then.
     pub(crate) async fn wait_until(&self, at: Instant) {
-        tokio::time::sleep(at.since(self.now())).await;
+        loop {
+            let left = at.since(self.now());
+            tokio::time::sleep(left.min(LOOK)).await;
+            if left <= LOOK {
+                return;
+            }
+        }
     }
 
     /// Waits until `at`, or for ever.

@@ -62,7 +62,7 @@ fn a_node_whose_log_nobody_reads_is_suspected_by_nobody_and_counts_what_it_could
     let b = Node::start_as_told(command, site.at("b.log").into()).expect("it says where it listens");
     agree(&[&a, &b], 2);
     eventually("lines to be dropped", SOON, || {
-        a.put("k", "v");
+        (0..20).for_each(|key| _ = a.put(&format!("k{key}"), "v"));
         (b.counted("swimring_log_lines_dropped_total", &[]) > 0).then_some(())
     });
     nobody_suspects("b", &[&a]);

@@ -108,19 +108,20 @@ impl Site {
     /// The command that starts a node.
     pub(crate) fn node(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Command {
         let mut command = swimring();
-        command
-            .args([
-                "node",
-                "--http",
-                "127.0.0.1:0",
-                "--preset",
-                "local",
-                "--log-format",
-                "json",
-                "--identity",
-                &self.at(identity),
-            ])
-            .args(["--admin", &self.at(&format!("{socket}.sock"))]);
+        command.args([
+            "node",
+            "--http",
+            "127.0.0.1:0",
+            "--preset",
+            "local",
+            "--log-format",
+            "json",
+            "--identity",
+            &self.at(identity),
+        ]);
+        if !more.contains(&"--admin") {
+            command.args(["--admin", &self.at(&format!("{socket}.sock"))]);
+        }
         if !more.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
@@ -298,7 +299,19 @@ pub(crate) fn agree(nodes: &[&Node], count: usize) {
 }
 
 pub(crate) fn exchange(
+    stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<Answer> {
+    exchange_with(stream, "localhost", method, path, headers, body)
+}
+
+/// The same, of a host with this name.
+pub(crate) fn exchange_with(
     mut stream: impl Read + Write,
+    host: &str,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
@@ -306,7 +319,7 @@ pub(crate) fn exchange(
 ) -> Option<Answer> {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;

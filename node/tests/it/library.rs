@@ -13,7 +13,7 @@ use swimring::runtime::node::{CallRequest, Swimring};
 use swimring::runtime::service::{Request, ServiceError, handler};
 use tokio::sync::mpsc;
 
-use crate::harness::{SOON, Site, eventually};
+use crate::harness::{SOON, Site, agree, eventually};
 
 /// Two nodes that know each other, with one service.
 struct Pair {
@@ -92,12 +92,36 @@ fn a_handler_that_fails_or_panics_has_run_and_the_next_call_is_served() {
         b"panic" => panic!("as asked"),
         _ => Ok(request.body),
     });
-    let pair = Pair::new(move |builder| builder.service("moody", moody.clone()));
+    // Before it gives a future, too.
+    let hasty = handler(|request: Request| {
+        assert!(request.body.is_empty(), "as asked");
+        async { Ok(Bytes::new()) }
+    });
+    let pair = Pair::new(move |builder| builder.service("moody", moody.clone()).service("hasty", hasty.clone()));
     let key = pair.key_of(&pair.two);
     let ask = |body: &'static str| pair.call(CallRequest::new("moody", key.clone(), body)).outcome;
     assert_eq!(ask("fail"), Outcome::Executed("no".into()));
     assert_eq!(ask("panic"), Outcome::Executed("the handler panicked".into()));
     assert_eq!(ask("well"), Outcome::Ok("well".into()));
+    for owner in [&pair.one, &pair.two] {
+        let answered = pair.call(CallRequest::new("hasty", pair.key_of(owner), "x"));
+        assert_eq!(answered.outcome, Outcome::Executed("the handler panicked".into()));
+    }
+}
+
+#[test]
+fn a_node_whose_runtime_has_ended_does_not_go_on_owning_keys() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    site.issue("ca", "app", "app", "2");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    let builder = Swimring::builder(site.at("app")).listen(listen).preset(Preset::Local).seed(&a.gossip);
+    let app = runtime.block_on(builder.start()).expect("it starts");
+    agree(&[&a], 2);
+    drop(app);
+    runtime.shutdown_background();
+    a.waits_for("app", "down");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{Shutdown, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::{Node, SOON, Site, agree, eventually, run, text};
+use crate::harness::{Node, SOON, Site, agree, eventually, exchange_with, run, text};
 
 /// Starts a node that must not start, and gives its exit code and what it said.
 fn refused(arguments: &[&str]) -> (Option<i32>, String) {
@@ -123,7 +123,10 @@ fn wrong_usage_exits_with_2() {
         vec!["node", "--identity", &identity, "--weight", "2000"],
         vec!["node", "--identity", &identity, "--name", "Not A Name"],
         vec!["node", "--identity", &identity, "--listen", "0.0.0.0:0"],
+        vec!["node", "--identity", &identity, "--seed", "nowhere"],
+        vec!["certs", "issue", "--ca", &identity, "--name", "b", "--out", &identity, "--days", "10000000"],
         vec!["members", "--admin", "10.0.0.1:80"],
+        vec!["members", "--admin", "localhost:80"],
         vec!["demo", "--nodes", "1"],
     ] {
         let (code, said) = refused(&arguments);
@@ -138,6 +141,55 @@ fn nobody_at_the_admin_socket_exits_with_3() {
 }
 
 #[test]
+fn a_node_that_stands_still_answers_no_command_and_the_command_ends() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    a.signal("-STOP");
+    let (code, said) = refused(&["members", "--admin", &site.at("a.sock")]);
+    assert!(code == Some(3) && said.contains("silent for 10s"), "{code:?} {said}");
+    a.signal("-CONT");
+}
+
+#[test]
+fn an_admin_path_that_holds_something_else_is_left_alone() {
+    let site = Site::new();
+    site.issue("ca", "a", "a", "2");
+    let notes = site.at("notes.txt");
+    std::fs::write(&notes, "keep this").expect("it can be written");
+    let (code, said) = refused(&["node", "--identity", &site.at("a"), "--listen", "127.0.0.1:0", "--admin", &notes]);
+    assert!(code == Some(3) && said.contains("no socket"), "{code:?} {said}");
+    assert_eq!(std::fs::read_to_string(&notes).expect("it is still there"), "keep this");
+}
+
+#[test]
+fn the_admin_endpoint_on_tcp_wants_its_token_and_this_machine_as_host() {
+    let site = Site::new();
+    site.issue("ca", "a", "a", "2");
+    let token_file = site.path.join("state/admin.token");
+    std::fs::create_dir(site.path.join("state")).expect("it can be made");
+    std::fs::write(&token_file, "left behind").expect("it can be written");
+    let command = site.node("a", "a", &[], &["--state", &site.at("state"), "--admin", "127.0.0.1:0"]);
+    let a = Node::start(command, site.at("a.log").into()).expect("the node says where it listens");
+    let mode = std::fs::metadata(&token_file).expect("the token is stored").permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600, "whatever the file was before");
+    let token = std::fs::read_to_string(&token_file).expect("it can be read");
+    let place = a.admin.display().to_string();
+    let ask = |token: &str, host: &str| {
+        let stream = std::net::TcpStream::connect(&place).expect("it listens");
+        let headers = [("authorization", format!("Bearer {token}"))];
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        exchange_with(stream, host, "GET", "/health", &headers, b"").expect("it answers").status
+    };
+    assert_eq!((ask(&token, "localhost"), ask(&token, &place)), (200, 200));
+    for (token, host) in [("wrong", "localhost"), (&*token, "localhost.evil.example"), (&*token, "evil.example")] {
+        assert_eq!(ask(token, host), 401, "{token} {host}");
+    }
+    let file = token_file.display().to_string();
+    let (code, said) = refused(&["members", "--admin", &place, "--admin-token", &file]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn keys_and_values_beyond_their_limits_are_refused() {
     let site = Site::new();
     let a = site.start("a", &[]);
@@ -149,13 +201,33 @@ fn keys_and_values_beyond_their_limits_are_refused() {
     assert_eq!(a.http("PUT", "/kv/ttl", b"v").status, 204);
     assert_eq!(a.http("POST", "/kv/k", b"v").status, 405);
     assert_eq!(a.http("GET", "/kv/absent", b"").status, 404);
-    for (reason, count) in [("key", 2), ("body_too_long", 1), ("method", 1)] {
+    assert_eq!(a.http("GET", "/kv/%zz", b"").status, 400);
+    for (reason, count) in [("key", 3), ("body_too_long", 1), ("method", 1)] {
         a.counts("swimring_http_refused_total", &[("reason", reason)], count);
     }
-    let answer = a.http("GET", "/kv/ttl", b"");
-    for header in ["x-swimring-owner: a", "x-swimring-hops: 0", "x-swimring-fence: "] {
-        assert!(answer.head.contains(header), "{}", answer.head);
+    for answer in [a.http("GET", "/kv/ttl", b""), a.http("POST", "/kv/k", b"v")] {
+        for header in ["x-swimring-owner: a", "x-swimring-hops: 0", "x-swimring-fence: "] {
+            assert!(answer.head.contains(header), "{}", answer.head);
+        }
     }
+    let (code, said) = refused(&["lookup", "", "--admin", &site.at("a.sock")]);
+    assert!(code == Some(2) && said.contains("1 to 1,024 bytes"), "{code:?} {said}");
+}
+
+#[test]
+fn a_value_lives_for_as_long_as_it_was_told() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    agree(&[&a], 1);
+    let put = |ttl: &str| {
+        let headers = [("x-ttl-s", ttl)];
+        exchange_with(a.http_stream(), "h", "PUT", "/kv/k", &headers, b"v").expect("HTTP answers").status
+    };
+    assert_eq!((put("0"), put("soon"), a.get("k")), (400, 400, None));
+    a.counts("swimring_http_refused_total", &[("reason", "ttl")], 2);
+    assert_eq!((put("3600"), a.get("k")), (204, Some("v".into())));
+    assert_eq!(put("1"), 204);
+    eventually("the value to be gone", SOON, || a.get("k").is_none().then_some(()));
 }
 
 #[test]

@@ -18,7 +18,8 @@ impl World {
         link.connected(now, conn, asked, hello.clock());
         link.prefer(app.peers.connection(hello.peer));
         // Whoever waits for another process of this node waits in vain.
-        let others = app.waiting.remove(&hello.peer).unwrap_or_default();
+        let of_peer: Vec<Peer> = app.waiting.keys().filter(|peer| peer.id == hello.peer.id).copied().collect();
+        let others: Vec<Instance> = of_peer.iter().filter_map(|peer| app.waiting.remove(peer)).flatten().collect();
         let mut back: Vec<(Token, NeverSent)> = Vec::new();
         for other in others.into_iter().filter(|other| *other != instance) {
             back.extend(app.links.get_mut(&other).map(|link| link.give_back(Unsent::Replaced)).unwrap_or_default());
@@ -37,6 +38,8 @@ impl World {
             return;
         };
         let cut = link.closed(conn, Unsent::Unreachable);
+        let kept = app.peers.connections().find(|(_, peer, life)| peer.id == instance.node && *life == instance.life);
+        link.prefer(kept.and_then(|(_, peer, _)| app.peers.connection(peer)));
         for (token, proof) in cut.unsent {
             self.on_unsent(index, token, proof);
         }

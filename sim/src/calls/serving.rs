@@ -71,7 +71,7 @@ impl World {
     }
 
     /// A process that goes waits for others to close once they have all answers.
-    fn close_what_is_over(&mut self, index: usize, from: Instance) {
+    pub(super) fn close_what_is_over(&mut self, index: usize, from: Instance) {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
@@ -165,8 +165,8 @@ impl World {
     /// A refusal is true, and helps whoever gets it.
     fn check_refusal(&mut self, index: usize, from: Instance, why: Refusal, names: bool, ownership: Ownership) {
         let Some(app) = &self.hosts[index].app else { return };
-        let of_peer = app.running.values().filter(|running| running.caller() == Some(from)).count();
-        let all = app.running.values().filter(|running| running.caller().is_some()).count();
+        let of_peer = app.running.values().filter(|running| running.peer() == Some(from.node)).count();
+        let all = app.running.values().filter(|running| running.peer().is_some()).count();
         let full = of_peer >= LIMITS.calls_of_peer_max || all >= LIMITS.calls_max;
         self.check(index, "F13", why != Refusal::Overloaded || full, || {
             format!("says that it is overloaded with {of_peer} calls of the caller, and {all} in all")
@@ -217,13 +217,13 @@ impl World {
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
         app.running.insert(self.runs, running);
-        let callers = app.running.values().filter_map(Running::caller).fold(BTreeMap::new(), |mut callers, caller| {
-            *callers.entry(caller).or_insert(0) += 1;
-            callers
+        let peers = app.running.values().filter_map(Running::peer).fold(BTreeMap::new(), |mut peers, peer| {
+            *peers.entry(peer).or_insert(0) += 1;
+            peers
         });
-        let most = callers.values().copied().max().unwrap_or(0);
-        let within = most <= LIMITS.calls_of_peer_max && callers.values().sum::<usize>() <= LIMITS.calls_max;
-        self.check(index, "B1", within, || format!("runs {callers:?}: more than its limits"));
+        let most = peers.values().copied().max().unwrap_or(0);
+        let within = most <= LIMITS.calls_of_peer_max && peers.values().sum::<usize>() <= LIMITS.calls_max;
+        self.check(index, "B1", within, || format!("runs {peers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 

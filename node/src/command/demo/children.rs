@@ -178,7 +178,7 @@ impl Child {
 
     /// Asks the process to leave, and waits until it has ended.
     pub(super) async fn leave(&mut self) -> anyhow::Result<()> {
-        client::ask(&self.admin.0, None, Method::POST, "/leave?wait=true", Bytes::new()).await?;
+        client::ask(&self.admin.0, None, Method::POST, "/leave?wait=true", Bytes::new(), client::PATIENCE).await?;
         tokio::time::timeout(START_MAX, self.process.wait())
             .await
             .map_err(|_| anyhow!("{} does not end", self.name))??;
@@ -206,7 +206,7 @@ impl Child {
 
 impl AdminOf {
     async fn get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> anyhow::Result<T> {
-        let answer = client::ask(&self.0, None, Method::GET, path, Bytes::new()).await?;
+        let answer = client::ask(&self.0, None, Method::GET, path, Bytes::new(), client::PATIENCE).await?;
         Ok(serde_json::from_slice(&answer.body)?)
     }
 

@@ -129,8 +129,10 @@ impl Report {
         );
         row("values lost with their owner", self.absent_after_move.to_string());
         row("wrong values, owners, doubles", format!("{}, {}, {}", self.wrong_value, self.wrong_owner, self.ran_twice));
-        let slowest = self.killed.noticed_ms.iter().map(|ms| ms.unwrap_or(u64::MAX)).max().unwrap_or(0);
-        row("kill -9 noticed by all", format!("{} after {slowest} ms", self.killed.node));
+        // None if a survivor never noticed.
+        let slowest = self.killed.noticed_ms.iter().copied().try_fold(0, |slowest, ms| ms.map(|ms| slowest.max(ms)));
+        let slowest = slowest.map_or_else(|| "not within the run".to_owned(), |ms| format!("after {ms} ms"));
+        row("kill -9 noticed by all", format!("{} {slowest}", self.killed.node));
         row("errors while one left", format!("{} ({})", self.left.errors, self.left.node));
         row("a new process took keys", format!("{} after {} ms", self.joined.node, self.joined.ready_ms));
         say!("");

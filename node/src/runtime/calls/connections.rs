@@ -56,8 +56,10 @@ impl Calls {
             match command {
                 Command::Dial { dial, address, expect } => {
                     let calls = Arc::clone(self);
+                    // Held until it is noted: it may end at once.
+                    let mut dials = lock(&self.dials);
                     let task = self.tracker.spawn(async move { calls.dial(dial, address, expect).await });
-                    lock(&self.dials).insert(dial, task.abort_handle());
+                    dials.insert(dial, task.abort_handle());
                 }
                 Command::Abort { dial } => {
                     let task = lock(&self.dials).remove(&dial);
@@ -141,10 +143,16 @@ impl Calls {
             return lock(&link.writers).retain(|(other, _)| *other != id);
         }
         link.wake();
-        let others = lock(&self.waiting).remove(&hello.peer).unwrap_or_default();
+        // By its id: what it says of its address may not be what was dialled.
+        let others: Vec<Instance> = {
+            let mut waiting = lock(&self.waiting);
+            let of_peer: Vec<Peer> = waiting.keys().filter(|peer| peer.id == hello.peer.id).copied().collect();
+            of_peer.iter().filter_map(|peer| waiting.remove(peer)).flatten().collect()
+        };
         others.into_iter().filter(|other| *other != instance).for_each(|other| {
             self.give_back(other, Unsent::Replaced);
         });
+        let peer = hello.peer;
         let lane = Lane { calls: Arc::clone(self), link, conn: id, from: instance, writers, connection };
         self.spawn(send_large(lane.clone()));
         self.spawn(receive_large(lane.clone()));
@@ -157,22 +165,30 @@ impl Calls {
                 () = calls.ending.cancelled() => {}
             }
             lane.connection.close(close_code(Goodbye::Gone), b"");
-            calls.on_closed(id, &lane.link);
+            calls.on_closed(id, peer, &lane.link);
         });
     }
 
-    fn on_closed(self: &Arc<Self>, conn: ConnId, link: &PeerLink) {
+    fn on_closed(self: &Arc<Self>, conn: ConnId, peer: Peer, link: &PeerLink) {
         self.conns.remove(&conn);
         lock(&link.writers).retain(|(id, _)| *id != conn);
-        let cut = link.lock().closed(conn, Unsent::Unreachable);
+        let cut = {
+            let mut peers = self.lock_peers();
+            peers.handle_closed(conn);
+            let mut held = link.lock();
+            let cut = held.closed(conn, Unsent::Unreachable);
+            // Of what is left, the one that the peer keeps as well.
+            held.prefer(peers.connection(peer));
+            cut
+        };
         link.wake();
+        link.room.notify_waiters();
         for token in cut.lost {
             let _ = token.send(Report::Lost);
         }
         for (token, proof) in cut.unsent {
             let _ = token.send(Report::Unsent(proof));
         }
-        self.lock_peers().handle_closed(conn);
         self.settle();
     }
 
@@ -229,7 +245,7 @@ pub(super) async fn accept(calls: Arc<Calls>) {
                 Ok(greeted) => greeted,
                 Err(problem) => {
                     metrics::handshake_refused(Class::Calls, &problem);
-                    if calls_here.port.is_new(address, &problem) {
+                    if calls_here.port.is_new(address, &metrics::dial_reason(&problem)) {
                         tracing::warn!(%address, %problem, "refused a handshake for calls");
                     }
                     return;

@@ -5,15 +5,19 @@ use swimring_forwarder::wire::CallHeader;
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
 
 use super::super::gossip::Ask;
+use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
 use super::super::service::{self, Request};
 use super::connections::Lane;
+use super::streams::{LARGE_TIMEOUT, read_body};
 use super::*;
 
 /// How long the view may take to take in a record that a caller brought.
 const MERGE_TIMEOUT: Duration = Duration::from_millis(100);
-/// How often an answer looks whether there is room for it.
-const CHOKED: Duration = Duration::from_millis(5);
+/// Most bytes of answers that wait, in all, for processes that do not read what they asked for.
+pub(super) const UNREAD_BYTES_MAX: usize = 256 * 1_024 * 1_024;
+/// How much longer than any call may take a caller's clock may say that it does.
+const CLOCKS_APART: Duration = Duration::from_secs(10);
 /// Most calls that wait for a record to be taken in; the others are judged by what is known.
 pub(super) const MERGES_MAX: usize = 256;
 
@@ -31,13 +35,14 @@ impl Body {
         }
     }
 
-    /// The whole body; none if it ends early.
+    /// The whole body; none if it ends early or takes too long.
     async fn whole(self) -> Option<Bytes> {
         match self {
             Self::Here(body) => Some(body),
             Self::Coming(mut stream, length) => {
-                let mut body = vec![0; length];
-                stream.read_exact(&mut body).await.ok()?;
+                let mut body = Vec::new();
+                let reading = read_body(&mut stream, length, &mut body);
+                tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??;
                 Some(body.into())
             }
         }
@@ -56,6 +61,7 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body) {
     let calls = &lane.calls;
     if lane.link.lock().is_choked() {
         // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
+        metrics::dropped("call");
         return body.refuse();
     }
     let hash = calls.hash(&header.key.0);
@@ -79,22 +85,27 @@ fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
     let (now, view) = (calls.clock.now(), calls.view());
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
+    // Held until it can be cancelled: its cancel may be on the other lane.
+    let mut table = lock(&lane.link.running);
     let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash));
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
+            drop(table);
             refuse(&lane.link, header.seq, why, owner);
             return body.refuse();
         }
         Verdict::Ignore => return body.refuse(),
     };
     let cancelled = CancellationToken::new();
-    lock(&lane.link.running).insert(header.seq, cancelled.clone());
+    table.insert(header.seq, cancelled.clone());
+    drop(table);
     let running =
         Running { calls: Arc::clone(calls), link: Arc::clone(&lane.link), permit: Some(permit), seq: header.seq };
     calls.spawn(async move {
-        let deadline = latest(&header);
         let clock = running.calls.clock.clone();
+        // Whatever it says: no call takes longer.
+        let deadline = latest(&header).min(clock.now() + CALL_TIMEOUT_MAX + CLOCKS_APART);
         tokio::select! {
             () = run(running, header, hash, body) => {}
             () = cancelled.cancelled() => {}
@@ -126,6 +137,10 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
         drop(running);
         return refuse(&link, seq, why, owner);
     }
+    if link.lock().is_choked() {
+        drop(running);
+        return refuse(&link, seq, Refusal::Overloaded, None);
+    }
     let fence = view.fence();
     let deadline = latest(&header);
     let caller = running.permit.as_ref().expect("it runs").caller();
@@ -138,8 +153,12 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
         Err(error) => Err(error),
     };
     // Its place is kept until the other end reads: answers that wait are bytes, too.
-    while link.lock().is_choked() {
-        calls.clock.wait_until(calls.clock.now() + CHOKED).await;
+    let bytes = result.as_ref().map_or_else(Bytes::len, Bytes::len).min(calls.body_bytes_max);
+    if link.lock().is_choked() {
+        let Ok(_room) = calls.unread.try_acquire_many(bytes as u32) else {
+            return metrics::dropped("answer");
+        };
+        link.wait_for_room().await;
     }
     drop(running);
     match result {

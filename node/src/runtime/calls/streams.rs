@@ -21,7 +21,7 @@ const READ: usize = 64 * 1_024;
 /// Most large bodies on their way out on one connection.
 const LARGE_MAX: usize = 8;
 /// How long a large body may take, either way.
-const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens the lanes beside the first, or takes those that the other end opens.
 pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
@@ -54,6 +54,9 @@ async fn write(lane: &Lane, mut send: SendStream) {
         let more = {
             let mut link = lane.link.lock();
             link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch);
+            if !link.is_choked() {
+                lane.link.room.notify_waiters();
+            }
             link.has_work()
         };
         if batch.is_empty() {
@@ -131,7 +134,7 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
     let (arrival, work, over) = {
         let mut link = lane.link.lock();
         let arrival = link.handle_frame(lane.calls.clock.now(), frame)?;
-        (arrival, link.has_work() || link.has_large_work(), link.over().collect::<Vec<_>>())
+        (arrival, link.has_work() || link.has_large_work(), link.over().next().is_some())
     };
     if work {
         lane.link.wake();
@@ -153,10 +156,8 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
         }
         Arrival::Nothing => {}
     }
-    for conn in over {
-        if let Some((_, (connection, _))) = lane.calls.conns.remove(&conn) {
-            connection.close(close_code(Goodbye::Gone), b"");
-        }
+    if over {
+        lane.calls.close_over(&lane.link);
     }
     Ok(())
 }
@@ -178,6 +179,7 @@ pub(super) async fn send_large(lane: Lane) {
                 _ = lane.connection.closed() => return,
             }
         }
+        lane.link.room.notify_waiters();
         let counted = Unacknowledged::count(&lane.calls);
         lane.calls.spawn(async move {
             let (_place, _counted) = (place, counted);
@@ -219,13 +221,42 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
     match prefix.frame(&frame[PREFIX_BYTES..])? {
         Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes)),
         Some(Frame::Ok { seq, .. } | Frame::Executed { seq, .. }) if lane.link.lock().is_pending(seq) => {
-            let head = frame.len();
-            frame.resize(head + prefix.body_bytes, 0);
-            if stream.read_exact(&mut frame[head..]).await.is_ok() {
+            let Some(_claimed) = Arriving::claim(&lane.link, seq) else {
+                return Err(Malformed::OutOfRange("a second answer to one attempt"));
+            };
+            if read_body(&mut stream, prefix.body_bytes, &mut frame).await.is_some() {
                 on_frame(lane, &frame)?;
             }
         }
-        _ => _ = stream.stop(VarInt::from_u32(0)),
+        _ => {
+            metrics::dropped("unasked");
+            _ = stream.stop(VarInt::from_u32(0));
+        }
     }
     Ok(())
+}
+
+/// Takes so many bytes, as they come: what was announced is not yet here.
+pub(super) async fn read_body(stream: &mut RecvStream, length: usize, into: &mut Vec<u8>) -> Option<()> {
+    let end = into.len() + length;
+    while into.len() < end {
+        let chunk = stream.read_chunk(end - into.len(), true).await.ok()??;
+        into.extend_from_slice(&chunk.bytes);
+    }
+    Some(())
+}
+
+/// A large answer that is coming: no other stream brings it.
+struct Arriving<'a>(&'a PeerLink, u64);
+
+impl<'a> Arriving<'a> {
+    fn claim(link: &'a PeerLink, seq: u64) -> Option<Self> {
+        lock(&link.arriving).insert(seq).then_some(Self(link, seq))
+    }
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.arriving).remove(&self.1);
+    }
 }

@@ -132,6 +132,7 @@ impl UnderWay {
         if let Some((link, seq)) = self.sent.take() {
             link.lock().abandon(seq);
             link.wake();
+            self.calls.close_over(&link);
         }
     }
 
@@ -182,6 +183,7 @@ impl Drop for UnderWay {
         {
             link.lock().abandon(seq);
             link.wake();
+            self.calls.close_over(&link);
         }
         self.calls.open.fetch_sub(1, Ordering::Relaxed);
     }

@@ -2,21 +2,27 @@
 
 use super::*;
 
+/// Tells the driver, if it is still there.
+async fn tell(inbox: &mpsc::WeakSender<Input>, input: Input) {
+    if let Some(inbox) = inbox.upgrade() {
+        let _ = inbox.send(input).await;
+    }
+}
+
 /// Greets whoever dials.
-pub(super) async fn accept(port: Port, inbox: mpsc::Sender<Input>) {
+pub(super) async fn accept(port: Port, inbox: mpsc::WeakSender<Input>) {
     let greetings = Arc::new(Semaphore::new(GREETINGS_MAX));
     while let Some((incoming, place)) = port.accept(&greetings).await {
         let (port, inbox) = (port.clone(), inbox.clone());
         tokio::spawn(async move {
-            let _place = place;
             let address = incoming.remote_address();
             match Port::greet(incoming).await {
                 Ok((established, node)) => {
-                    let _ = inbox.send(Input::Greeted(Box::new(established), node)).await;
+                    tell(&inbox, Input::Greeted(Box::new(established), node, place)).await;
                 }
                 Err(problem) => {
                     metrics::handshake_refused(Class::Gossip, &problem);
-                    if port.is_new(address, &problem) {
+                    if port.is_new(address, &metrics::dial_reason(&problem)) {
                         tracing::warn!(%address, %problem, "refused a handshake");
                     }
                 }
@@ -28,7 +34,7 @@ pub(super) async fn accept(port: Port, inbox: mpsc::Sender<Input>) {
 /// Dials, and reports what came of it.
 pub(super) async fn dial_task(
     port: Port,
-    inbox: mpsc::Sender<Input>,
+    inbox: mpsc::WeakSender<Input>,
     dial: DialId,
     address: SocketAddr,
     expect: Option<NodeId>,
@@ -42,11 +48,11 @@ pub(super) async fn dial_task(
             Input::DialFailed(dial, problem.explain())
         }
     };
-    let _ = inbox.send(input).await;
+    tell(&inbox, input).await;
 }
 
 /// Takes in what comes on a connection until it ends.
-pub(super) async fn receive(mut established: Established, answer: Option<Answer>, inbox: mpsc::Sender<Input>) {
+pub(super) async fn receive(mut established: Established, answer: Option<Answer>, inbox: mpsc::WeakSender<Input>) {
     if let Some(answer) = answer {
         established.answer(&answer).await;
     }
@@ -60,7 +66,7 @@ pub(super) async fn receive(mut established: Established, answer: Option<Answer>
                     tokio::spawn(async move {
                         let whole = stream.read_to_end(BODY_BYTES_MAX + ENVELOPE_BYTES);
                         if let Ok(Ok(bytes)) = tokio::time::timeout(STREAM_TIMEOUT, whole).await {
-                            let _ = inbox.send(Input::Message(id, bytes)).await;
+                            tell(&inbox, Input::Message(id, bytes)).await;
                         }
                     });
                     continue;
@@ -70,16 +76,16 @@ pub(super) async fn receive(mut established: Established, answer: Option<Answer>
         };
         match bytes {
             Some(bytes) => {
-                let _ = inbox.send(Input::Message(id, bytes)).await;
+                tell(&inbox, Input::Message(id, bytes)).await;
             }
             None => break,
         }
     }
-    let _ = inbox.send(Input::Closed(id)).await;
+    tell(&inbox, Input::Closed(id)).await;
 }
 
 /// Sends one message on a stream of its own, and reports when it has arrived or cannot.
-pub(super) async fn send_stream(connection: Connection, id: ConnId, bytes: Vec<u8>, inbox: mpsc::Sender<Input>) {
+pub(super) async fn send_stream(connection: Connection, id: ConnId, bytes: Vec<u8>, inbox: mpsc::WeakSender<Input>) {
     let sent = async {
         let mut stream = connection.open_uni().await.ok()?;
         stream.write_all(&bytes).await.ok()?;
@@ -88,5 +94,5 @@ pub(super) async fn send_stream(connection: Connection, id: ConnId, bytes: Vec<u
         stream.stopped().await.ok()
     };
     let _ = tokio::time::timeout(STREAM_TIMEOUT, sent).await;
-    let _ = inbox.send(Input::StreamDone(id)).await;
+    tell(&inbox, Input::StreamDone(id)).await;
 }
