@@ -32,6 +32,21 @@ fn the_cores_and_the_simulator_know_no_tokio_and_no_quinn() {
     assert!(!tree("swimring", &["--no-default-features"]).contains("tokio"));
 }
 
+/// What a decision must not ask: time and randomness come in, and nothing waits.
+const ASKS: [&str; 9] =
+    ["Instant::now", "SystemTime", "thread::", "env::var", "getrandom", "HashMap", "HashSet", "tokio::", "quinn::"];
+
+#[test]
+fn what_a_node_decides_asks_no_clock_no_randomness_and_no_socket() {
+    let core = sources().into_iter().filter(|path| path.to_string_lossy().contains("node/src/core/"));
+    for path in core {
+        let text = std::fs::read_to_string(&path).expect("sources can be read");
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let asks = code.flat_map(|line| ASKS.iter().filter(move |asked| line.contains(**asked))).next();
+        assert_eq!(asks, None, "{}", path.display());
+    }
+}
+
 #[test]
 fn dependencies_between_our_crates_point_one_way() {
     let order =

@@ -124,17 +124,10 @@ fn failed(answer: &Answer) -> ExitCode {
 }
 
 fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
-    let header = |name| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match answer.status {
         StatusCode::OK | StatusCode::NO_CONTENT if at.json => {
             let value = matches!(request, Request::Get(_)).then(|| String::from_utf8_lossy(&answer.body).into_owned());
-            let line = serde_json::json!({
-                "owner": header("x-swimring-owner"),
-                "hops": header("x-swimring-hops").parse::<u8>().unwrap_or_default(),
-                "fence": header("x-swimring-fence").parse::<u64>().unwrap_or_default(),
-                "value": value,
-            });
-            say!("{line}");
+            say!("{}", line(answer, value));
             ExitCode::SUCCESS
         }
         StatusCode::OK => {
@@ -143,11 +136,25 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
         }
         StatusCode::NO_CONTENT => ExitCode::SUCCESS,
         StatusCode::NOT_FOUND => {
+            if at.json {
+                say!("{}", line(answer, None));
+            }
             eprintln!("swimring: nothing is stored under this key");
             ExitCode::from(WRONG)
         }
         _ => failed(answer),
     }
+}
+
+/// Who answered, and what is stored.
+fn line(answer: &Answer, value: Option<String>) -> serde_json::Value {
+    let header = |name| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    serde_json::json!({
+        "owner": header("x-swimring-owner"),
+        "hops": header("x-swimring-hops").parse::<u8>().unwrap_or_default(),
+        "fence": header("x-swimring-fence").parse::<u64>().unwrap_or_default(),
+        "value": value,
+    })
 }
 
 fn show_members(members: &Members) {

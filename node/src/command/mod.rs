@@ -86,7 +86,7 @@ enum Command {
     /// Has a node leave in an orderly way.
     Leave {
         /// Wait until it has.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_WAIT", value_parser = clap::builder::FalseyValueParser::new())]
         wait: bool,
         #[command(flatten)]
         at: At,
@@ -103,7 +103,7 @@ struct At {
     #[arg(long, env = "SWIMRING_ADMIN_TOKEN")]
     admin_token: Option<PathBuf>,
     /// One JSON object on standard output.
-    #[arg(long)]
+    #[arg(long, env = "SWIMRING_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
 }
 
@@ -112,28 +112,28 @@ enum Certs {
     /// Makes an authority and the cluster's secret.
     Ca {
         /// The cluster's name.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_CLUSTER")]
         cluster: Name,
         /// The directory to make.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_OUT")]
         out: PathBuf,
     },
     /// Makes the identity directory of a node.
     Issue {
         /// The authority's directory.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_CA")]
         ca: PathBuf,
         /// The node's name.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_NAME")]
         name: Name,
         /// The directory to make.
-        #[arg(long)]
+        #[arg(long, env = "SWIMRING_OUT")]
         out: PathBuf,
         /// A further DNS name or IP address of the node.
-        #[arg(long = "host")]
+        #[arg(long = "host", env = "SWIMRING_HOST", value_delimiter = ',')]
         hosts: Vec<String>,
         /// How long the certificate is valid, in days.
-        #[arg(long, default_value_t = 365, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-36_500..=36_500))]
+        #[arg(long, env = "SWIMRING_DAYS", default_value_t = 365, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-36_500..=36_500))]
         days: i64,
     },
     /// Says what a certificate is for.

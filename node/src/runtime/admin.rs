@@ -128,7 +128,7 @@ pub struct Health {
     pub missing: Vec<String>,
     /// Members by state.
     pub members: BTreeMap<String, usize>,
-    /// How many different views there have been.
+    /// How often the view has changed, suspicions included.
     pub views: u64,
 }
 

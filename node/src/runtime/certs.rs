@@ -11,6 +11,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use swimring_membership::Name;
+use x509_parser::extensions::GeneralName;
 
 use super::identity::names;
 
@@ -162,12 +163,38 @@ pub fn describe(path: &Path) -> Result<String, CertsError> {
     let bytes = fs::read(path).map_err(|e| CertsError::File(path.into(), e))?;
     let certificate = CertificateDer::from_pem_slice(&bytes)
         .map_err(|problem| CertsError::Authority(format!("{}: {problem}", path.display())))?;
-    let fingerprint = blake3::hash(&certificate).to_hex();
-    match names(&certificate) {
-        Ok((cluster, node)) => Ok(format!("node {node} of cluster {cluster}\nfingerprint {fingerprint}")),
-        Err(_) => Ok(format!(
-            "authority of cluster {}\nfingerprint {fingerprint}",
-            cluster_of(&String::from_utf8_lossy(&bytes))?
-        )),
+    let unreadable = |problem: String| CertsError::Authority(format!("{}: {problem}", path.display()));
+    let whose = match names(&certificate) {
+        Ok((cluster, node)) => format!("node {node} of cluster {cluster}"),
+        Err(_) => format!("authority of cluster {}", cluster_of(&String::from_utf8_lossy(&bytes))?),
+    };
+    let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).map_err(|e| unreadable(e.to_string()))?;
+    let validity = parsed.validity();
+    let mut lines = vec![
+        whose,
+        format!("valid from {} to {}", validity.not_before, validity.not_after),
+        format!("fingerprint {}", blake3::hash(&certificate).to_hex()),
+    ];
+    if !validity.is_valid() {
+        lines.push("not valid now".into());
+    }
+    if let Ok(Some(names)) = parsed.subject_alternative_name() {
+        let names: Vec<String> = names.value.general_names.iter().filter_map(host).collect();
+        if !names.is_empty() {
+            lines.insert(1, format!("hosts {}", names.join(", ")));
+        }
+    }
+    Ok(lines.join("\n"))
+}
+
+/// A name or an address of a certificate, as a person reads it.
+fn host(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv4Addr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
+        },
+        _ => None,
     }
 }

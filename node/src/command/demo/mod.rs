@@ -24,16 +24,16 @@ use super::{OWN_FAULT, REFUSED, WRONG};
 #[derive(Args)]
 pub(super) struct DemoArgs {
     /// How many processes; at least 3.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(3..=32))]
+    #[arg(long, env = "SWIMRING_NODES", default_value_t = 5, value_parser = clap::value_parser!(u16).range(3..=32))]
     nodes: u16,
     /// How long to load them; at least 10.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(10..=3_600))]
+    #[arg(long, env = "SWIMRING_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(10..=3_600))]
     seconds: u64,
     /// Calls a second.
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, env = "SWIMRING_RATE", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: u64,
     /// One JSON object on standard output.
-    #[arg(long)]
+    #[arg(long, env = "SWIMRING_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
 }
 
