@@ -8,3 +8,8 @@ pub use swimring_ring as ring;
 
 #[cfg(feature = "runtime")]
 pub mod runtime;
+
+/// What the README shows compiles.
+#[cfg(all(doctest, feature = "runtime"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
