@@ -1,6 +1,6 @@
 //! Clusters of real processes: they find each other, serve, lose, regain.
 
-use crate::harness::{SOON, Site, agree, eventually};
+use crate::harness::{Node, SOON, Site, agree, eventually};
 
 #[test]
 fn three_nodes_join_by_seed_and_read_each_others_keys_until_one_is_killed() {
@@ -15,7 +15,7 @@ fn three_nodes_join_by_seed_and_read_each_others_keys_until_one_is_killed() {
             assert_eq!(node.get(&format!("k{number}")), Some(format!("v{number}")));
         }
     }
-    let owner = |node: &crate::harness::Node, key: &str| {
+    let owner = |node: &Node, key: &str| {
         node.ask(&format!("/lookup?key={key}")).and_then(|answer| answer["owner"].as_str().map(str::to_owned))
     };
     let of_c: Vec<String> =
@@ -80,6 +80,39 @@ fn a_node_whose_state_was_lost_learns_from_the_cluster_how_far_its_name_had_come
     let boot = a.incarnation("b").and_then(|inc| inc.split('.').next().and_then(|boot| boot.parse::<u32>().ok()));
     assert!(boot.is_some_and(|boot| boot >= 2), "{boot:?}");
     again.says("the boot was raised");
+}
+
+#[test]
+fn whoever_takes_a_key_over_holds_it_above_all_who_had_it_before() {
+    let site = Site::new();
+    let fence = |node: &Node, key: &str| {
+        let head = node.http("PUT", &format!("/kv/{key}"), b"v").head;
+        let said = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        (said("x-swimring-owner: ").expect("an owner"), said("x-swimring-fence: ").and_then(|fence| fence.parse().ok()))
+    };
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    // A life that comes and goes makes the first one's fences rise.
+    let a = site.start("a", &[]);
+    let guest = site.start("guest", &[&a]);
+    agree(&[&a, &guest], 2);
+    drop(guest);
+    a.waits_for("guest", "down");
+    let held: Vec<(String, Option<u64>)> = keys.iter().map(|key| fence(&a, key)).collect();
+    assert!(held.iter().all(|(owner, fence)| owner == "a" && fence.is_some()));
+    let b = site.start("b", &[&a]);
+    agree(&[&a, &b], 2);
+    let now: Vec<(String, Option<u64>)> = keys.iter().map(|key| fence(&a, key)).collect();
+    let taken: Vec<_> = held.iter().zip(&now).filter(|(_, (owner, _))| owner == "b").collect();
+    assert!(!taken.is_empty(), "some of the keys are another's");
+    taken.iter().for_each(|(before, after)| assert!(after.1 > before.1, "{before:?}, then {after:?}"));
+    // And above its own last life, with nobody left to ask.
+    drop(b);
+    a.waits_for("b", "down");
+    let last = fence(&a, "k").1;
+    drop(a);
+    let again = site.start("a", &[]);
+    agree(&[&again], 1);
+    assert!(fence(&again, "k").1 > last, "{last:?}");
 }
 
 #[test]
