@@ -419,8 +419,11 @@ mod tests {
         admission.complete(first);
         assert!(matches!(admit(&mut admission, &header(4)), Verdict::Run(_)));
         let fifth = header(5);
-        let other = Incoming { caller: Instance { life: 21, ..CALLER }, header: &fifth, body_bytes: 0 };
-        assert!(matches!(admission.admit(NOW, other, true, || Ownership::Mine), Verdict::Run(_)));
+        let from = |caller| Incoming { caller, header: &fifth, body_bytes: 0 };
+        let (next, other) = (Instance { life: 21, ..CALLER }, Instance { node: NodeId::from_u128(3), ..CALLER });
+        let verdict = admission.admit(NOW, from(next), true, || Ownership::Mine);
+        assert_eq!(verdict, refused(Refusal::Overloaded), "another process of it is the same peer");
+        assert!(matches!(admission.admit(NOW, from(other), true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(second);
         assert_eq!(admission.running(), 2);
     }
@@ -428,9 +431,10 @@ mod tests {
     #[test]
     fn bytes_are_limited_for_a_peer_and_for_the_node_and_come_back() {
         let mut admission = admission();
-        let sends = |admission: &mut Admission, life, seq| {
+        let sends = |admission: &mut Admission, node, seq| {
             let header = header(seq);
-            let incoming = Incoming { caller: Instance { life, ..CALLER }, header: &header, body_bytes: 80 };
+            let caller = Instance { node: NodeId::from_u128(node), life: 20 };
+            let incoming = Incoming { caller, header: &header, body_bytes: 80 };
             admission.admit(NOW, incoming, true, || Ownership::Mine)
         };
         let Verdict::Run(first) = sends(&mut admission, 20, 1) else { panic!("there is room") };

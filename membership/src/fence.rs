@@ -9,6 +9,9 @@ use crate::membership::Membership;
 /// However far above the highest heard of a fence is, hearing of it climbs so far only: a lie must leave fences above it.
 const LEAP_MAX: u64 = 1 << 24;
 
+/// No newcomer begins above this one, whatever its seed says.
+const FIRST_MAX: u64 = 1 << 48;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fences {
     /// Under which this node holds its keys.
@@ -34,9 +37,17 @@ impl Membership {
         self.fences.heard = self.fences.heard.max(fence.min(highest));
     }
 
-    /// A node that sees the same members holds its keys under this fence.
+    /// A seed has heard of this fence. What it lists is how a newcomer begins, and so is this.
+    pub(crate) fn hear_seed_fence(&mut self, fence: u64) {
+        if self.is_joined() {
+            self.hear_fence(fence);
+        } else {
+            self.fences.heard = self.fences.heard.max(fence.min(FIRST_MAX));
+        }
+    }
+
+    /// A node that sees the same members holds its keys under this fence; it was heard.
     pub(crate) fn share_fence(&mut self, fence: u64) {
-        self.hear_fence(fence);
         if self.fences.version == Some(self.roster.version()) {
             self.fences.own = self.fences.own.max(fence.min(self.fences.heard));
         }
@@ -89,6 +100,7 @@ mod tests {
     fn a_fence_is_shared_only_by_the_view_that_it_is_for() {
         let mut node = node("a");
         let own = node.hold(true);
+        node.hear_fence(own + 9);
         node.share_fence(own + 5);
         assert_eq!((node.fence(), node.fence_of_view()), (own + 5, own + 5));
         node.restate(crate::Instant::ORIGIN);

@@ -81,15 +81,20 @@ impl Joiner {
 
 impl Membership {
     pub(crate) fn on_seeds(&mut self, now: Instant, seeds: &[SocketAddr]) {
-        self.joiner.seeds = seeds.to_vec();
+        let before = core::mem::replace(&mut self.joiner.seeds, seeds.to_vec());
         self.joiner.rng.shuffle(&mut self.joiner.seeds);
         if self.joiner.joined {
             return;
         }
         if seeds.is_empty() {
             self.on_joined();
-        } else {
+        } else if self.joiner.attempts == 0 {
             self.timers.set(Timer::Join, now);
+        } else {
+            // Seeds become known one after another: that is no reason to lose patience with those asked already.
+            let new: Vec<SocketAddr> =
+                self.joiner.seeds.iter().filter(|seed| !before.contains(seed)).copied().collect();
+            new.into_iter().for_each(|seed| self.ask_seed(Destination::Seed(seed)));
         }
     }
 
@@ -226,8 +231,10 @@ impl Membership {
         if self.joiner.joined || incarnation.boot < self.me.incarnation.boot {
             return;
         }
+        let own = self.me.incarnation.boot;
         self.refute(now, Incarnation::new(incarnation.boot, u32::MAX), State::Left);
-        if self.me.incarnation.boot > incarnation.boot {
+        // It may take several steps; how many are taken at once is limited.
+        if self.me.incarnation.boot > own {
             self.ask_seed(Destination::Peer(from));
         }
     }

@@ -23,7 +23,7 @@ use crate::wire::{self, Belief, Header, Message, UPDATES_MAX, Update};
 use crate::{Config, Instant, Member, Name, NodeId, Peer, Phase, Profile, Record, Rng, Roster, State};
 
 /// Bytes of a datagram that a header and its message take besides the updates, generously.
-const OVERHEAD_BYTES: usize = 96;
+const OVERHEAD_BYTES: usize = 112;
 /// Longest record that rides in a datagram; a longer one is announced and fetched.
 pub(crate) const RECORD_DATAGRAM_BYTES_MAX: usize = 320;
 
@@ -252,7 +252,7 @@ impl Membership {
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
             Message::JoinReply { list, part, parts, settled, fence, rows } => {
-                self.hear_fence(fence);
+                self.hear_seed_fence(fence);
                 return self.on_join_reply(now, from, (list, part, parts), settled, rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),

@@ -151,6 +151,7 @@ const LATELY: Duration = Duration::from_secs(120);
 #[derive(Debug, Default)]
 pub(crate) struct Dials {
     times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
+    reached: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
     under_way: BTreeMap<(Process, Class), BTreeSet<DialId>>,
     failures: BTreeMap<(Process, Class, Target), u32>,
     /// When a process was last without any connection.
@@ -170,6 +171,16 @@ impl Dials {
             times.pop_front();
         }
         times.iter().filter(|at| now.since(**at) <= Duration::from_secs(60)).count()
+    }
+
+    /// Notes that a dial has reached somebody; how often it has within a second.
+    pub(crate) fn reach(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
+        let times = self.reached.entry((process, class, address)).or_default();
+        times.push_back(now);
+        while times.front().is_some_and(|at| now.since(*at) > Duration::from_secs(1)) {
+            times.pop_front();
+        }
+        times.len()
     }
 
     /// Notes that a dial is under way; how many of them there are.

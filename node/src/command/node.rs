@@ -211,8 +211,8 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
         () = leave.cancelled() => true,
         () = stdin_closed(args.until_stdin_closes) => false,
         why = lost_name(&mut events) => {
-            eprintln!("swimring: {why}");
             node.close().await;
+            eprintln!("swimring: {why}");
             return ExitCode::from(REFUSED);
         }
     };

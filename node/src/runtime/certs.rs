@@ -106,7 +106,8 @@ fn write_all_new(directory: &Path, files: &[(&str, &str, bool)]) -> Result<(), C
     for (written, (name, content, secret)) in files.iter().enumerate() {
         if let Err(problem) = write_new(&directory.join(name), content.as_bytes(), *secret) {
             // A half identity would only be in the way of the next try.
-            files[..=written].iter().for_each(|(name, ..)| _ = fs::remove_file(directory.join(name)));
+            let own = if matches!(problem, CertsError::Exists(_)) { written } else { written + 1 };
+            files[..own].iter().for_each(|(name, ..)| _ = fs::remove_file(directory.join(name)));
             return Err(problem);
         }
     }

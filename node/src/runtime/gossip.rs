@@ -220,6 +220,9 @@ impl Driver {
         self.control.close();
         self.settle();
         self.port.close().await;
+        // Whoever waits for the end finds everything stored.
+        drop(self);
+        drop(inputs);
     }
 
     /// Handles an input and what else waits, but not for too long. False: it is over.

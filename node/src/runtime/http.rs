@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use http_body_util::LengthLimitError;
+use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use swimring_forwarder::wire::Refusal;
 use swimring_forwarder::{Outcome, Unsent, Why};
 use swimring_membership::NodeId;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::calls::Answered;
 use super::kv::{ABSENT, Command, MISROUTED, SERVICE};
@@ -26,7 +27,7 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1_024 * 1_024 - 1_024;
 /// Where the value begins in an answer to a get: behind the mark and the number of writes.
 const VALUE_AT: usize = 5;
 
-/// Most bytes of bodies in memory for requests under way; one whose length is not said counts as the longest.
+/// Most bytes of bodies in memory for requests under way.
 const BODIES_BYTES_MAX: usize = 256 * 1_024 * 1_024;
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,7 +43,6 @@ pub fn router(node: Swimring) -> Router {
     Router::new()
         .route("/kv/{*key}", any(serve))
         .route("/kv/", any(async || unasked(None, bad_key())))
-        .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
         .with_state(Http { node, room: Arc::new(Semaphore::new(BODIES_BYTES_MAX)) })
 }
 
@@ -56,19 +56,14 @@ async fn serve(State(service): State<Http>, request: Request) -> Response {
         Ok(command) => command,
         Err(refusal) => return unasked(owner, *refusal),
     };
-    let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let unsaid = if matches!(command, Command::Put { .. }) { VALUE_BYTES_MAX } else { 0 };
-    let room = length.unwrap_or(unsaid).min(VALUE_BYTES_MAX);
-    // Kept until the answer is on its way: a body is in memory as long.
-    let Ok(_room) = Arc::clone(&service.room).try_acquire_many_owned(room as u32) else {
-        metrics::http_refused("busy");
-        let refusal = (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], "too many bodies are under way\n");
-        return unasked(owner, refusal.into_response());
+    // What a get or a delete brings is not read. Room is kept until the answer is on its way.
+    let taken = match command {
+        Command::Put { .. } => tokio::time::timeout(BODY_TIMEOUT, take(&service.room, body)).await,
+        _ => Ok(Ok((Vec::new(), None))),
     };
-    let reading = axum::body::to_bytes(body, room);
-    let body = match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(problem)) => return unasked(owner, bad_body(problem)),
+    let (body, _room) = match taken {
+        Ok(Ok(taken)) => taken,
+        Ok(Err(refusal)) => return unasked(owner, *refusal),
         Err(_) => {
             metrics::http_refused("body_too_slow");
             return unasked(owner, (StatusCode::REQUEST_TIMEOUT, "the body took too long\n").into_response());
@@ -119,19 +114,32 @@ pub(super) fn bad_key() -> Response {
     (StatusCode::BAD_REQUEST, "a key has 1 to 1,024 bytes\n").into_response()
 }
 
-/// Either too long, or the client went away before its end.
-fn bad_body(problem: axum::Error) -> Response {
-    let mut source = Some(&problem as &dyn std::error::Error);
-    while let Some(inner) = source {
-        if inner.is::<LengthLimitError>() {
+/// Takes a body as it comes, and as much room as has come.
+async fn take(room: &Arc<Semaphore>, mut body: Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Box<Response>> {
+    let (mut bytes, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|problem| {
+            metrics::http_refused("body_cut_off");
+            (StatusCode::BAD_REQUEST, format!("the body ended early: {problem}\n")).into_response()
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > VALUE_BYTES_MAX {
             metrics::http_refused("body_too_long");
-            return (StatusCode::PAYLOAD_TOO_LARGE, format!("a value has at most {VALUE_BYTES_MAX} bytes\n"))
-                .into_response();
+            let text = format!("a value has at most {VALUE_BYTES_MAX} bytes\n");
+            return Err(Box::new((StatusCode::PAYLOAD_TOO_LARGE, text).into_response()));
         }
-        source = inner.source();
+        let Ok(more) = Arc::clone(room).try_acquire_many_owned(data.len() as u32) else {
+            metrics::http_refused("busy");
+            let text = "too many bodies are under way\n";
+            return Err(Box::new((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], text).into_response()));
+        };
+        match &mut held {
+            Some(held) => held.merge(more),
+            None => held = Some(more),
+        }
+        bytes.extend_from_slice(&data);
     }
-    metrics::http_refused("body_cut_off");
-    (StatusCode::BAD_REQUEST, format!("the body ended early: {problem}\n")).into_response()
+    Ok((bytes, held))
 }
 
 /// The key in the path, as bytes.

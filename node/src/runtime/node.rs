@@ -180,6 +180,7 @@ impl Swimring {
     /// has until `grace` is over but for the last 1.5 s, or quarter, of it; closing may take up to 4 s more if tasks or
     /// threads hang.
     pub async fn leave(&self, grace: Duration) {
+        let grace = grace.min(GRACE_MAX);
         let end = tokio::time::Instant::now() + grace;
         // The goodbye has its time even if what is under way takes longer than it may.
         let last = end - GOODBYE_MAX.min(grace / 4);
@@ -230,6 +231,8 @@ async fn wait_until(end: tokio::time::Instant, holds: impl Fn() -> bool) {
 
 /// How long a draining node still takes what others send before they have heard.
 const DRAIN: Duration = Duration::from_millis(500);
+/// The longest that leaving may take.
+const GRACE_MAX: Duration = Duration::from_secs(86_400);
 /// How long a goodbye may take to go out.
 const GOODBYE: Duration = Duration::from_millis(200);
 /// How long a goodbye, and the answer of others to it, may take in all.
@@ -261,6 +264,9 @@ pub(super) async fn follow(node: Swimring) {
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How long the seeds that are known wait for the names that are still looked up.
+const SLOW_NAME: Duration = Duration::from_secs(1);
+
 /// Looks the seeds up, and again for as long as the node runs: discovery's live answer counts.
 pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
     if seeds.is_empty() {
@@ -279,28 +285,35 @@ pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
                 (seed, found)
             });
         }
-        while let Some(looked_up) = lookups.join_next().await {
-            match looked_up {
-                Ok((seed, Ok(addresses))) => {
+        loop {
+            let over = match tokio::time::timeout(SLOW_NAME, lookups.join_next()).await {
+                Ok(Some(Ok((seed, Ok(addresses))))) => {
                     said.remove(&seed);
                     known.insert(seed, addresses);
+                    continue;
                 }
-                Ok((seed, Err(problem))) => {
+                Ok(Some(Ok((seed, Err(problem))))) => {
                     metrics::finding("seed_unknown");
                     let problem = problem.to_string();
                     if said.get(&seed) != Some(&problem) {
                         tracing::warn!(seed, problem, "cannot look the seed up; trying again");
                         said.insert(seed, problem);
                     }
+                    continue;
                 }
-                Err(_) => {}
-            }
+                Ok(Some(Err(_))) => continue,
+                Ok(None) => true,
+                Err(_) => false,
+            };
             let mut found: Vec<SocketAddr> = known.values().flatten().copied().collect();
             found.sort();
             found.dedup();
             if found != last {
                 node.ask(Ask::Seeds(found.clone())).await;
                 last = found;
+            }
+            if over {
+                break;
             }
         }
         tokio::select! {

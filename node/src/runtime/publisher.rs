@@ -18,7 +18,7 @@ use crate::core::view::View;
 /// Most ring changes that a slow listener may be behind: each holds a ring.
 const RING_CHANGES: usize = 128;
 
-/// Another ring than before decides who owns what, or the same one under another fence.
+/// Another ring than before decides who owns what, or the same one after others had this node's keys.
 #[derive(Clone, Debug)]
 pub struct RingChange {
     /// The ring that decides from now on; or one that was passed over.
@@ -26,7 +26,8 @@ pub struct RingChange {
     /// The ring never decided here: it has everybody besides who owned keys for a moment since the last one. Good for
     /// dropping what was lost to them, and for nothing else.
     pub passed: bool,
-    /// The fence under which this node holds what it owns by it.
+    /// The fence under which this node holds what it owns by it, for now: nodes with equal views come to share the highest,
+    /// and every call says under which it runs.
     pub fence: u64,
     /// Others had removed this node and owned its keys for a time, whatever its own rings said: what it holds may be
     /// old.
@@ -85,8 +86,8 @@ fn publish_all(
             let ring = Arc::clone(new.ring());
             let (fence, passed) = (new.fence(), between.next(new.ring_members()));
             retaken |= passed.retaken;
-            let held = (ring.digest(), fence);
-            if last.replace(held) != Some(held) {
+            // A fence that others have raised, and nothing else, is no change of who owns what.
+            if last.replace(ring.digest()) != Some(ring.digest()) || retaken || !passed.owners.is_empty() {
                 // Before the view: whoever runs under it can catch up with what it lost on the way, even if it won
                 // that back at once.
                 if !passed.owners.is_empty() {

@@ -93,8 +93,8 @@ impl State {
         let is_near = fence.saturating_add(FENCES_AHEAD / 2) > self.stored.fence;
         if is_near {
             self.stored.fence = fence.saturating_add(FENCES_AHEAD);
+            self.submit(true);
         }
-        self.submit(is_near);
     }
 
     /// Whom the last life knew.

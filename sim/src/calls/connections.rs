@@ -18,8 +18,7 @@ impl World {
         link.connected(now, conn, asked, hello.clock());
         link.prefer(app.peers.connection(hello.peer));
         // Whoever waits for another process of this node waits in vain.
-        let of_peer: Vec<Peer> = app.waiting.keys().filter(|peer| peer.id == hello.peer.id).copied().collect();
-        let others: Vec<Instance> = of_peer.iter().filter_map(|peer| app.waiting.remove(peer)).flatten().collect();
+        let others = app.waiting.remove(&hello.peer).unwrap_or_default();
         let mut back: Vec<(Token, NeverSent)> = Vec::new();
         for other in others.into_iter().filter(|other| *other != instance) {
             back.extend(app.links.get_mut(&other).map(|link| link.give_back(Unsent::Replaced)).unwrap_or_default());
@@ -129,10 +128,15 @@ impl World {
 
     pub(super) fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {
         self.watch_waits(index, Class::Calls, event);
-        if let PeersEvent::Failed { target: Target::Peer(peer, _), .. } = event {
-            let waiting = self.hosts[index].app.as_mut().and_then(|app| app.waiting.remove(peer)).unwrap_or_default();
-            waiting.into_iter().for_each(|to| self.give_back(index, to, Unsent::Unreachable));
-        }
+        let (peer, why) = match event {
+            PeersEvent::Failed { target: Target::Peer(peer, _), .. } => (peer, Unsent::Unreachable),
+            PeersEvent::Up { dialled: Some(Target::Peer(peer, _)), .. } => (peer, Unsent::Replaced),
+            _ => return,
+        };
+        let Some(app) = &mut self.hosts[index].app else { return };
+        let mut waiting = app.waiting.remove(peer).unwrap_or_default();
+        waiting.retain(|to| !app.links.get(to).is_some_and(Link::is_connected));
+        waiting.into_iter().for_each(|to| self.give_back(index, to, why));
     }
 
     pub(super) fn arm_calls(&mut self, index: usize) {

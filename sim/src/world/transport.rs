@@ -229,6 +229,13 @@ impl World {
     fn dialled(&mut self, handshake: &Handshake, outcome: Result<(ConnId, Hello), Refusal>) {
         let (dial, process) = (handshake.dial, handshake.dialler);
         self.dials.end(process, handshake.class, dial);
+        if outcome.is_ok() && handshake.class == Class::Calls {
+            let there = self.hosts[handshake.there].address;
+            let count = self.dials.reach(self.now, process, handshake.class, there);
+            self.check(process.host, "H1", count <= REACHED_A_SECOND, || {
+                format!("reached {there} {count} times within a second")
+            });
+        }
         let input = match (handshake.class, outcome) {
             (Class::Gossip, Ok((conn, hello))) => Input::Dialled(dial, conn, hello),
             (Class::Gossip, Err(Refusal::Oneself)) => Input::Oneself(dial),
@@ -367,6 +374,8 @@ const DIALS_A_MINUTE: usize = 45;
 /// while there is nobody else to talk to.
 const DIALS_OF_A_BALANCER: usize = 24;
 /// How many times longer than the first a double of a call takes.
+/// How often one address is reached within a second at most: once, and once more for another process than it was.
+const REACHED_A_SECOND: usize = 3;
 const LATE_DOUBLE: u32 = 50;
 
 fn is_call(bytes: &[u8]) -> bool {

@@ -78,13 +78,27 @@ impl Calls {
         loop {
             let event = self.lock_peers().poll_event();
             let Some(event) = event else { break };
-            if let PeersEvent::Failed { target: Target::Peer(peer, _), why, wait } = event {
-                tracing::debug!(address = %peer.address, why, ?wait, "cannot connect for calls");
-                let waiting = lock(&self.waiting).remove(&peer);
-                waiting.unwrap_or_default().into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
+            match event {
+                PeersEvent::Failed { target: Target::Peer(peer, _), why, wait } => {
+                    tracing::debug!(address = %peer.address, why, ?wait, "cannot connect for calls");
+                    self.end_wait(&peer, None, Unsent::Unreachable);
+                }
+                // What answered there may say that it is at another address.
+                PeersEvent::Up { dialled: Some(Target::Peer(peer, _)), .. } => {
+                    self.end_wait(&peer, None, Unsent::Replaced);
+                }
+                _ => {}
             }
         }
         self.timers.notify_one();
+    }
+
+    /// The dial of a peer has ended: whoever waits for another process than the one that is there waits in vain.
+    fn end_wait(&self, peer: &Peer, there: Option<Instance>, why: Unsent) {
+        let waiting = lock(&self.waiting).remove(peer).unwrap_or_default();
+        waiting.into_iter().filter(|to| Some(*to) != there && !self.link(*to).lock().is_connected()).for_each(|to| {
+            self.give_back(to, why);
+        });
     }
 
     fn hello(&self) -> Hello {
@@ -143,16 +157,8 @@ impl Calls {
             return lock(&link.writers).retain(|(other, _)| *other != id);
         }
         link.wake();
-        // By its id: what it says of its address may not be what was dialled.
-        let others: Vec<Instance> = {
-            let mut waiting = lock(&self.waiting);
-            let of_peer: Vec<Peer> = waiting.keys().filter(|peer| peer.id == hello.peer.id).copied().collect();
-            of_peer.iter().filter_map(|peer| waiting.remove(peer)).flatten().collect()
-        };
-        others.into_iter().filter(|other| *other != instance).for_each(|other| {
-            self.give_back(other, Unsent::Replaced);
-        });
         let peer = hello.peer;
+        self.end_wait(&peer, Some(instance), Unsent::Replaced);
         let lane = Lane { calls: Arc::clone(self), link, conn: id, from: instance, writers, connection };
         self.spawn(send_large(lane.clone()));
         self.spawn(receive_large(lane.clone()));

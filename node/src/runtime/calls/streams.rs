@@ -150,6 +150,7 @@ fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
         }
         Arrival::Cancel(seq) => on_cancel(lane, seq),
         Arrival::Goodbye(back) => {
+            lane.link.room.notify_waiters();
             for (token, proof) in back {
                 let _ = token.send(Report::Unsent(proof));
             }
