@@ -328,6 +328,26 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{address, node};
+
+    #[test]
+    fn seeds_that_become_known_later_are_asked_and_cost_no_patience() {
+        let mut joiner = node("a");
+        let now = Instant::ORIGIN;
+        let asked = |joiner: &mut Membership, now| {
+            joiner.handle_timeout(now);
+            let mut to = Vec::new();
+            while let Some(transmit) = joiner.poll_transmit(now, &mut Vec::new()) {
+                to.push(transmit.to);
+            }
+            to
+        };
+        joiner.join(now, &[address(2)]);
+        assert_eq!(asked(&mut joiner, now), [Destination::Seed(address(2))]);
+        joiner.join(now, &[address(2), address(3)]);
+        assert_eq!(asked(&mut joiner, now), [Destination::Seed(address(3))]);
+        assert_eq!(joiner.join_attempts(), 1);
+    }
 
     #[test]
     fn a_list_is_whole_when_all_its_parts_came_in_any_order() {
