@@ -15,6 +15,8 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 use swimring_membership::{NodeId, Peer};
 
+use super::metrics;
+
 /// How far ahead of what was minted the stored fence is: so often it is written.
 const FENCES_AHEAD: u64 = 1_000;
 /// Most states that wait to be written; only the last of them is.
@@ -146,12 +148,23 @@ impl Writer {
         let failed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&failed);
         let run = move || {
+            let mut failing = false;
             while let Ok(first) = waiting.recv() {
                 let newest = waiting.try_iter().last().unwrap_or(first);
-                if let Err(problem) = write(&path, &newest) {
-                    flag.store(true, Ordering::Relaxed);
-                    tracing::error!(path = %path.display(), %problem, "the state could not be stored; trying again");
+                match write(&path, &newest) {
+                    Ok(()) if failing => tracing::info!(path = %path.display(), "the state is stored again"),
+                    Ok(()) => {}
+                    Err(problem) => {
+                        flag.store(true, Ordering::Relaxed);
+                        metrics::finding("state_not_stored");
+                        if !failing {
+                            tracing::error!(path = %path.display(), %problem, "the state cannot be stored; trying again");
+                        }
+                        failing = true;
+                        continue;
+                    }
                 }
+                failing = false;
             }
         };
         let thread = std::thread::Builder::new().name("swimring-state".into()).spawn(run)?;
