@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use swimring_membership::{Member, NodeId, Phase, State};
+use swimring_membership::{Incarnation, Member, NodeId, Phase, State};
 use swimring_ring::RingMember;
 
 use super::view::ring_member;
@@ -18,6 +18,8 @@ pub struct Passing {
     seen: BTreeMap<NodeId, RingMember>,
     /// What this node itself was since.
     own: Vec<Option<RingMember>>,
+    /// Who was heard to be joining, at which incarnation, and of whom nothing was heard since.
+    joining: BTreeMap<NodeId, Incarnation>,
 }
 
 /// What came and went between two views.
@@ -32,13 +34,20 @@ pub struct Passed {
 impl Passing {
     /// Nothing has been seen, and this node owned nothing.
     pub fn new(me: NodeId) -> Self {
-        Self { me, last: Vec::new(), seen: BTreeMap::new(), own: Vec::new() }
+        Self { me, last: Vec::new(), seen: BTreeMap::new(), own: Vec::new(), joining: BTreeMap::new() }
     }
 
     /// A member was believed to be this; its row may be ahead by now.
-    pub fn note(&mut self, member: &Member, state: State, phase: Phase) {
-        if state.is_present() && phase == Phase::Ready {
-            self.note_owner(ring_member(member));
+    pub fn note(&mut self, member: &Member, state: State, incarnation: Incarnation, phase: Phase) {
+        let id = member.record.id();
+        if state.is_present() && phase == Phase::Joining {
+            self.joining.entry(id).or_insert(incarnation);
+        } else {
+            let joined = self.joining.remove(&id);
+            let is_owner = state.is_present() && phase == Phase::Ready;
+            if is_owner || joined.is_some_and(|joined| may_have_owned(joined, incarnation, phase)) {
+                self.note_owner(ring_member(member));
+            }
         }
     }
 
@@ -79,12 +88,21 @@ impl Passing {
     }
 }
 
+/// Whether a member that was joining, and is on its way out or gone as far as is heard next, may have owned keys between:
+/// whoever gets ready says so in an incarnation of its own.
+fn may_have_owned(joined: Incarnation, last: Incarnation, phase: Phase) -> bool {
+    let least = if phase == Phase::Draining { 2 } else { 1 };
+    last.boot > joined.boot || last.count.saturating_sub(joined.count) >= least
+}
+
 fn find(owners: &[RingMember], id: NodeId) -> Option<&RingMember> {
     owners.binary_search_by_key(&id, |owner| owner.id).ok().map(|index| &owners[index])
 }
 
 #[cfg(test)]
 mod tests {
+    use swimring_membership::{Config, Instant, Membership, Name, Preset, Profile, Settings, Start};
+
     use super::*;
 
     const ME: NodeId = NodeId::from_u128(1);
@@ -105,6 +123,43 @@ mod tests {
         passing.note_owner(owner(2, 1));
         assert_eq!(passing.next(vec![owner(1, 1)]), Passed { owners: vec![owner(2, 1)], retaken: false });
         assert_eq!(passing.next(vec![owner(1, 1)]), Passed::default(), "it is said once");
+    }
+
+    fn joiner() -> Membership {
+        let name = |text| Name::new(text).unwrap();
+        let profile = Profile {
+            name: name("n"),
+            gossip: ([127, 0, 0, 1], 1).into(),
+            calls: ([127, 0, 0, 1], 2).into(),
+            zone: None,
+            weight: 1,
+            tags: Vec::new(),
+        };
+        let start = Start { cluster: name("test"), profile, boot: 1, life: 1, seed: 1 };
+        let config = Config::new(Settings::preset(Preset::Lan)).unwrap();
+        Membership::new(Instant::ORIGIN, config, start).unwrap()
+    }
+
+    /// How many owners have passed when of a member that is joining this is noted: states, phases and counts.
+    fn owners_after(heard: &[(State, Phase, u32)]) -> usize {
+        let mut passing = since_a_view_of(&[owner(1, 1)]);
+        let record = joiner().record().clone();
+        for (state, phase, count) in [&[(State::Alive, Phase::Joining, 0)], heard].concat() {
+            let incarnation = Incarnation::new(1, count);
+            let member = Member { record: record.clone(), state, incarnation, since: Instant::ORIGIN };
+            passing.note(&member, state, incarnation, phase);
+        }
+        passing.next(vec![owner(1, 1)]).owners.len()
+    }
+
+    #[test]
+    fn whoever_was_joining_and_is_gone_next_may_have_owned_keys_between() {
+        use {Phase::*, State::*};
+        assert_eq!(owners_after(&[(Left, Draining, 2)]), 1, "ready at 1, draining at 2");
+        assert_eq!(owners_after(&[(Alive, Draining, 2), (Left, Draining, 2)]), 1);
+        assert_eq!(owners_after(&[(Down, Joining, 1)]), 1, "others had heard of a later word");
+        assert_eq!(owners_after(&[(Down, Joining, 0)]), 0, "it went before it was ready");
+        assert_eq!(owners_after(&[(Left, Draining, 1)]), 0, "it left before it was ready");
     }
 
     #[test]

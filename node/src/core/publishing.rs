@@ -43,9 +43,9 @@ impl Publishing {
     /// Takes an event of the membership, which has it behind it.
     pub fn note(&mut self, membership: &Membership, event: &Event) {
         match event {
-            Event::Changed { id, state, phase, .. } => {
+            Event::Changed { id, state, incarnation, phase, .. } => {
                 if let Some(member) = membership.member(*id) {
-                    self.passing.note(member, *state, *phase);
+                    self.passing.note(member, *state, *incarnation, *phase);
                 }
             }
             // Of a stall: what is heard first may be an old suspicion, though it has ended in a removal since.
