@@ -67,8 +67,6 @@ pub struct Peers {
     dials: BTreeMap<DialId, Dial>,
     dialling: BTreeMap<Target, DialId>,
     failures: BTreeMap<Target, u32>,
-    /// Peers that are not dialled for a while, for they were reached as another process than the one wanted.
-    held_back: BTreeMap<Peer, Target>,
     oneself: BTreeSet<SocketAddr>,
     /// Who answered at a seed's address a while ago.
     seeds: BTreeMap<SocketAddr, Peer>,
@@ -93,7 +91,6 @@ impl Peers {
             dials: BTreeMap::new(),
             dialling: BTreeMap::new(),
             failures: BTreeMap::new(),
-            held_back: BTreeMap::new(),
             oneself: BTreeSet::new(),
             seeds: BTreeMap::new(),
             next_dial: 0,
@@ -125,7 +122,6 @@ impl Peers {
         if route == Route::Dialling && held.is_some() {
             // It may well reach the same process as before: whoever asks for this one has an old view, and does so often.
             self.timers.set(Timer::Retry(target), now + OTHER_PROCESS);
-            self.held_back.insert(peer, target);
         }
         route
     }
@@ -405,8 +401,7 @@ impl Peers {
                 self.handle_closed(conn);
             }
         }
-        let failed = self.failures.keys().filter(|target| is_to(**target, peer)).copied();
-        let stale: Vec<Target> = failed.chain(self.held_back.remove(&peer)).collect();
+        let stale: Vec<Target> = self.failures.keys().filter(|target| is_to(**target, peer)).copied().collect();
         for target in stale {
             self.failures.remove(&target);
             self.timers.cancel(Timer::Retry(target));
@@ -444,7 +439,6 @@ impl Peers {
                     self.commands.push_back(Command::Abort { dial });
                     self.handle_dial_failed(now, dial, "no answer in time".into());
                 }
-                Timer::Retry(Target::Peer(peer, _)) => _ = self.held_back.remove(&peer),
                 Timer::Retry(_) => {}
                 Timer::Oneself(address) => {
                     self.oneself.remove(&address);
