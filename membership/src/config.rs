@@ -3,7 +3,7 @@
 use core::ops::Deref;
 use core::time::Duration;
 
-use crate::suspicion::{Window, log2_milli, log10_milli};
+use crate::suspicion::{Window, log10_milli};
 
 /// A starting point for the settings.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
@@ -198,15 +198,18 @@ impl Config {
 
     /// How often a rumour is told among `members`.
     pub(crate) fn rumour_sends(&self, members: usize) -> u32 {
-        let log = log2_milli(u32::try_from(members + 1).unwrap_or(u32::MAX)).div_ceil(1_000);
-        self.rumour_multiplier * log.max(1)
+        self.rumour_multiplier * log2_ceil(members + 1).max(1)
     }
 
     /// How long a rumour takes to reach all of `members`, generously.
     pub(crate) fn dissemination(&self, members: usize) -> Duration {
-        let log = log2_milli(u32::try_from(members + 1).unwrap_or(u32::MAX)).div_ceil(1_000);
-        self.rumour_period * (log + 2)
+        self.rumour_period * (log2_ceil(members + 1) + 2)
     }
+}
+
+/// The binary logarithm of `value`, rounded up; `value` is not 0.
+const fn log2_ceil(value: usize) -> u32 {
+    usize::BITS - (value - 1).leading_zeros()
 }
 
 #[cfg(test)]

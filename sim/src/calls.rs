@@ -22,6 +22,7 @@ use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
 use crate::network::{LANES, Process, draw};
+use crate::oracles::Property;
 use crate::world::{Happening, World};
 
 mod connections;
@@ -416,7 +417,9 @@ impl World {
                     }
                 }
                 Some(Step::Wait(until)) => {
-                    self.check(index, "F16", !ownerless, || format!("call {id} waits, though nobody owns its key"));
+                    self.check(index, Property::F16, !ownerless, || {
+                        format!("call {id} waits, though nobody owns its key")
+                    });
                     let host = &self.hosts[index];
                     let at = host.world(until).max(self.now);
                     let process = host.process();
@@ -478,7 +481,7 @@ impl World {
         let route = address.map(|(peer, calls)| (peer, app.peers.route_to_process(now, peer, calls, to.life)));
         if let Some((_, Route::Connected(conn))) = route {
             let right = app.conns.get(&conn) == Some(&to);
-            self.check(index, "P5", right, || format!("was given a connection to another process than {to:?}"));
+            self.check(index, Property::P5, right, || format!("was given a connection to another process than {to:?}"));
         }
         let Some(app) = &mut self.hosts[index].app else {
             return;

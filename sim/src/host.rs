@@ -107,6 +107,9 @@ struct Clock {
 
 impl Clock {
     fn local(&self, world: Instant) -> Instant {
+        if self.ppm == 0 {
+            return self.local + world.since(self.world);
+        }
         let passed = world.since(self.world).as_nanos() as i128;
         let local = passed + passed * i128::from(self.ppm) / 1_000_000;
         Instant::from_nanos(self.local.as_nanos() + local as u64)
@@ -114,9 +117,12 @@ impl Clock {
 
     /// The first world moment at which the clock shows `local` or more.
     fn world(&self, local: Instant) -> Instant {
+        if self.ppm == 0 {
+            return self.world + local.since(self.local);
+        }
         let passed = local.since(self.local).as_nanos() as i128;
         let world = passed * 1_000_000 / (1_000_000 + i128::from(self.ppm));
-        Instant::from_nanos(self.world.as_nanos() + world as u64 + u64::from(self.ppm != 0))
+        Instant::from_nanos(self.world.as_nanos() + world as u64 + 1)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use swimring_membership::{Instant, Phase};
 
 use crate::network::Process;
+use crate::oracles::Property;
 use crate::world::{Happening, World};
 
 /// How long a draining process still takes what others send before they have heard.
@@ -83,7 +84,9 @@ impl World {
             Stage::Exit => {
                 let held = machine.closes.iter().filter_map(|conn| self.network.conns.get(&conn.0));
                 let left = held.filter(|conn| conn.is_open_at(process)).count();
-                self.check(index, "P2", left == 0, || format!("ends with {left} connections that it has not closed"));
+                self.check(index, Property::P2, left == 0, || {
+                    format!("ends with {left} connections that it has not closed")
+                });
                 return self.kill(index);
             }
         };

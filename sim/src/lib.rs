@@ -13,6 +13,7 @@ macro_rules! say {
 }
 
 mod calls;
+mod dials;
 mod faults;
 pub mod host;
 mod leaving;
@@ -21,6 +22,7 @@ pub mod network;
 pub mod oracles;
 pub mod plan;
 pub mod profile;
+mod queue;
 mod quiet;
 mod strangers;
 pub mod sweep;

@@ -12,6 +12,9 @@ use swimring_sim::say;
 use swimring_sim::sweep::Extent;
 use swimring_sim::world::{Verdict, World};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs whole Swimring clusters in virtual time, deterministically.
 #[derive(Parser)]
 #[command(version, about)]

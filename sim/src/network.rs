@@ -3,14 +3,11 @@
 //! A decision about a packet draws from the stream of its sender, so that one more packet elsewhere never
 //! changes it. Cuts are layers over all pairs; nothing is kept per pair.
 
-use std::collections::VecDeque;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use swimring::core::hello::Class;
-use swimring::core::peers::{DialId, Target};
-use swimring_membership::{Instant, NodeId, Rng};
+use swimring_membership::{Instant, Rng};
 
 use crate::plan::{Latency, LinkRule, Pairs, Side};
 
@@ -142,120 +139,6 @@ impl Layer {
 struct Placed {
     layer: Layer,
     until: Option<Instant>,
-}
-
-/// How long dials are remembered.
-const LATELY: Duration = Duration::from_secs(120);
-
-/// When which process dialled what lately; and which dials are under way.
-#[derive(Debug, Default)]
-pub(crate) struct Dials {
-    times: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
-    reached: BTreeMap<(Process, Class, SocketAddr), VecDeque<Instant>>,
-    under_way: BTreeMap<(Process, Class), BTreeSet<DialId>>,
-    failures: BTreeMap<(Process, Class, Target), u32>,
-    /// When a process was last without any connection.
-    alone: BTreeMap<Process, Instant>,
-    /// When a process has forgotten what failed to a node.
-    forgotten: BTreeMap<(Process, Class, NodeId), Instant>,
-    /// Before when what is not dialled.
-    waits: BTreeMap<(Process, Class, SocketAddr, Option<NodeId>), Instant>,
-}
-
-impl Dials {
-    /// Notes a dial; how many of them there were within a minute.
-    pub(crate) fn note(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
-        let times = self.times.entry((process, class, address)).or_default();
-        times.push_back(now);
-        while times.front().is_some_and(|at| now.since(*at) > LATELY) {
-            times.pop_front();
-        }
-        times.iter().filter(|at| now.since(**at) <= Duration::from_secs(60)).count()
-    }
-
-    /// Notes that a dial has reached somebody; how often it has within a second.
-    pub(crate) fn reach(&mut self, now: Instant, process: Process, class: Class, address: SocketAddr) -> usize {
-        let times = self.reached.entry((process, class, address)).or_default();
-        times.push_back(now);
-        while times.front().is_some_and(|at| now.since(*at) > Duration::from_secs(1)) {
-            times.pop_front();
-        }
-        times.len()
-    }
-
-    /// Notes that a dial is under way; how many of them there are.
-    pub(crate) fn begin(&mut self, process: Process, class: Class, dial: DialId) -> usize {
-        let dials = self.under_way.entry((process, class)).or_default();
-        dials.insert(dial);
-        dials.len()
-    }
-
-    /// How often in a row a target could not be reached, now that it was, or once more was not.
-    pub(crate) fn failures(&mut self, process: Process, class: Class, target: Target, reached: bool) -> u32 {
-        let failures = self.failures.entry((process, class, target)).or_insert(0);
-        *failures = if reached { 0 } else { *failures + 1 };
-        *failures
-    }
-
-    /// The process has forgotten what failed to this node.
-    pub(crate) fn forget(&mut self, now: Instant, process: Process, class: Class, id: NodeId) {
-        self.forgotten.insert((process, class, id), now);
-        self.failures.retain(|(by, of, target), _| {
-            let theirs = matches!(target, Target::Peer(peer, _) if peer.id == id);
-            !(theirs && *by == process && *of == class)
-        });
-        self.waits.retain(|(by, of, _, who), _| !(*who == Some(id) && *by == process && *of == class));
-    }
-
-    /// Whether a process is, or within a minute was, without any connection.
-    pub(crate) fn was_alone(&mut self, now: Instant, process: Process, is_alone: bool) -> bool {
-        if is_alone {
-            self.alone.insert(process, now);
-        }
-        self.alone.get(&process).is_some_and(|at| now.since(*at) <= Duration::from_secs(60))
-    }
-
-    /// Whether that was at this very moment: of two things at once, either may have come first.
-    pub(crate) fn forgets(&self, now: Instant, process: Process, class: Class, target: Target) -> bool {
-        matches!(target, Target::Peer(peer, _) if self.forgotten.get(&(process, class, peer.id)) == Some(&now))
-    }
-
-    /// Whether a process has dialled an address lately.
-    pub(crate) fn has_tried(&self, now: Instant, process: Process, class: Class, address: SocketAddr) -> bool {
-        self.times.get(&(process, class, address)).is_some_and(|times| times.iter().any(|at| now.since(*at) <= LATELY))
-    }
-
-    /// After a dial that failed, the target is left alone until then.
-    pub(crate) fn wait(&mut self, process: Process, class: Class, target: Target, until: Instant) {
-        let (address, who) = match target {
-            Target::Peer(peer, address) => (address, Some(peer.id)),
-            Target::Seed(address) => (address, None),
-        };
-        self.waits.insert((process, class, address, who), until);
-    }
-
-    /// Until when the target of a dial is to be left alone, if it has failed before.
-    pub(crate) fn waits(
-        &self,
-        process: Process,
-        class: Class,
-        address: SocketAddr,
-        who: Option<NodeId>,
-    ) -> Option<Instant> {
-        self.waits.get(&(process, class, address, who)).copied()
-    }
-
-    /// Whether nothing is being dialled.
-    pub(crate) fn are_over(&self, process: Process, class: Class) -> bool {
-        self.under_way.get(&(process, class)).is_none_or(BTreeSet::is_empty)
-    }
-
-    /// A dial has come to an end.
-    pub(crate) fn end(&mut self, process: Process, class: Class, dial: DialId) {
-        if let Some(dials) = self.under_way.get_mut(&(process, class)) {
-            dials.remove(&dial);
-        }
-    }
 }
 
 /// What becomes of one packet.

@@ -1,8 +1,6 @@
 //! What must hold, one file a property. Fed by every event of the production telemetry and by what the world
 //! knows; an oracle counts how often it checked, so that one that never does is seen.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use swimring::core::control::ControlEvent;
 use swimring_membership::Instant;
@@ -17,8 +15,11 @@ mod incarnations_are_minted_by_their_subject;
 mod incarnations_never_regress;
 mod news_moves_up;
 mod no_phantoms;
+mod property;
 mod refutation_is_synchronous;
 mod the_dead_stay_dead;
+
+pub use property::{Counts, Property};
 
 /// What the world knows, for oracles to look at.
 pub struct Facts<'a> {
@@ -30,6 +31,8 @@ pub struct Facts<'a> {
     pub network: &'a Network,
     /// How many of the machines are seeds: the first ones.
     pub seeds: usize,
+    /// Seeds are known by one address, behind which any of them answers.
+    pub balanced: bool,
 }
 
 impl Facts<'_> {
@@ -50,7 +53,7 @@ impl Facts<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
     /// Which property.
-    pub oracle: &'static str,
+    pub oracle: Property,
     /// When, in milliseconds of world time.
     pub at_ms: u64,
     /// Who was involved: the observer first.
@@ -63,7 +66,7 @@ pub struct Violation {
 #[derive(Debug, Default)]
 pub struct Findings {
     /// Checks by oracle.
-    pub checks: BTreeMap<&'static str, u64>,
+    pub checks: Counts,
     /// What was found, in order; the first hundred.
     pub violations: Vec<Violation>,
 }
@@ -75,12 +78,12 @@ impl Findings {
     pub fn check(
         &mut self,
         facts: &Facts<'_>,
-        oracle: &'static str,
+        oracle: Property,
         nodes: &[usize],
         holds: bool,
         message: impl FnOnce() -> String,
     ) {
-        *self.checks.entry(oracle).or_insert(0) += 1;
+        self.checks.count(oracle);
         if !holds && self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(Violation {
                 oracle,
@@ -100,15 +103,12 @@ pub trait Oracle: Send {
     /// A process reported an event.
     fn on_event(&mut self, _facts: &Facts<'_>, _host: usize, _event: &ControlEvent, _out: &mut Findings) {}
 
-    /// A process is about to be given a message.
-    fn before_message(&mut self, _facts: &Facts<'_>, _host: usize, _bytes: &[u8], _out: &mut Findings) {}
-
-    /// A process has handled a message.
-    fn after_message(&mut self, _facts: &Facts<'_>, _host: usize, _bytes: &[u8], _out: &mut Findings) {}
+    /// A process has handled a message; this is what it said beside its purpose, if anything.
+    fn after_message(&mut self, _facts: &Facts<'_>, _host: usize, _header: Option<&Header>, _out: &mut Findings) {}
 }
 
 /// What a message says beside its purpose, if it says anything.
-fn header(bytes: &[u8]) -> Option<Header> {
+pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
     match Message::decode(bytes).ok()?? {
         Message::Ping { header, .. }
         | Message::Ack { header, .. }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use swimring::core::hello::Class;
 
+use crate::oracles::Property;
 use crate::plan::Memory;
 use crate::world::{Happening, World};
 
@@ -91,7 +92,7 @@ impl World {
         self.over = true;
         let core = self.core.clone().unwrap_or_default();
         let changed = self.disagreement(&core);
-        self.check(core[0], "L7", changed.is_none(), || {
+        self.check(core[0], Property::L7, changed.is_none(), || {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
         self.check_remembered();
@@ -100,7 +101,7 @@ impl World {
         // Those of calls may linger longer than the world lasts.
         let most = if self.plan.world.balanced { 3 } else { 2 };
         for ((one, other), count) in self.network.connections(Class::Gossip) {
-            self.check(one.host, "P1", count <= most, || {
+            self.check(one.host, Property::P1, count <= most, || {
                 format!("{count} connections to n{} are left", other.host + 1)
             });
         }
@@ -110,7 +111,7 @@ impl World {
     fn check_remembered(&mut self) {
         for host in self.core.clone().unwrap_or_default() {
             let Some(remembered) = self.hosts[host].remembered() else { continue };
-            self.check(host, "B4", remembered.runs <= remembered.callers + GAPS, || {
+            self.check(host, Property::B4, remembered.runs <= remembered.callers + GAPS, || {
                 format!("remembers {remembered:?} long after chaos")
             });
         }

@@ -14,6 +14,7 @@ use swimring_membership::{Name, NodeId, Peer, Rng};
 use crate::calls::CallInput;
 use crate::host::{Input, cluster, peers_config};
 use crate::network::Process;
+use crate::oracles::Property;
 use crate::world::{Happening, World};
 
 /// How many connections a node of strangers opens: more than anybody lets it have.
@@ -78,13 +79,15 @@ impl World {
             }
             Stranger::Looked { at, class, conn } if self.is_running(at) && self.hosts[at.host].inbox.is_empty() => {
                 let held = self.peer_of(at.host, class, conn).is_some();
-                self.check(at.host, "P2", !held, || "somebody who broke the protocol is still connected".into());
+                self.check(at.host, Property::P2, !held, || {
+                    "somebody who broke the protocol is still connected".into()
+                });
             }
             Stranger::Goes { at, class, conn, since } => {
                 if self.is_running(at) {
                     let held = self.peer_of(at.host, class, conn).is_some();
                     let aged = since > peers_config(class).age_max * 3;
-                    self.check(at.host, "P2", !(held && aged), || format!("a connection is {since:?} old"));
+                    self.check(at.host, Property::P2, !(held && aged), || format!("a connection is {since:?} old"));
                 }
                 self.give(at, input(class, Input::Closed(conn), CallInput::Closed(conn)));
             }
@@ -109,14 +112,14 @@ impl World {
         let (certified, hello) = stranger(&mut self.rng, class, number, trick);
         let refused = self.judge(at.host, class, &hello, certified).is_err();
         if matches!(trick, Trick::OtherClass | Trick::OtherCluster | Trick::BorrowedName) {
-            return self.check(at.host, "P2", refused, || format!("let a stranger in: {trick:?}"));
+            return self.check(at.host, Property::P2, refused, || format!("let a stranger in: {trick:?}"));
         }
         if refused {
             return;
         }
-        let conn = ConnId(self.network.number());
+        let (conn, of) = (ConnId(self.network.number()), hello.peer.id);
         self.give(at, input(class, Input::Accepted(conn, hello), CallInput::Accepted(conn, hello)));
-        self.check_connections(at.host, class);
+        self.check_connections(at.host, class, of);
         let says = match trick {
             Trick::Babble => Some(vec![0xff; 40]),
             Trick::Call => Some(self.call_of_a_stranger(at.host)),

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 
 use serde::Serialize;
 
+use crate::oracles::{Counts, Property};
 use crate::profile::{self, Profile};
 use crate::world::{Verdict, World};
 
@@ -32,7 +33,7 @@ struct Summary {
     crashes: u64,
     failures: Vec<Failure>,
     faults: BTreeMap<&'static str, u64>,
-    oracles: BTreeMap<&'static str, u64>,
+    oracles: Counts,
     calls: u64,
     outcomes: BTreeMap<&'static str, u64>,
     hops_max: u8,
@@ -143,12 +144,15 @@ impl Summary {
         match outcome.verdict {
             Some(Verdict::Violation) => {
                 let first = &world.findings.violations[0];
-                fail(first.oracle, format!("at {} ms, {}: {}", first.at_ms, first.nodes.join(" "), first.message));
+                fail(
+                    first.oracle.name(),
+                    format!("at {} ms, {}: {}", first.at_ms, first.nodes.join(" "), first.message),
+                );
                 self.violations += 1;
             }
             Some(Verdict::NotConverged) => {
                 let why = world.core().and_then(|core| world.disagreement(core)).unwrap_or_default();
-                fail("L4", why);
+                fail(Property::L4.name(), why);
                 self.nonconverged += 1;
             }
             _ => {}
@@ -156,9 +160,7 @@ impl Summary {
         for (kind, count) in &world.faults {
             *self.faults.entry(kind).or_insert(0) += count;
         }
-        for (oracle, count) in &world.findings.checks {
-            *self.oracles.entry(oracle).or_insert(0) += count;
-        }
+        self.oracles.add(&world.findings.checks);
         self.calls += world.ledger.calls;
         self.hops_max = self.hops_max.max(world.ledger.hops_max);
         for (kind, count) in &world.ledger.outcomes {
@@ -187,7 +189,8 @@ impl Summary {
             counts.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
         };
         say!("faults: {}", list(&self.faults));
-        say!("checks: {}", list(&self.oracles));
+        let checks = self.oracles.iter().map(|(oracle, count)| format!("{oracle} {count}")).collect::<Vec<_>>();
+        say!("checks: {}", checks.join(", "));
         say!("calls: {} ({}), at most {} hops", self.calls, list(&self.outcomes), self.hops_max);
         say!("slowest agreement: {} ms", self.converged_ms_max);
     }

@@ -3,8 +3,7 @@
 //! Decides nothing about the protocol. What a packet suffers is decided by `network`, what a fault does by
 //! `faults`, what must hold by `oracles`.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,8 +15,9 @@ use swimring_membership::{Delivery, Event, Instant, Rng, State};
 use crate::calls::CallInput;
 use crate::host::{Host, Input};
 use crate::network::{Conn, Network, Place, Process};
-use crate::oracles::{self, Facts, Findings, Oracle};
+use crate::oracles::{self, Facts, Findings, Oracle, Property};
 use crate::plan::{Memory, Plan};
+use crate::queue::Queue;
 use crate::trace::Trace;
 
 mod checks;
@@ -102,10 +102,10 @@ pub enum Verdict {
 pub struct World {
     pub(crate) plan: Plan,
     pub(crate) now: Instant,
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    sequence: u64,
+    queue: Queue<Happening>,
     pub(crate) hosts: Vec<Host>,
+    /// How many processes are up.
+    up: usize,
     pub(crate) by_address: BTreeMap<SocketAddr, usize>,
     /// The network.
     pub network: Network,
@@ -114,6 +114,8 @@ pub struct World {
     oracles: Vec<Box<dyn Oracle>>,
     /// What the oracles found.
     pub findings: Findings,
+    /// For messages on their way out.
+    scratch: Vec<u8>,
     /// The rolling hash.
     pub trace: Trace,
     /// Faults that really happened, by kind.
@@ -135,7 +137,7 @@ pub struct World {
     /// The first violation is enough.
     pub hasty: bool,
     /// When which host dialled whom lately.
-    pub(crate) dials: crate::network::Dials,
+    pub(crate) dials: crate::dials::Dials,
     /// How long after quiet the core agreed.
     pub converged_after: Option<Duration>,
     /// Seconds that processes were up, summed up.
@@ -150,15 +152,15 @@ impl World {
         let mut world = Self {
             network: Network::new(plan.links.clone(), rng.fork(1).next_u64()),
             now: Instant::ORIGIN,
-            queue: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            sequence: 0,
+            queue: Queue::default(),
+            up: 0,
             hosts: Vec::new(),
             by_address: BTreeMap::new(),
             rng: rng.fork(2),
             seed,
             oracles: oracles::all(),
             findings: Findings::default(),
+            scratch: Vec::new(),
             trace: Trace::default(),
             faults: BTreeMap::new(),
             core: None,
@@ -172,7 +174,7 @@ impl World {
             hasher: Self::sim_hasher(),
             over: false,
             hasty: false,
-            dials: crate::network::Dials::default(),
+            dials: crate::dials::Dials::default(),
             converged_after: None,
             node_seconds: 0.0,
             log: None,
@@ -220,30 +222,23 @@ impl World {
     }
 
     pub(crate) fn schedule(&mut self, at: Instant, happening: Happening) {
-        self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence)));
-        self.happenings.insert(self.sequence, happening);
+        self.queue.push(at, happening);
     }
 
     /// Runs until nothing is left to see, or to `until`.
     pub fn run(&mut self, until: Option<Duration>) -> Verdict {
         let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
         let mut at_once = 0;
-        while let Some(&Reverse((at, sequence))) = self.queue.peek() {
-            if at > end || self.over || (self.hasty && !self.findings.violations.is_empty()) {
-                break;
-            }
+        while !self.over && (!self.hasty || self.findings.violations.is_empty()) {
+            let Some((at, happening)) = self.queue.pop(end) else { break };
             at_once = if at.as_millis() == self.now.as_millis() { at_once + 1 } else { 0 };
             if at_once > AT_ONCE_MAX {
-                self.check(0, "L7", false, || {
+                self.check(0, Property::L7, false, || {
                     "time stands still: what happens in this millisecond does not end".into()
                 });
                 break;
             }
-            self.queue.pop();
-            let happening = self.happenings.remove(&sequence).expect("every queued number has its happening");
-            let up = self.hosts.iter().filter(|host| host.is_up()).count();
-            self.node_seconds += at.since(self.now).as_secs_f64() * up as f64;
+            self.node_seconds += at.since(self.now).as_secs_f64() * self.up as f64;
             self.now = at;
             self.happen(happening);
         }
@@ -354,20 +349,24 @@ impl World {
         }
         let own = self.network.conns.contains_key(&conn.0);
         let result = control.handle_message(now, conn, bytes);
-        self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, bytes, out));
-        self.check(index, "W1", result.is_ok() || !own, || format!("refused a message of another node: {result:?}"));
+        let header = oracles::header(bytes);
+        self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, header.as_ref(), out));
+        self.check(index, Property::W1, result.is_ok() || !own, || {
+            format!("refused a message of another node: {result:?}")
+        });
         self.pump(index);
     }
 
-    pub(crate) fn check(&mut self, host: usize, oracle: &'static str, holds: bool, message: impl FnOnce() -> String) {
-        let seeds = self.plan.world.seeds;
-        let facts = Facts { now: self.now, hosts: &self.hosts, network: &self.network, seeds };
+    pub(crate) fn check(&mut self, host: usize, oracle: Property, holds: bool, message: impl FnOnce() -> String) {
+        if holds {
+            return self.findings.checks.count(oracle);
+        }
+        let facts = facts(self.now, &self.plan, &self.hosts, &self.network);
         self.findings.check(&facts, oracle, &[host], holds, message);
     }
 
     fn with_oracles(&mut self, mut each: impl FnMut(&mut dyn Oracle, &Facts<'_>, &mut Findings)) {
-        let seeds = self.plan.world.seeds;
-        let facts = Facts { now: self.now, hosts: &self.hosts, network: &self.network, seeds };
+        let facts = facts(self.now, &self.plan, &self.hosts, &self.network);
         for oracle in &mut self.oracles {
             each(oracle.as_mut(), &facts, &mut self.findings);
         }
@@ -382,6 +381,7 @@ impl World {
         let zone = self.network.zone(index);
         let rings = std::sync::Arc::clone(&self.rings);
         self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds, &rings);
+        self.up += 1;
         self.say(|| format!("start n{}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
         self.pump(index);
@@ -401,14 +401,16 @@ impl World {
     /// Ends a process without a word.
     pub(crate) fn kill(&mut self, index: usize) {
         let process = self.hosts[index].process();
+        self.up -= usize::from(self.hosts[index].is_up());
         self.hosts[index].kill();
         self.network.close_process(process);
+        self.dials.end_process(process);
         self.say(|| format!("end n{}", index + 1));
     }
 
     /// Takes everything a process has to say, until it has nothing left.
     pub(crate) fn pump(&mut self, index: usize) {
-        let mut bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut self.scratch);
         loop {
             self.run_commands(index);
             let host = &mut self.hosts[index];
@@ -432,6 +434,7 @@ impl World {
             }
             break;
         }
+        self.scratch = bytes;
         self.view(index);
         self.check_waiting(index, Class::Gossip);
         self.arm(index);
@@ -518,6 +521,10 @@ impl World {
             self.give(process, Input::Wake);
         }
     }
+}
+
+fn facts<'a>(now: Instant, plan: &Plan, hosts: &'a [Host], network: &'a Network) -> Facts<'a> {
+    Facts { now, hosts, network, seeds: plan.world.seeds, balanced: plan.world.balanced }
 }
 
 fn describe(bytes: &[u8]) -> String {

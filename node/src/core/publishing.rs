@@ -27,8 +27,8 @@ pub struct Publishing {
     rings: Arc<Rings>,
     /// The roster's version of the last edition, whether the process was confirmed, and the fence.
     published: Option<(u64, bool, u64)>,
-    /// The digest of the last edition's ring.
-    ring: Option<u128>,
+    /// The owners of the last edition, in the order of ids.
+    owners: Option<Vec<RingMember>>,
     passing: Passing,
     retaken: bool,
 }
@@ -37,7 +37,7 @@ impl Publishing {
     /// Nothing has been published for the node `me`.
     pub fn new(me: NodeId, placement: Placement, rings: Arc<Rings>) -> Self {
         let passing = Passing::new(me);
-        Self { placement, rings, published: None, ring: None, passing, retaken: false }
+        Self { placement, rings, published: None, owners: None, passing, retaken: false }
     }
 
     /// Takes an event of the membership, which has it behind it.
@@ -68,9 +68,11 @@ impl Publishing {
             return None;
         }
         let view = View::of(membership, self.placement, &self.rings);
-        let (ring, passed) = (view.ring_digest(), self.passing.next(view.ring_members()));
+        let owners = view.ring_members();
+        let passed = self.passing.next(owners.clone());
         retaken |= passed.retaken;
-        let anew = self.ring.replace(ring) != Some(ring) || retaken || !passed.owners.is_empty();
+        let anew = self.owners.as_ref() != Some(&owners) || retaken || !passed.owners.is_empty();
+        self.owners = Some(owners);
         let fence = control.command(now, |membership| membership.hold(anew));
         self.published = Some((state.0, state.1, fence));
         Some(Edition { view: view.with_fence(fence), retaken, passing: passed.owners })

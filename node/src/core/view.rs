@@ -98,11 +98,6 @@ impl View {
         self.fence
     }
 
-    /// The digest of the ring, without building it.
-    pub fn ring_digest(&self) -> u128 {
-        Ring::digest_of(self.placement, self.ring_members())
-    }
-
     /// The members that own keys, in the order of ids.
     pub fn ring_members(&self) -> Vec<RingMember> {
         self.members.iter().filter(|member| member.owns()).map(ring_member).collect()

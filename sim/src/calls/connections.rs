@@ -78,7 +78,7 @@ impl World {
         self.pump_calls(index);
         let after = self.hosts[index].app.as_ref().map(|app| app.connected_to(peer)).unwrap_or_default();
         let right = before.iter().filter(|held| **held != life).eq(after.iter());
-        self.check(index, "P5", right, || {
+        self.check(index, Property::P5, right, || {
             format!("process {life:x} is gone: was connected to {before:x?}, and is now to {after:x?}")
         });
     }

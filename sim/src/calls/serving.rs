@@ -49,7 +49,7 @@ impl World {
                 let after = self.finds(index, token);
                 let named = why == Refusal::NotOwner && owner.is_some();
                 let ignored = named && before.is_some_and(|(hop, _)| hop == 1) && before == after;
-                self.check(index, "F5", !ignored, || {
+                self.check(index, Property::F5, !ignored, || {
                     format!("call {} does not ask the owner that was named", token.call)
                 });
             }
@@ -64,7 +64,7 @@ impl World {
             Err(problem) => {
                 app.peers.expel(conn);
                 let own = self.network.conns.contains_key(&conn.0);
-                self.check(index, "W2", !own, || format!("refused a frame of another node: {problem}"));
+                self.check(index, Property::W2, !own, || format!("refused a frame of another node: {problem}"));
             }
         }
         self.close_what_is_over(index, from);
@@ -97,7 +97,7 @@ impl World {
         let now = host.local(self.now);
         if let Some(control) = &mut host.control {
             let merged = control.command(now, |membership| membership.merge_record(now, from.node, &record.0));
-            self.check(index, "W2", merged.is_ok(), || "refused a record of another node".into());
+            self.check(index, Property::W2, merged.is_ok(), || "refused a record of another node".into());
         }
         self.pump(index);
     }
@@ -128,9 +128,9 @@ impl World {
                     && (1..=2).contains(&header.hop)
                     && !header.key.0.is_empty()
                     && body.len() <= LIMITS.body_bytes_max;
-                self.check(index, "F17", sound, || format!("runs {header:?} with {} bytes", body.len()));
-                self.check(index, "F7", !cancelled, || format!("runs call {call}, which was cancelled before"));
-                self.check(index, "B4", remembered.callers <= LIMITS.callers_max, || {
+                self.check(index, Property::F17, sound, || format!("runs {header:?} with {} bytes", body.len()));
+                self.check(index, Property::F7, !cancelled, || format!("runs call {call}, which was cancelled before"));
+                self.check(index, Property::B4, remembered.callers <= LIMITS.callers_max, || {
                     format!("remembers {remembered:?}")
                 });
                 self.execute(index, call, &header.key.0, Running::There { permit, body }, error);
@@ -148,7 +148,7 @@ impl World {
                 let room = app.admission.remembered().callers < LIMITS.callers_max;
                 let (me, meant) = (app.me, header.life == app.me.life);
                 let waited = self.waits_for(from, me, header.seq);
-                self.check(index, "F18", !(first && meant && room && waited), || {
+                self.check(index, Property::F18, !(first && meant && room && waited), || {
                     format!("passed over {header:?}, for which its caller waits")
                 });
             }
@@ -168,11 +168,11 @@ impl World {
         let of_peer = app.running.values().filter(|running| running.peer() == Some(from.node)).count();
         let all = app.running.values().filter(|running| running.peer().is_some()).count();
         let full = of_peer >= LIMITS.calls_of_peer_max || all >= LIMITS.calls_max;
-        self.check(index, "F13", why != Refusal::Overloaded || full, || {
+        self.check(index, Property::F13, why != Refusal::Overloaded || full, || {
             format!("says that it is overloaded with {of_peer} calls of the caller, and {all} in all")
         });
         let silent = why == Refusal::NotOwner && !names && matches!(ownership, Ownership::Theirs(..));
-        self.check(index, "F6", !silent, || "does not own the key, and does not say who does".into());
+        self.check(index, Property::F6, !silent, || "does not own the key, and does not say who does".into());
     }
 
     /// What was refused for good is not sent again.
@@ -181,7 +181,9 @@ impl World {
         if let Some(entry) = self.ledger.entries.get_mut(&call).filter(|_| why == Refusal::Invalid) {
             entry.refused += 1;
             let refused = entry.refused;
-            self.check(index, "F16", refused == 1, || format!("call {call} was refused {refused} times: {why}"));
+            self.check(index, Property::F16, refused == 1, || {
+                format!("call {call} was refused {refused} times: {why}")
+            });
         }
     }
 
@@ -190,24 +192,30 @@ impl World {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
         let view = self.view(index);
         let owner = view.resolve(self.hasher.hash(key));
-        self.check(index, "F6", owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
-        self.check(index, "O7", view.is_confirmed(), || {
+        self.check(index, Property::F6, owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
+        self.check(index, Property::O7, view.is_confirmed(), || {
             format!("ran call {call} after it had stood still, before anybody confirmed it")
         });
         self.check_fence(index, key, view.fence());
         let is_leaving = self.hosts[index].app.as_ref().is_some_and(|app| app.leaving);
         let by_other = matches!(running, Running::There { .. });
-        self.check(index, "L8", !(is_leaving && by_other), || format!("began call {call} of another while leaving"));
+        self.check(index, Property::L8, !(is_leaving && by_other), || {
+            format!("began call {call} of another while leaving")
+        });
         let late = self.ledger.entries.get(&call).map_or(Duration::ZERO, |entry| self.now.since(entry.deadline));
-        self.check(index, "F7", late <= error * 2 + LATE, || {
+        self.check(index, Property::F7, late <= error * 2 + LATE, || {
             format!("began call {call} {late:?} after its deadline, with an error of {error:?}")
         });
         if let Some(entry) = self.ledger.entries.get_mut(&call) {
             entry.executed += 1;
             let (executed, idempotent, outcome) = (entry.executed, entry.idempotent, entry.outcome);
-            self.check(index, "F2", idempotent || executed == 1, || format!("call {call} ran {executed} times"));
+            self.check(index, Property::F2, idempotent || executed == 1, || {
+                format!("call {call} ran {executed} times")
+            });
             let told = outcome == Some("not_executed");
-            self.check(index, "F3", !told, || format!("call {call} runs, after its caller was told that it would not"));
+            self.check(index, Property::F3, !told, || {
+                format!("call {call} runs, after its caller was told that it would not")
+            });
         }
         let handler = self.plan.load.as_ref().map_or(crate::plan::Latency::Const(Duration::ZERO), |load| load.handler);
         let host = &mut self.hosts[index];
@@ -223,7 +231,7 @@ impl World {
         });
         let most = peers.values().copied().max().unwrap_or(0);
         let within = most <= LIMITS.calls_of_peer_max && peers.values().sum::<usize>() <= LIMITS.calls_max;
-        self.check(index, "B1", within, || format!("runs {peers:?}: more than its limits"));
+        self.check(index, Property::B1, within, || format!("runs {peers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 
@@ -236,7 +244,9 @@ impl World {
         let Some(core) = self.core.as_ref().filter(|_| self.is_settled()) else { return };
         let others = core.iter().filter(|host| **host != index).filter_map(|host| self.hosts[*host].app.as_ref());
         let most = others.filter_map(|app| app.held.get(key)).max().copied().unwrap_or(0);
-        self.check(index, "F19", fence > most, || format!("holds a key under fence {fence}, which ran under {most}"));
+        self.check(index, Property::F19, fence > most, || {
+            format!("holds a key under fence {fence}, which ran under {most}")
+        });
     }
 
     pub(super) fn on_handler_done(&mut self, index: usize, run: u64) {
@@ -269,7 +279,7 @@ impl World {
         };
         app.repeats += active.call.repeats();
         let (fresh, repeats) = (app.fresh, app.repeats);
-        self.check(index, "F12", repeats <= 10 + fresh / 10, || {
+        self.check(index, Property::F12, repeats <= 10 + fresh / 10, || {
             format!("tried {repeats} times again for {fresh} calls")
         });
         let Some(entry) = self.ledger.entries.get_mut(&id) else {
@@ -290,16 +300,18 @@ impl World {
         let troubled =
             self.hosts[index].slow > 1 || self.hosts[index].troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
         let on_time = self.now <= deadline + LATE || troubled;
-        self.check(index, "F1", before.is_none() && on_time, || {
+        self.check(index, Property::F1, before.is_none() && on_time, || {
             format!("call {id} ended {kind} too late, or again after {before:?}")
         });
         let gave_up = matches!(outcome, Outcome::NotExecuted(no)
             if matches!(no.why(), Why::Refused(why) if why.is_passing())
                 && self.now + PAUSE < deadline
                 && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left() > 0));
-        self.check(index, "F16", !gave_up, || format!("call {id} ended {outcome:?} with time and repeats left"));
+        self.check(index, Property::F16, !gave_up, || {
+            format!("call {id} ended {outcome:?} with time and repeats left")
+        });
         let honest = kind != "not_executed" || executed == 0;
-        self.check(index, "F3", honest, || {
+        self.check(index, Property::F3, honest, || {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
         });
         // Longer than any handler of the load, and than what is lost once or twice on the way.
@@ -313,12 +325,12 @@ impl World {
             Outcome::Unknown(why) => *why != Unknown::Deadline || enough,
             Outcome::Ok(_) | Outcome::Executed(_) => false,
         };
-        self.check(index, "L5", !(owed && reason), || {
+        self.check(index, Property::L5, !(owed && reason), || {
             format!("call {id} ended {outcome:?} at {} ms, long after the cluster had agreed", since.as_millis())
         });
         let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
-        self.check(index, "F8", right, || format!("call {id} got the answer of another"));
-        self.check(index, "F5", active.call.hops <= 2, || format!("call {id} took {} hops", active.call.hops));
+        self.check(index, Property::F8, right, || format!("call {id} got the answer of another"));
+        self.check(index, Property::F5, active.call.hops <= 2, || format!("call {id} took {} hops", active.call.hops));
     }
 
     /// Calls of live processes that are past their deadline and have no outcome.
@@ -331,7 +343,7 @@ impl World {
             let open: Vec<u64> = app.open_calls().collect();
             for id in open {
                 let late = self.ledger.entries.get(&id).is_some_and(|entry| self.now > entry.deadline + LATE * 50);
-                self.check(index, "F1", !late, || format!("call {id} has no outcome long after its deadline"));
+                self.check(index, Property::F1, !late, || format!("call {id} has no outcome long after its deadline"));
             }
         }
     }

@@ -2,14 +2,14 @@
 //! the state did not change (the hole of memberlist's *dead* at a higher incarnation).
 
 use swimring_membership::State;
-use swimring_membership::wire::Update;
+use swimring_membership::wire::{Header, Update};
 
-use super::{Facts, Findings, Oracle, header};
+use super::{Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
 impl Oracle for Watch {
-    fn after_message(&mut self, facts: &Facts<'_>, host: usize, bytes: &[u8], out: &mut Findings) {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, header: Option<&Header>, out: &mut Findings) {
         let Some(control) = &facts.hosts[host].control else {
             return;
         };
@@ -17,8 +17,8 @@ impl Oracle for Watch {
         if !membership.is_confirmed() {
             return;
         }
-        for update in header(bytes).map(|header| header.updates).unwrap_or_default() {
-            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = &update else {
+        for update in header.map(|header| header.updates.as_slice()).unwrap_or_default() {
+            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = update else {
                 continue;
             };
             if let Some((state, held)) = membership.roster().belief(*id)
@@ -26,7 +26,7 @@ impl Oracle for Watch {
             {
                 // Leaving was the last word of a boot.
                 let over = state == State::Left && held.boot == told.boot;
-                out.check(facts, "M5", &[host], held >= *told || over, || {
+                out.check(facts, Property::M5, &[host], held >= *told || over, || {
                     format!("was told {update:?} and holds {held}")
                 });
             }

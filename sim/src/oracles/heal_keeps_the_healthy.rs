@@ -8,7 +8,7 @@ use std::time::Duration;
 use swimring::core::control::ControlEvent;
 use swimring_membership::{Event, State};
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, Property};
 
 /// How long two nodes must have reached each other: a probe that was lost before takes that long.
 const REACHABLE: Duration = Duration::from_secs(2);
@@ -46,6 +46,8 @@ impl Oracle for Watch {
         });
         let wrong = alive && reached && well(host) && well(subject.index) && facts.network.worst_loss() <= LOSS_MAX;
         let index = subject.index;
-        out.check(facts, "L13", &[host, index], !wrong, || format!("{} is reachable and was removed", subject.name));
+        out.check(facts, Property::L13, &[host, index], !wrong, || {
+            format!("{} is reachable and was removed", subject.name)
+        });
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use swimring::core::control::ControlEvent;
+use swimring_membership::wire::Header;
 use swimring_membership::{Event, NodeId};
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, Property};
 
 #[derive(Default)]
 pub(super) struct Watch {
@@ -29,7 +30,7 @@ impl Oracle for Watch {
         self.learn(facts, host);
     }
 
-    fn after_message(&mut self, facts: &Facts<'_>, host: usize, _bytes: &[u8], _out: &mut Findings) {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, _header: Option<&Header>, _out: &mut Findings) {
         self.learn(facts, host);
     }
 
@@ -39,6 +40,8 @@ impl Oracle for Watch {
             return;
         };
         let minted = self.minted.get(&(*id, incarnation.boot)).is_some_and(|count| incarnation.count <= *count);
-        out.check(facts, "M3", &[host], minted, || format!("believes {incarnation} of {id:?}, which never said so"));
+        out.check(facts, Property::M3, &[host], minted, || {
+            format!("believes {incarnation} of {id:?}, which never said so")
+        });
     }
 }

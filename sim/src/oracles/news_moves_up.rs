@@ -3,7 +3,7 @@
 use swimring::core::control::ControlEvent;
 use swimring_membership::{Event, Incarnation, State};
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
@@ -14,7 +14,7 @@ impl Oracle for Watch {
             return;
         };
         let (before, after) = (*before, (*state, *incarnation));
-        out.check(facts, "M2", &[host], before == after || is_above(after, before), || {
+        out.check(facts, Property::M2, &[host], before == after || is_above(after, before), || {
             format!("believed {before:?} of {id:?}, then {after:?}")
         });
     }

@@ -3,7 +3,7 @@
 use swimring::core::control::ControlEvent;
 use swimring_membership::Event;
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
@@ -16,14 +16,14 @@ impl Oracle for Watch {
             return;
         };
         let known = facts.by_id(*id).is_some_and(|subject| subject.life > 0);
-        out.check(facts, "M7", &[host], known, || format!("{id:?} is in the view and never lived"));
+        out.check(facts, Property::M7, &[host], known, || format!("{id:?} is in the view and never lived"));
         let Some(control) = &facts.hosts[host].control else {
             return;
         };
         let roster = control.membership().roster();
         if roster.len() < ALWAYS_BELOW || roster.version().is_multiple_of(32) {
             let holds = roster.digest() == roster.digest_from_scratch();
-            out.check(facts, "M6", &[host], holds, || {
+            out.check(facts, Property::M6, &[host], holds, || {
                 "the incremental digest differs from the one from scratch".into()
             });
         }

@@ -4,12 +4,12 @@
 use swimring_membership::wire::{Header, Update};
 use swimring_membership::{Incarnation, NodeId, State};
 
-use super::{Facts, Findings, Oracle, header};
+use super::{Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
 impl Oracle for Watch {
-    fn after_message(&mut self, facts: &Facts<'_>, host: usize, bytes: &[u8], out: &mut Findings) {
+    fn after_message(&mut self, facts: &Facts<'_>, host: usize, header: Option<&Header>, out: &mut Findings) {
         let Some(control) = &facts.hosts[host].control else {
             return;
         };
@@ -20,13 +20,13 @@ impl Oracle for Watch {
         let me = membership.id();
         let own = membership.record().incarnation();
         let believed = membership.member(me).map(|member| (member.state, member.incarnation));
-        out.check(facts, "M10", &[host], believed == Some((State::Alive, own)), || {
+        out.check(facts, Property::M10, &[host], believed == Some((State::Alive, own)), || {
             format!("believes {believed:?} of itself")
         });
         // Of a boot above its own it is not the subject: that is another life.
-        let accused = header(bytes).and_then(|header| accusation(&header, me));
+        let accused = header.and_then(|header| accusation(header, me));
         if let Some(accused) = accused.filter(|accused| accused.boot <= own.boot) {
-            out.check(facts, "M10", &[host], own > accused, || {
+            out.check(facts, Property::M10, &[host], own > accused, || {
                 format!("is accused at {accused}, and still says {own}")
             });
         }

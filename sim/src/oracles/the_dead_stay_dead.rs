@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use swimring::core::control::ControlEvent;
 use swimring_membership::{Event, Incarnation, NodeId, State};
 
-use super::{Facts, Findings, Oracle};
+use super::{Facts, Findings, Oracle, Property};
 
 #[derive(Default)]
 pub(super) struct Watch {
@@ -22,7 +22,7 @@ impl Oracle for Watch {
         if state.is_present() {
             if let Some((was, buried)) = self.buried.get(&key) {
                 let higher = if *was == State::Left { incarnation.boot > buried.boot } else { incarnation > buried };
-                out.check(facts, "M4", &[host], higher, || {
+                out.check(facts, Property::M4, &[host], higher, || {
                     format!("{id:?} was {was:?} at {buried}, and is {state:?} at {incarnation}")
                 });
             }

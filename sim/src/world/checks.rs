@@ -1,47 +1,40 @@
 //! What must hold of the connections of every process.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use swimring::core::peers::PeersEvent;
-use swimring_membership::Peer;
+use swimring_membership::{NodeId, Peer};
 
 use super::*;
 use crate::host::peers_config;
 
 impl World {
-    /// After the connections of a process have changed.
-    pub(crate) fn check_connections(&mut self, host: usize, class: Class) {
-        self.check_limits(host, class);
-        self.check_lives(host, class);
-    }
-
-    /// No process has more connections than it says, in all and to one node.
-    fn check_limits(&mut self, host: usize, class: Class) {
+    /// After a process got a connection to the node `of`: no process has more than it says, in all and to one node;
+    /// and of two processes of a peer the earlier one is dead, so that no connection to it is kept beside one to the
+    /// next.
+    pub(crate) fn check_connections(&mut self, host: usize, class: Class, of: NodeId) {
         let Some(peers) = self.hosts[host].peers(class) else { return };
         let limits = peers_config(class);
-        let total = peers.len();
-        let mut nodes = BTreeMap::new();
-        peers.connections().for_each(|(_, peer, _)| *nodes.entry(peer.id).or_insert(0) += 1);
-        let most = nodes.into_values().max().unwrap_or(0);
-        self.check(host, "B2", total <= limits.connections_max && most <= limits.connections_of_node_max, || {
-            format!("{total} connections, {most} of them of one node")
-        });
-    }
-
-    /// Of two processes of a peer, the earlier one is dead: no connection to it is kept beside one to the next.
-    fn check_lives(&mut self, host: usize, class: Class) {
-        let Some(peers) = self.hosts[host].peers(class) else { return };
-        let mut lives = BTreeMap::<Peer, BTreeSet<u64>>::new();
-        peers.connections().for_each(|(_, peer, life)| _ = lives.entry(peer).or_default().insert(life));
-        let both =
-            lives.into_iter().find(|(peer, lives)| lives.len() > 1 && self.by_address.contains_key(&peer.address));
-        self.check(host, "P5", both.is_none(), || format!("is connected to two processes of a node: {both:?}"));
+        let mut theirs: Vec<(Peer, u64)> =
+            peers.connections().filter(|(_, peer, _)| peer.id == of).map(|(_, peer, life)| (peer, life)).collect();
+        let (total, count) = (peers.len(), theirs.len());
+        self.check(
+            host,
+            Property::B2,
+            total <= limits.connections_max && count <= limits.connections_of_node_max,
+            || format!("{total} connections, {count} of them of one node"),
+        );
+        theirs.sort_unstable();
+        theirs.dedup();
+        let both = theirs
+            .windows(2)
+            .find(|pair| pair[0].0 == pair[1].0 && self.by_address.contains_key(&pair[0].0.address))
+            .map(<[_]>::to_vec);
+        self.check(host, Property::P5, both.is_none(), || format!("is connected to two processes of a node: {both:?}"));
     }
 
     /// Every call that has been queued or handed over waits for something that will end.
     pub(crate) fn check_calls(&mut self, index: usize) {
         let stuck = self.hosts[index].app.as_ref().and_then(crate::calls::App::stuck);
-        self.check(index, "P4", stuck.is_none(), || format!("calls to {stuck:?} wait for nothing"));
+        self.check(index, Property::P4, stuck.is_none(), || format!("calls to {stuck:?} wait for nothing"));
     }
 
     /// What is closed as a duplicate is one of two.
@@ -51,7 +44,9 @@ impl World {
         let (class, address) = (held.class, self.hosts[other.host].address);
         let Some(peers) = self.hosts[process.host].peers(class) else { return };
         let another = peers.connections().any(|(id, peer, _)| id != conn && peer.address == address);
-        self.check(process.host, "P6", another, || format!("closes its only connection to {address} as a duplicate"));
+        self.check(process.host, Property::P6, another, || {
+            format!("closes its only connection to {address} as a duplicate")
+        });
     }
 
     /// A shared address is tried again, whoever answered there before; even if that was the process itself.
@@ -61,7 +56,7 @@ impl World {
         let old = self.now.since(machine.started) > Duration::from_secs(150) && (host > 0 || machine.life > 1);
         if self.plan.world.balanced && old {
             let tried = self.dials.has_tried(self.now, machine.process(), Class::Gossip, transport::balancer());
-            self.check(host, "P7", tried, || "has not tried the shared address for two minutes".into());
+            self.check(host, Property::P7, tried, || "has not tried the shared address for two minutes".into());
         }
     }
 
@@ -69,7 +64,7 @@ impl World {
     pub(crate) fn check_gone(&mut self, host: usize, peer: Peer, life: u64) {
         let Some(peers) = self.hosts[host].peers(Class::Gossip) else { return };
         let held = peers.connections().any(|(_, other, process)| (other, process) == (peer, life));
-        self.check(host, "P5", !held, || format!("is still connected to {}, which is gone", peer.address));
+        self.check(host, Property::P5, !held, || format!("is still connected to {}, which is gone", peer.address));
     }
 
     /// What waits for a connection is waiting for a dial; unless the word of its end is still to be read.
@@ -81,7 +76,7 @@ impl World {
         };
         let unread = !host.inbox.is_empty() || host.busy_until > self.now;
         let idle = self.dials.are_over(host.process(), class) && !unread && !host.closed;
-        self.check(index, "P4", waiting == 0 || !idle, || {
+        self.check(index, Property::P4, waiting == 0 || !idle, || {
             format!("{waiting} wait for a connection of {class:?}, and nobody dials")
         });
     }
@@ -102,7 +97,7 @@ impl World {
                 let doubled = limits.retry_min * (1 << (failures - 1).min(10));
                 // Jitter is a quarter, either way.
                 let due = doubled.min(limits.retry_max);
-                self.check(index, "H2", *wait <= due * 5 / 4 && *wait >= due * 3 / 4, || {
+                self.check(index, Property::H2, *wait <= due * 5 / 4 && *wait >= due * 3 / 4, || {
                     format!("waits {wait:?} after {failures} failures in a row")
                 });
             }

@@ -203,20 +203,20 @@ impl World {
     ) {
         let machine = &self.hosts[dialler.host];
         let (closed, own) = (machine.closed, machine.address);
-        self.check(dialler.host, "P2", !closed && address != own, || {
+        self.check(dialler.host, Property::P2, !closed && address != own, || {
             format!("dialled {address}, which is itself, or although it goes away")
         });
         let waits = self.dials.waits(dialler, class, address, expect).is_some_and(|until| self.now < until);
-        self.check(dialler.host, "H2", !waits, || format!("dialled {address} again without the wait"));
+        self.check(dialler.host, Property::H2, !waits, || format!("dialled {address} again without the wait"));
         let count = self.dials.note(self.now, dialler, class, address);
         let alone = self.hosts[dialler.host].peers(class).is_none_or(|peers| peers.is_empty());
         let alone = self.dials.was_alone(self.now, dialler, alone);
         let most = if address == balancer() && !alone { DIALS_OF_A_BALANCER } else { DIALS_A_MINUTE };
-        self.check(dialler.host, "H1", count <= most, || {
+        self.check(dialler.host, Property::H1, count <= most, || {
             format!("dialled {address} for {class:?} {count} times within a minute")
         });
         let under_way = self.dials.begin(dialler, class, dial);
-        self.check(dialler.host, "B3", under_way <= peers_config(class).dials_max, || {
+        self.check(dialler.host, Property::B3, under_way <= peers_config(class).dials_max, || {
             format!("{under_way} dials under way")
         });
         let asked = self.hosts[dialler.host].local(self.now);
@@ -232,7 +232,7 @@ impl World {
         if outcome.is_ok() && handshake.class == Class::Calls {
             let there = self.hosts[handshake.there].address;
             let count = self.dials.reach(self.now, process, handshake.class, there);
-            self.check(process.host, "H1", count <= REACHED_A_SECOND, || {
+            self.check(process.host, Property::H1, count <= REACHED_A_SECOND, || {
                 format!("reached {there} {count} times within a second")
             });
         }
@@ -318,7 +318,8 @@ impl World {
                     self.close(conn, here);
                 }
                 self.dialled(&handshake, judged.map(|()| (ConnId(conn), hello)));
-                self.check_connections(here.host, handshake.class);
+                let of = self.hosts[there].id;
+                self.check_connections(here.host, handshake.class, of);
             }
             _ => self.send_handshake(handshake),
         }
@@ -335,7 +336,9 @@ impl World {
             return self.dialled(&handshake, Err(refusal));
         }
         let open = here != acceptor && !self.hosts[there].closed;
-        self.check(there, "P2", open, || format!("let {} in: itself, or although it goes away", hello.peer.address));
+        self.check(there, Property::P2, open, || {
+            format!("let {} in: itself, or although it goes away", hello.peer.address)
+        });
         let conn = self.network.connect(Conn::new(class, here, acceptor, self.now));
         handshake.conn = Some(conn);
         for process in [here, acceptor] {
@@ -346,7 +349,7 @@ impl World {
             Class::Calls => Input::Call(Box::new(CallInput::Accepted(ConnId(conn), hello))),
         };
         self.give(acceptor, input);
-        self.check_connections(there, class);
+        self.check_connections(there, class, id);
         self.send_handshake(handshake);
     }
 

@@ -1,0 +1,119 @@
+//! The properties that must hold, each by a short name and in a sentence.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+macro_rules! properties {
+    ($($name:ident $statement:literal)*) => {
+        /// What must hold.
+        #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Property {
+            $(#[doc = $statement] $name,)*
+        }
+
+        impl Property {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its short name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// What it says.
+            pub const fn statement(self) -> &'static str {
+                match self { $(Self::$name => $statement,)* }
+            }
+        }
+    };
+}
+
+properties! {
+    M1 "A process never restates itself lower, and once it has joined its boot is above every one that its name had."
+    M2 "What a node believes of another moves only up, until it is reaped."
+    M3 "Nobody believes an incarnation that its subject has not minted."
+    M4 "Whoever is down or has left comes back only at a higher incarnation."
+    M5 "Whoever was told of an incarnation holds at least that one."
+    M6 "The incremental digest of a view is the one from scratch."
+    M7 "Everybody in a view has lived in this cluster."
+    M10 "A process refutes every accusation in the step that brings it."
+    L4 "The core agrees within its bound after chaos."
+    L5 "A call that begins long after the core agreed is answered."
+    L7 "The core stays agreed, and what happens in a moment ends."
+    L8 "A process that leaves begins nothing more for others."
+    L13 "No live member leaves the ring of a node that can reach it."
+    F1 "Every call has one outcome, by its deadline."
+    F2 "A call that may not run twice runs once at most."
+    F3 "What is told as not executed never ran, and never will."
+    F5 "A call takes two hops at most, and asks the owner that was named to it."
+    F6 "Whoever runs a call owns its key by its own view; whoever refuses says who does."
+    F7 "Nothing begins after its deadline, nor once it was cancelled."
+    F8 "A caller gets the answer to its own call."
+    F12 "Repeats stay within their share of the calls."
+    F13 "Only who is full says so."
+    F16 "A call ends neither before its time nor long after there is nothing to wait for."
+    F17 "What breaks a limit, or is meant for another process, does not run."
+    F18 "Nothing is passed over that its caller waits for."
+    F19 "Whoever runs a key holds it under a higher fence than all before."
+    O7 "A process that stood still runs nothing before it is confirmed."
+    B1 "No more calls run at once than the limits allow."
+    B2 "No process has more connections than it says, in all and to one node."
+    B3 "No more dials are under way than the limit allows."
+    B4 "What is remembered of callers is bounded, and forgotten in time."
+    H1 "Nobody is dialled or reached more often than the waits allow."
+    H2 "After a dial that failed there is a wait, which grows and is kept."
+    P1 "One connection a pair and class is left."
+    P2 "Nobody lets strangers, itself or, going away, anybody in; who breaks the protocol is shown out."
+    P4 "Whatever waits for a connection waits for something that will end."
+    P5 "Connections are to one process of a node, and end with it."
+    P6 "What is closed as a duplicate is one of two."
+    P7 "A shared address is tried again, whoever answered there before."
+    W1 "No node refuses a message of another."
+    W2 "No node refuses a frame or a record of another."
+}
+
+impl fmt::Display for Property {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Property {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A count for every property.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counts([u64; Property::ALL.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; Property::ALL.len()])
+    }
+}
+
+impl Counts {
+    /// One more.
+    pub fn count(&mut self, property: Property) {
+        self.0[property as usize] += 1;
+    }
+
+    /// All of another's, too.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);
+    }
+
+    /// Those that are not zero.
+    pub fn iter(&self) -> impl Iterator<Item = (Property, u64)> {
+        Property::ALL.iter().map(|property| (*property, self.0[*property as usize])).filter(|(_, count)| *count > 0)
+    }
+}
+
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
