@@ -101,6 +101,11 @@ impl Counts {
         self.0[property as usize] += 1;
     }
 
+    /// How many.
+    pub fn of(&self, property: Property) -> u64 {
+        self.0[property as usize]
+    }
+
     /// All of another's, too.
     pub fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);
