@@ -13,6 +13,7 @@ macro_rules! say {
 }
 
 mod calls;
+pub mod determinism;
 mod dials;
 mod faults;
 pub mod host;
@@ -20,10 +21,12 @@ mod leaving;
 pub mod mutants;
 pub mod network;
 pub mod oracles;
+mod parallel;
 pub mod plan;
 pub mod profile;
 mod queue;
 mod quiet;
+pub mod shrink;
 mod strangers;
 pub mod sweep;
 mod trace;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use swimring_sim::determinism;
 use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
@@ -64,6 +65,28 @@ enum Command {
         /// Begins no further plan once one has failed.
         #[arg(long)]
         until_failure: bool,
+        /// A file to keep what is done in: a sweep that is begun again with it goes on, and adds up.
+        #[arg(long)]
+        progress: Option<PathBuf>,
+    },
+    /// Runs every seed here and in another process, or compares with a file of another build; and sees whether a flipped
+    /// bit or one draw more shows.
+    Determinism {
+        /// Which family of plans.
+        #[arg(long, value_enum, default_value = "pr")]
+        profile: Profile,
+        /// The seeds, half-open: A..B.
+        #[arg(long, value_parser = seeds)]
+        seeds: std::ops::Range<u64>,
+        /// How many at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// What another build has written with `--write`.
+        #[arg(long)]
+        expect: Option<PathBuf>,
+        /// Only writes the hashes: to a file, or `-` for standard output.
+        #[arg(long, conflicts_with = "expect")]
+        write: Option<PathBuf>,
     },
     /// Puts known bugs back into a copy of the sources, and sweeps each until an oracle catches it. Run in the
     /// repository.
@@ -81,6 +104,20 @@ enum Command {
         #[arg(long, value_enum, default_value = "pr")]
         profile: Profile,
     },
+    /// Makes a plan that fails small: the same property is broken by as few faults, nodes, calls and seconds as are found.
+    Shrink {
+        /// The plan's file, or `-` for standard input.
+        plan: PathBuf,
+        /// The seed under which it fails.
+        #[arg(long)]
+        seed: u64,
+        /// How long to try, as in `60s`.
+        #[arg(long, default_value = "60s", value_parser = span)]
+        budget: Duration,
+        /// Where the small plan goes; standard output without it.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Prints the plan of a seed.
     Plan {
         /// Which family of plans.
@@ -97,6 +134,10 @@ fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
     parsed
         .filter(|range: &std::ops::Range<u64>| !range.is_empty())
         .ok_or_else(|| "seeds are written A..B, with A below B".into())
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    swimring_sim::plan::duration(text)
 }
 
 const USAGE: u8 = 2;
@@ -137,13 +178,23 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             }
             Ok(report(cli.json, &world, &verdict))
         }
+        Command::Shrink { plan, seed, budget, out } => shrink(&read(plan)?, *seed, *budget, out.as_deref(), cli.json),
         Command::Plan { profile, seed } => {
             say!("{}", profile::plan(*profile, *seed).to_string().trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Sweep { profile, seeds, jobs, until_failure } => {
-            let extent = Extent { seeds: seeds.clone(), jobs: *jobs, until_failure: *until_failure };
-            Ok(swimring_sim::sweep::run(*profile, &extent, cli.json))
+        Command::Sweep { profile, seeds, jobs, until_failure, progress } => {
+            let extent =
+                Extent { seeds: seeds.clone(), jobs: *jobs, until_failure: *until_failure, progress: progress.clone() };
+            swimring_sim::sweep::run(*profile, &extent, cli.json).map_err(|problem| problem.to_string())
+        }
+        Command::Determinism { profile, seeds, jobs, expect, write } => {
+            let extent = determinism::Extent { profile: *profile, seeds: seeds.clone(), jobs: *jobs };
+            let compared = match write {
+                Some(path) => determinism::write(&extent, path),
+                None => determinism::compare(&extent, expect.as_deref(), cli.json),
+            };
+            compared.map_err(|problem| problem.to_string())
         }
         Command::Mutants { only, patch, seeds, profile } => {
             let trial = Trial { sources: ".".into(), profile: profile.to_string(), seeds: *seeds };
@@ -173,6 +224,48 @@ fn read(path: &PathBuf) -> Result<Plan, String> {
         if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
     Plan::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the budget is wall time; no world sees it")]
+fn shrink(plan: &Plan, seed: u64, budget: Duration, out: Option<&Path>, json: bool) -> Result<ExitCode, String> {
+    let until = std::time::Instant::now() + budget;
+    let is_time_up = || std::time::Instant::now() >= until;
+    let Some(shrunk) = swimring_sim::shrink::shrink(plan, seed, &is_time_up) else {
+        return Err(format!("the plan does not fail with seed {seed}: there is nothing to shrink"));
+    };
+    let small = shrunk.plan.to_string();
+    if let Some(path) = out {
+        std::fs::write(path, &small).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    if json {
+        let answer = serde_json::json!({
+            "faults_before": plan.steps.len(),
+            "faults_after": shrunk.plan.steps.len(),
+            "nodes_before": plan.world.nodes,
+            "nodes_after": shrunk.plan.world.nodes,
+            "oracle": shrunk.property,
+            "runs": shrunk.runs,
+            "minimal": shrunk.is_minimal,
+            "plan": small,
+        });
+        say!("{answer}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "{}: {} faults became {}, {} nodes became {}, in {} runs{}",
+        shrunk.property,
+        plan.steps.len(),
+        shrunk.plan.steps.len(),
+        plan.world.nodes,
+        shrunk.plan.world.nodes,
+        shrunk.runs,
+        if shrunk.is_minimal { "" } else { "; time was up" }
+    );
+    match out {
+        Some(path) => eprintln!("replay: swimring-sim run {} --seed {seed}", path.display()),
+        None => say!("{}", small.trim_end()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {

@@ -269,6 +269,11 @@ impl Network {
         })
     }
 
+    /// Draws from the stream of a host, for nothing.
+    pub(crate) fn draw_once_more(&mut self, host: usize) {
+        _ = self.streams[host].next_u64();
+    }
+
     /// What becomes of a packet that leaves now.
     pub fn fate(&mut self, from: usize, to: usize) -> Fate {
         if !self.passes(from, to) {

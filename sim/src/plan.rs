@@ -256,6 +256,14 @@ fn restart_after(action: &Action) -> Duration {
     }
 }
 
+/// Reads a time as plans write it: `250ms`, `10s`, `5m`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse::duration(text)
+}
+
 impl Action {
     /// The kind of fault, for counting which really happened.
     pub fn kind(&self) -> &'static str {

@@ -13,15 +13,28 @@ pub struct Trace {
     buffer: Vec<u8>,
     /// How many events were hashed.
     pub events: u64,
+    /// How many of them were messages of membership.
+    pub messages: u64,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        Self { hasher: blake3::Hasher::new_derive_key("swimring 1 simulation trace"), buffer: Vec::new(), events: 0 }
+        Self {
+            hasher: blake3::Hasher::new_derive_key("swimring 1 simulation trace"),
+            buffer: Vec::new(),
+            events: 0,
+            messages: 0,
+        }
     }
 }
 
 impl Trace {
+    /// A message of membership reached `host`.
+    pub fn message(&mut self, now: Instant, host: usize, bytes: &[u8]) {
+        self.messages += 1;
+        self.note(now, host, 1, bytes);
+    }
+
     /// Something happened at `host`.
     pub fn note(&mut self, now: Instant, host: usize, kind: u8, bytes: &[u8]) {
         self.events += 1;

@@ -87,6 +87,21 @@ pub(crate) struct Handshake {
     conn: Option<u64>,
 }
 
+/// Something that is changed on purpose, to see that the hash shows it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Flip {
+    /// A bit of this message, counted from the first.
+    Bit {
+        /// Which.
+        message: u64,
+    },
+    /// When this message arrives, its receiver's link draws once more than it would.
+    Draw {
+        /// Which.
+        message: u64,
+    },
+}
+
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -136,6 +151,8 @@ pub struct World {
     pub(crate) over: bool,
     /// The first violation is enough.
     pub hasty: bool,
+    /// Something to change.
+    pub flip: Option<Flip>,
     /// When which host dialled whom lately.
     pub(crate) dials: crate::dials::Dials,
     /// How long after quiet the core agreed.
@@ -174,6 +191,7 @@ impl World {
             hasher: Self::sim_hasher(),
             over: false,
             hasty: false,
+            flip: None,
             dials: crate::dials::Dials::default(),
             converged_after: None,
             node_seconds: 0.0,
@@ -245,7 +263,8 @@ impl World {
         self.verdict()
     }
 
-    fn verdict(&self) -> Verdict {
+    /// What the run came to so far.
+    pub fn verdict(&self) -> Verdict {
         if !self.findings.violations.is_empty() {
             Verdict::Violation
         } else if self.core.is_some() && self.converged_after.is_none_or(|after| after > self.plan.expect.converged) {
@@ -324,7 +343,7 @@ impl World {
                 self.trace.note(self.now, index, 0, &[]);
                 control.handle_timeout(now);
             }
-            Input::Message(conn, bytes) => return self.handle_message(index, conn, &bytes),
+            Input::Message(conn, bytes) => return self.handle_message(index, conn, bytes),
             Input::Call(input) => return self.handle_call(index, *input),
             Input::Dialled(dial, conn, hello) => control.handle_dialled(now, dial, conn, &hello),
             Input::DialFailed(dial, why) => control.handle_dial_failed(now, dial, why),
@@ -335,8 +354,10 @@ impl World {
         self.pump(index);
     }
 
-    fn handle_message(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
-        self.trace.note(self.now, index, 1, bytes);
+    fn handle_message(&mut self, index: usize, conn: ConnId, mut bytes: Vec<u8>) {
+        self.flip(index, &mut bytes);
+        let bytes = bytes.as_slice();
+        self.trace.message(self.now, index, bytes);
         self.say(|| format!("n{:<4} <- {}", index + 1, describe(bytes)));
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
@@ -355,6 +376,19 @@ impl World {
             format!("refused a message of another node: {result:?}")
         });
         self.pump(index);
+    }
+
+    /// Changes what is to be changed, if it is time.
+    fn flip(&mut self, index: usize, bytes: &mut [u8]) {
+        match self.flip {
+            Some(Flip::Bit { message }) if message == self.trace.messages => {
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+            }
+            Some(Flip::Draw { message }) if message == self.trace.messages => self.network.draw_once_more(index),
+            _ => {}
+        }
     }
 
     pub(crate) fn check(&mut self, host: usize, oracle: Property, holds: bool, message: impl FnOnce() -> String) {

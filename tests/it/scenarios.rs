@@ -42,7 +42,10 @@ fn a_cut_in_two_halves_of_a_hundred_heals_into_one_view_within_ten_seconds() {
             expect converged<=10s";
         let world = tell(plan, seed);
         assert!(converged(&world) <= Duration::from_secs(10));
-        assert!(world.findings.checks.of(Property::L13) >= 4_000, "every node lost fifty others, and none of them wrongly");
+        assert!(
+            world.findings.checks.of(Property::L13) >= 4_000,
+            "every node lost fifty others, and none of them wrongly"
+        );
     }
 }
 

@@ -1,8 +1,9 @@
 //! The properties that must hold, each by a short name and in a sentence.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 macro_rules! properties {
     ($($name:ident $statement:literal)*) => {
@@ -120,5 +121,13 @@ impl Counts {
 impl Serialize for Counts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Counts {
+    /// Properties that are no more are passed over.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let held = BTreeMap::<String, u64>::deserialize(deserializer)?;
+        Ok(Self(std::array::from_fn(|index| held.get(Property::ALL[index].name()).copied().unwrap_or(0))))
     }
 }

@@ -108,7 +108,7 @@ fn number<T: std::str::FromStr>(text: &str) -> Parsed<T> {
     text.parse().map_err(|_| format!("{text:?} is not a number"))
 }
 
-fn duration(text: &str) -> Parsed<Duration> {
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
     let split = text
         .find(|c: char| c.is_ascii_alphabetic())
         .ok_or_else(|| format!("{text:?} has no unit (us, ms, s, m, h)"))?;

@@ -1,0 +1,283 @@
+//! A failing plan made small: as few faults, nodes, calls and seconds as still break the same property.
+//!
+//! Delta debugging (Zeller's ddmin) over the plan, never over the randomness: streams are independent, so that what
+//! is left does what it did before. Another failure than the first one's is not accepted.
+
+use std::time::Duration;
+
+use crate::oracles::Property;
+use crate::plan::{Action, Cut, Keys, Latency, Plan, Quiet, Select, Side};
+use crate::world::{Verdict, World};
+
+/// What shrinking came to.
+#[derive(Clone, Debug)]
+pub struct Shrunk {
+    /// The smallest plan found.
+    pub plan: Plan,
+    /// What it breaks, as the first one did.
+    pub property: Property,
+    /// How many plans were run.
+    pub runs: u32,
+    /// Whether nothing smaller was left to try when it ended; otherwise time was up.
+    pub is_minimal: bool,
+}
+
+/// What a plan breaks first, under a seed, if anything.
+pub fn failure(plan: &Plan, seed: u64) -> Option<(Property, Duration)> {
+    let mut world = World::new(plan.clone(), seed);
+    world.hasty = true;
+    match world.run(None) {
+        Verdict::Clean => None,
+        Verdict::NotConverged => Some((Property::L4, plan.end())),
+        Verdict::Violation => {
+            let first = &world.findings.violations[0];
+            Some((first.oracle, Duration::from_millis(first.at_ms)))
+        }
+    }
+}
+
+/// Makes a plan that fails under `seed` small, until `is_time_up` says so; `None` if it does not fail.
+pub fn shrink(plan: &Plan, seed: u64, is_time_up: &dyn Fn() -> bool) -> Option<Shrunk> {
+    let (property, at) = failure(plan, seed)?;
+    let mut search = Search { plan: plan.clone(), at, seed, property, runs: 1, is_time_up };
+    // Each way of making it smaller may open others: until none does.
+    while search.round() {}
+    let is_minimal = !is_time_up();
+    Some(Shrunk { plan: search.plan, property, runs: search.runs, is_minimal })
+}
+
+struct Search<'a> {
+    /// The smallest that fails so far, and when it does.
+    plan: Plan,
+    at: Duration,
+    seed: u64,
+    property: Property,
+    runs: u32,
+    is_time_up: &'a dyn Fn() -> bool,
+}
+
+impl Search<'_> {
+    /// Tries every way once; whether one of them made the plan smaller.
+    fn round(&mut self) -> bool {
+        let before = self.plan.clone();
+        self.end_early();
+        self.drop_steps();
+        self.drop_nodes();
+        self.simplify();
+        self.calm();
+        self.hurry();
+        self.plan != before && !(self.is_time_up)()
+    }
+
+    /// Takes `plan` if it breaks the same property.
+    fn take(&mut self, plan: Plan) -> bool {
+        if plan == self.plan || (self.is_time_up)() {
+            return false;
+        }
+        self.runs += 1;
+        match failure(&plan, self.seed) {
+            Some((property, at)) if property == self.property => {
+                (self.plan, self.at) = (plan, at);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes what a change makes of the plan, if it breaks the same property.
+    fn change(&mut self, change: impl FnOnce(&mut Plan)) -> bool {
+        let mut plan = self.plan.clone();
+        change(&mut plan);
+        self.take(plan)
+    }
+
+    /// Nothing that begins after the failure has to do with it; and a failure before the quiet phase needs none.
+    fn end_early(&mut self) {
+        let at = self.at;
+        self.change(|plan| plan.steps.retain(|step| step.at <= at));
+        let quiet = self.plan.quiet.map_or(Duration::MAX, |quiet| quiet.at);
+        if at < quiet {
+            let end = Duration::from_secs(at.as_secs() + 1);
+            self.change(|plan| plan.quiet = Some(Quiet { at: end, core: 100 }));
+        } else {
+            let last = self.plan.steps.iter().map(|step| step.at + step.lasts).max().unwrap_or_default();
+            for spare in [1, 5, 30] {
+                let end = Duration::from_secs(last.as_secs() + spare);
+                if end < quiet && self.change(|plan| set_quiet(plan, end)) {
+                    break;
+                }
+            }
+        }
+        self.change(|plan| plan.quiet.iter_mut().for_each(|quiet| quiet.core = 100));
+    }
+
+    /// Leaves faults out: half of them, a quarter, down to one by one.
+    fn drop_steps(&mut self) {
+        let mut size = self.plan.steps.len().div_ceil(2);
+        while size > 0 {
+            let mut from = 0;
+            while from < self.plan.steps.len() {
+                let to = (from + size).min(self.plan.steps.len());
+                let dropped = self.change(|plan| _ = plan.steps.drain(from..to));
+                from = if dropped { from } else { to };
+            }
+            size = if size == 1 { 0 } else { size.div_ceil(2) };
+        }
+    }
+
+    /// Fewer nodes; those that the steps name stay.
+    fn drop_nodes(&mut self) {
+        let least = self.plan.steps.iter().map(|step| highest_node(&step.action)).max().unwrap_or(0).max(1);
+        let (mut low, mut high) = (least, self.plan.world.nodes);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let fewer = self.change(|plan| {
+                plan.world.nodes = middle;
+                plan.world.seeds = plan.world.seeds.min(middle);
+            });
+            if fewer {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+    }
+
+    /// One zone, one seed, plain links, no load, or a small one.
+    fn simplify(&mut self) {
+        self.change(|plan| plan.load = None);
+        self.change(|plan| plan.world.balanced = false);
+        self.change(|plan| plan.world.zones = 1);
+        self.change(|plan| plan.world.seeds = 1);
+        self.change(|plan| plan.links.clear());
+        for index in 0..self.plan.links.len() {
+            self.change(|plan| plan.links[index].loss = 0);
+            self.change(|plan| plan.links[index].dup = 0);
+            self.change(|plan| plan.links[index].corrupt = 0);
+            self.change(|plan| plan.links[index].reorder = Duration::ZERO);
+            self.change(|plan| plan.links[index].latency = Latency::Const(Duration::from_millis(1)));
+        }
+        if self.plan.load.is_some() {
+            let load = |plan: &mut Plan, change: fn(&mut crate::plan::Load)| plan.load.iter_mut().for_each(change);
+            self.change(|plan| load(plan, |load| load.body = 1));
+            self.change(|plan| load(plan, |load| load.keys = Keys::Uniform(1)));
+            self.change(|plan| load(plan, |load| load.idempotent = 0));
+            self.change(|plan| load(plan, |load| load.handler = Latency::Const(Duration::from_millis(1))));
+            while self.plan.load.as_ref().is_some_and(|load| load.rate > 1)
+                && self.change(|plan| load(plan, |load| load.rate /= 2))
+            {}
+        }
+    }
+
+    /// Milder and shorter faults.
+    fn calm(&mut self) {
+        for index in 0..self.plan.steps.len() {
+            while self.change(|plan| plan.steps[index].lasts = halved(plan.steps[index].lasts)) {}
+            while self.change(|plan| weaken(&mut plan.steps[index].action)) {}
+        }
+    }
+
+    /// Faults that follow each other at once.
+    fn hurry(&mut self) {
+        for index in 0..self.plan.steps.len() {
+            let before = index.checked_sub(1).map_or(Duration::ZERO, |before| self.plan.steps[before].at);
+            let at = self.plan.steps[index].at;
+            let gap = at.saturating_sub(before);
+            for share in [8, 2] {
+                let pull = gap - halved_to_a_second(gap, share);
+                if !pull.is_zero() && self.change(|plan| pull_forward(plan, index, pull)) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn set_quiet(plan: &mut Plan, at: Duration) {
+    let core = plan.quiet.map_or(100, |quiet| quiet.core);
+    plan.quiet = Some(Quiet { at, core });
+}
+
+/// The step `index`, all after it and the quiet phase begin so much earlier.
+fn pull_forward(plan: &mut Plan, index: usize, by: Duration) {
+    plan.steps[index..].iter_mut().for_each(|step| step.at -= by);
+    plan.quiet.iter_mut().for_each(|quiet| quiet.at = quiet.at.saturating_sub(by));
+}
+
+/// Half of it, in whole seconds; what is a second or less stays.
+fn halved(span: Duration) -> Duration {
+    if span <= Duration::from_secs(1) { span } else { Duration::from_secs(span.as_secs().div_ceil(2)) }
+}
+
+fn halved_to_a_second(span: Duration, share: u32) -> Duration {
+    Duration::from_secs((span / share).as_secs().max(1)).min(span)
+}
+
+fn weaken(action: &mut Action) {
+    let fewer = |who: &mut Select| {
+        if let Select::Random(count) = who {
+            *count = (*count).div_ceil(2);
+        }
+    };
+    match action {
+        Action::Crash(who, _) | Action::Pause(who) | Action::Leave(who) | Action::Cut(Cut::Isolate(who)) => fewer(who),
+        Action::Join(count, _) => *count = count.div_ceil(2),
+        Action::Strangers(count, who) => {
+            *count = count.div_ceil(2);
+            fewer(who);
+        }
+        Action::Slow(who, factor) => {
+            *factor = (*factor / 2).max(2);
+            fewer(who);
+        }
+        _ => {}
+    }
+}
+
+/// The highest number of a node that an action names; 0 for none.
+fn highest_node(action: &Action) -> usize {
+    let side = |side: &Side| if let Side::Node(node) = side { *node } else { 0 };
+    let select = |who: &Select| if let Select::Side(who) = who { side(who) } else { 0 };
+    match action {
+        Action::Cut(Cut::Groups(groups)) => groups.iter().flatten().copied().max().unwrap_or(0),
+        Action::Cut(Cut::Isolate(who)) => select(who),
+        Action::Oneway(a, b) => side(a).max(side(b)),
+        Action::Bridge(a, through, b) => side(a).max(side(b)).max(*through),
+        Action::Loss(_, who) => who.as_ref().map_or(0, select),
+        Action::Crash(who, _)
+        | Action::Pause(who)
+        | Action::Slow(who, _)
+        | Action::Drift(who, _)
+        | Action::Leave(who)
+        | Action::Strangers(_, who) => select(who),
+        Action::Cut(Cut::Half | Cut::Zone(_))
+        | Action::Dup(_)
+        | Action::Reorder(_)
+        | Action::Join(..)
+        | Action::Overload(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Agreement within no time at all is never met: whatever is not needed for that goes.
+    #[test]
+    fn what_has_nothing_to_do_with_the_failure_goes() {
+        let text = "plan 1\nworld nodes=9 zones=2 seeds=2 arcs=2^8\nload rate=5\nat 10s cut half for 20s\n\
+                    at 20s pause n3 for 5s\nat 40s loss 20% for 5s\nquiet at 60s core=70%\nexpect converged<=0s\n";
+        let plan = Plan::parse(text).expect("the plan is right");
+        let shrunk = shrink(&plan, 1, &|| false).expect("it fails");
+        assert_eq!((shrunk.property, shrunk.is_minimal), (Property::L4, true));
+        assert!(shrunk.plan.steps.is_empty() && shrunk.plan.load.is_none(), "{}", shrunk.plan);
+        assert!(shrunk.plan.world.nodes <= 2, "{}", shrunk.plan);
+        assert_eq!(failure(&shrunk.plan, 1).map(|(property, _)| property), Some(Property::L4));
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fail_has_nothing_to_shrink() {
+        let plan = Plan::parse("plan 1\nworld nodes=3\nquiet at 20s\nexpect converged<=10s\n").expect("it is right");
+        assert!(shrink(&plan, 1, &|| false).is_none());
+    }
+}

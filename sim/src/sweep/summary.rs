@@ -1,0 +1,140 @@
+//! What came of many plans, added up.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oracles::{Counts, Property};
+use crate::world::{Verdict, World};
+
+/// Most failures listed.
+const FAILURES_MAX: usize = 100;
+
+/// A seed whose plan failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Failure {
+    pub(super) seed: u64,
+    pub(super) oracle: String,
+    pub(super) replay: String,
+    message: String,
+}
+
+/// Everything that a sweep reports.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Summary {
+    pub(super) profile: String,
+    pub(super) plans: u64,
+    pub(super) violations: u64,
+    pub(super) nonconverged: u64,
+    pub(super) crashes: u64,
+    pub(super) failures: Vec<Failure>,
+    faults: BTreeMap<String, u64>,
+    oracles: Counts,
+    /// In how many plans each property was checked.
+    oracle_plans: Counts,
+    calls: u64,
+    outcomes: BTreeMap<String, u64>,
+    hops_max: u8,
+    node_seconds: f64,
+    converged_ms_max: u64,
+    pub(super) wall_s: f64,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}: {}: {}\n  {}", self.seed, self.oracle, self.message, self.replay)
+    }
+}
+
+impl Summary {
+    pub(super) fn new(profile: String) -> Self {
+        Self { profile, ..Self::default() }
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.crashes + self.violations + self.nonconverged
+    }
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.failed() == 0
+    }
+
+    /// Adds a plan, whose world panicked if there is none; the failure, if it is one.
+    pub(super) fn add(&mut self, seed: u64, world: Option<&World>) -> Option<Failure> {
+        self.plans += 1;
+        let replay =
+            format!("swimring-sim plan --profile {} --seed {seed} | swimring-sim run - --seed {seed}", self.profile);
+        let failure = |oracle: &str, message| Failure { seed, oracle: oracle.into(), replay, message };
+        let failure = match world.map(|world| (world, world.verdict())) {
+            None => {
+                self.crashes += 1;
+                Some(failure("crash", "the world panicked".into()))
+            }
+            Some((world, Verdict::Violation)) => {
+                self.violations += 1;
+                let first = &world.findings.violations[0];
+                let message = format!("at {} ms, {}: {}", first.at_ms, first.nodes.join(" "), first.message);
+                Some(failure(first.oracle.name(), message))
+            }
+            Some((world, Verdict::NotConverged)) => {
+                self.nonconverged += 1;
+                let why = world.core().and_then(|core| world.disagreement(core)).unwrap_or_default();
+                Some(failure(Property::L4.name(), why))
+            }
+            Some((_, Verdict::Clean)) => None,
+        };
+        if let Some(world) = world {
+            self.add_counts(world);
+        }
+        if self.failures.len() < FAILURES_MAX {
+            self.failures.extend(failure.clone());
+            self.failures.sort_by_key(|failure| failure.seed);
+        }
+        failure
+    }
+
+    fn add_counts(&mut self, world: &World) {
+        for (kind, count) in &world.faults {
+            *self.faults.entry((*kind).into()).or_insert(0) += count;
+        }
+        self.oracles.add(&world.findings.checks);
+        world.findings.checks.iter().for_each(|(property, _)| self.oracle_plans.count(property));
+        self.calls += world.ledger.calls;
+        self.hops_max = self.hops_max.max(world.ledger.hops_max);
+        for (kind, count) in &world.ledger.outcomes {
+            *self.outcomes.entry((*kind).into()).or_insert(0) += count;
+        }
+        self.node_seconds += world.node_seconds;
+        let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
+        self.converged_ms_max = self.converged_ms_max.max(converged);
+    }
+
+    pub(super) fn print(&self, json: bool) {
+        if json {
+            say!("{}", serde_json::to_string(self).expect("a summary has only text keys"));
+            return;
+        }
+        say!(
+            "{} plans: {} violations, {} not converged, {} crashes; {:.0} node-seconds in {:.1} s",
+            self.plans,
+            self.violations,
+            self.nonconverged,
+            self.crashes,
+            self.node_seconds,
+            self.wall_s
+        );
+        say!("faults that happened: {}", list(self.faults.iter()));
+        say!("checks (share of the plans that made any):");
+        for (property, count) in self.oracles.iter() {
+            let share = self.oracle_plans.of(property) * 100 / self.plans.max(1);
+            say!("  {:<4} {count:>12} {share:>3} %  {}", property.name(), property.statement());
+        }
+        say!("calls: {} ({}), at most {} hops", self.calls, list(self.outcomes.iter()), self.hops_max);
+        say!("slowest agreement: {} ms", self.converged_ms_max);
+    }
+}
+
+fn list<'a>(counts: impl Iterator<Item = (&'a String, &'a u64)>) -> String {
+    counts.map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
+}
