@@ -21,7 +21,9 @@ use swimring::ring::KeyHasher;
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
-use crate::network::{LANES, Process, draw};
+use crate::conns::Process;
+use crate::flow::LANES;
+use crate::network::draw;
 use crate::oracles::Property;
 use crate::world::{Happening, World};
 
@@ -237,12 +239,14 @@ pub(crate) enum CallHappening {
     Peers(Process, Instant),
     /// The load is what it was.
     Relax(u32),
+    /// A process compares clocks, and forgets who is gone for good.
+    KeepHouse(Process),
 }
 
 /// An input of a data plane.
 #[derive(Clone, Debug)]
 pub(crate) enum CallInput {
-    Frame(ConnId, Vec<u8>),
+    Frame(ConnId, Arc<[u8]>),
     Dialled(DialId, ConnId, Hello, Instant),
     DialFailed(DialId, String),
     Accepted(ConnId, Hello),
@@ -274,6 +278,7 @@ impl World {
                 }
             }
             CallHappening::Relax(factor) => self.overload /= factor,
+            CallHappening::KeepHouse(process) => self.keep_house(process),
         }
     }
 
@@ -532,7 +537,7 @@ impl World {
         let mut rest = bytes;
         while let Ok(Some(length)) = Frame::length(rest, bytes.len()) {
             let (frame, tail) = rest.split_at(length);
-            self.send_call_frame(process, conn.0, Some(lane), frame.to_vec());
+            self.send_call_frame(process, conn.0, Some(lane), frame);
             rest = tail;
         }
     }

@@ -8,7 +8,7 @@ use swimring::core::hello::Class;
 use swimring::core::peers::{DialId, Target};
 use swimring_membership::{Instant, NodeId};
 
-use crate::network::Process;
+use crate::conns::Process;
 
 /// How long dials are remembered.
 const LATELY: Duration = Duration::from_secs(120);

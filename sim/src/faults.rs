@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::conns::Process;
 use crate::host::Input;
-use crate::network::{Layer, Process};
+use crate::network::Layer;
 use crate::plan::{Action, Cut, Memory, Select, Side};
 use crate::world::{Happening, World};
 
@@ -205,6 +206,7 @@ impl World {
             host.inbox.push_back(Input::Wake);
         }
         self.schedule(now, Happening::Next(process));
+        self.wake_flows(process);
     }
 
     fn slow(&mut self, who: &Select, factor: u32, until: swimring_membership::Instant) -> usize {

@@ -13,7 +13,8 @@ use swimring::core::view::Rings;
 use swimring::ring::Placement;
 use swimring_membership::{Config, Instant, Name, NodeId, Peer, Profile, Rng, Settings, Start};
 
-use crate::network::Process;
+use crate::conns::Process;
+use crate::flow::Packet;
 use crate::plan::{Memory, WorldSpec};
 
 /// Most inputs that wait for a paused process; the system drops what comes after.
@@ -26,7 +27,9 @@ const SERVICE: Duration = Duration::from_micros(10);
 pub(crate) enum Input {
     /// A deadline may have passed.
     Wake,
-    /// A message on a connection.
+    /// A packet on a connection.
+    Packet { conn: u64, end: usize, packet: Packet },
+    /// A message of a stranger.
     Message(ConnId, Vec<u8>),
     /// A dial's answer.
     Dialled(DialId, ConnId, swimring::core::hello::Hello),
@@ -282,7 +285,7 @@ impl Host {
 
     /// Takes an input that cannot be handled now; drops it when too much waits.
     pub(crate) fn wait(&mut self, input: Input) -> bool {
-        let fits = self.inbox.len() < INBOX_MAX || !matches!(input, Input::Message(..));
+        let fits = self.inbox.len() < INBOX_MAX || !matches!(input, Input::Packet { .. } | Input::Message(..));
         if fits {
             self.inbox.push_back(input);
         }

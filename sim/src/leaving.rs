@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use swimring_membership::{Instant, Phase};
 
-use crate::network::Process;
+use crate::conns::Process;
 use crate::oracles::Property;
 use crate::world::{Happening, World};
 
@@ -82,7 +82,7 @@ impl World {
                 (AFTERWARDS, Stage::Exit)
             }
             Stage::Exit => {
-                let held = machine.closes.iter().filter_map(|conn| self.network.conns.get(&conn.0));
+                let held = machine.closes.iter().filter_map(|conn| self.network.conns.get(conn.0));
                 let left = held.filter(|conn| conn.is_open_at(process)).count();
                 self.check(index, Property::P2, left == 0, || {
                     format!("ends with {left} connections that it has not closed")

@@ -13,9 +13,11 @@ macro_rules! say {
 }
 
 mod calls;
+pub mod conns;
 pub mod determinism;
 mod dials;
 mod faults;
+mod flow;
 pub mod host;
 mod leaving;
 pub mod mutants;

@@ -3,106 +3,13 @@
 //! A decision about a packet draws from the stream of its sender, so that one more packet elsewhere never
 //! changes it. Cuts are layers over all pairs; nothing is kept per pair.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use swimring::core::hello::Class;
 use swimring_membership::{Instant, Rng};
 
+use crate::conns::Conns;
 use crate::plan::{Latency, LinkRule, Pairs, Side};
-
-/// A process: which host, and which of its lives.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Process {
-    /// Index of the host.
-    pub host: usize,
-    /// Counts its starts.
-    pub life: u32,
-}
-
-/// One end of a connection.
-#[derive(Clone, Debug)]
-pub struct End {
-    /// Whose.
-    pub process: Process,
-    /// Whether this end still believes in the connection.
-    pub open: bool,
-    /// When it last heard anything of the other end.
-    pub heard: Instant,
-    lanes: [Lane; LANES],
-}
-
-/// A stream of ordered frames.
-#[derive(Clone, Debug, Default)]
-struct Lane {
-    /// The next number to send.
-    sent: u64,
-    /// The next number to deliver.
-    delivered: u64,
-    early: BTreeMap<u64, Vec<u8>>,
-}
-
-/// The place of a frame: on which lane, and which number there.
-#[derive(Copy, Clone, Debug)]
-pub(crate) struct Place {
-    lane: usize,
-    number: u64,
-}
-
-/// Streams of a connection that keep the order of what is written on them.
-pub(crate) const LANES: usize = 2;
-
-impl End {
-    fn new(process: Process, now: Instant) -> Self {
-        Self { process, open: true, heard: now, lanes: Default::default() }
-    }
-}
-
-impl End {
-    /// The place of the next frame on a lane.
-    pub(crate) fn take_place(&mut self, lane: usize) -> Place {
-        let number = self.lanes[lane].sent;
-        self.lanes[lane].sent += 1;
-        Place { lane, number }
-    }
-
-    /// A frame came: all frames of its lane that are there and whose turn it is.
-    pub(crate) fn in_order(&mut self, place: Place, bytes: Vec<u8>) -> Vec<Vec<u8>> {
-        let lane = &mut self.lanes[place.lane];
-        lane.early.insert(place.number, bytes);
-        let mut ready = Vec::new();
-        while let Some(bytes) = lane.early.remove(&lane.delivered) {
-            lane.delivered += 1;
-            ready.push(bytes);
-        }
-        ready
-    }
-}
-
-/// A connection: the dialler's end first.
-#[derive(Clone, Debug)]
-pub struct Conn {
-    /// What it carries.
-    pub class: Class,
-    /// Dialler, acceptor.
-    pub ends: [End; 2],
-}
-
-impl Conn {
-    pub(crate) fn new(class: Class, dialler: Process, acceptor: Process, now: Instant) -> Self {
-        Self { class, ends: [End::new(dialler, now), End::new(acceptor, now)] }
-    }
-
-    /// Whether `process` is one of the ends, and has not closed it.
-    pub(crate) fn is_open_at(&self, process: Process) -> bool {
-        self.ends.iter().any(|end| end.process == process && end.open)
-    }
-
-    /// The end of `process`.
-    pub fn end_of(&self, process: Process) -> Option<usize> {
-        self.ends.iter().position(|end| end.process == process)
-    }
-}
 
 /// Something that changes what passes, while it lasts.
 #[derive(Clone, Debug)]
@@ -141,6 +48,33 @@ struct Placed {
     until: Option<Instant>,
 }
 
+/// Packets and their bytes, headers included.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// How many packets.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl Volume {
+    fn count(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// What went out of a host, and came into it.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Out.
+    pub sent: Volume,
+    /// In.
+    pub received: Volume,
+    /// Handshakes that were begun here.
+    pub handshakes: u64,
+}
+
 /// What becomes of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
@@ -159,8 +93,9 @@ pub struct Network {
     streams: Vec<Rng>,
     seed: u64,
     /// Every connection that an end still believes in.
-    pub conns: BTreeMap<u64, Conn>,
-    next_conn: u64,
+    pub conns: Conns,
+    /// What every host has sent and got.
+    pub traffic: Vec<Traffic>,
 }
 
 impl Network {
@@ -172,28 +107,9 @@ impl Network {
             layers: Vec::new(),
             streams: Vec::new(),
             seed,
-            conns: BTreeMap::new(),
-            next_conn: 1,
+            conns: Conns::default(),
+            traffic: Vec::new(),
         }
-    }
-
-    /// How many connections of a class there are between any two processes that both still have them.
-    pub(crate) fn connections(&self, class: Class) -> BTreeMap<(Process, Process), usize> {
-        let mut counts = BTreeMap::new();
-        for conn in self.conns.values().filter(|conn| conn.class == class && conn.ends.iter().all(|end| end.open)) {
-            let [one, other] = [conn.ends[0].process, conn.ends[1].process];
-            *counts.entry((one.min(other), one.max(other))).or_insert(0) += 1;
-        }
-        counts
-    }
-
-    /// The newest connection of a class between two processes that both still have it.
-    pub(crate) fn newest(&self, class: Class, one: Process, other: Process) -> Option<(u64, usize)> {
-        let between = |conn: &Conn| conn.class == class && conn.ends.iter().all(|end| end.open);
-        let (id, conn) = self.conns.iter().rev().find(|(_, conn)| {
-            between(conn) && conn.end_of(one).is_some() && conn.end_of(other).is_some() && one != other
-        })?;
-        Some((*id, conn.end_of(other)?))
     }
 
     /// A new host, in `zone`.
@@ -201,6 +117,7 @@ impl Network {
         let index = self.streams.len() as u64;
         self.streams.push(Rng::new(self.seed).fork(index));
         self.zones.push(zone);
+        self.traffic.push(Traffic::default());
     }
 
     /// The zone of a host.
@@ -274,8 +191,21 @@ impl Network {
         _ = self.streams[host].next_u64();
     }
 
-    /// What becomes of a packet that leaves now.
-    pub fn fate(&mut self, from: usize, to: usize) -> Fate {
+    /// What becomes of a packet of so many bytes that leaves now.
+    pub fn fate(&mut self, from: usize, to: usize, bytes: usize) -> Fate {
+        let fate = self.decide(from, to);
+        self.traffic[from].sent.count(bytes);
+        fate.arrivals.iter().for_each(|_| self.traffic[to].received.count(bytes));
+        fate
+    }
+
+    /// When the last packet of a flight arrives, if all do.
+    pub fn flight(&mut self, from: usize, to: usize, packets: &[usize]) -> Option<Duration> {
+        let arrivals = packets.iter().map(|bytes| self.fate(from, to, *bytes).arrivals.first().copied());
+        arrivals.collect::<Vec<_>>().into_iter().try_fold(Duration::ZERO, |last, at| at.map(|at| last.max(at)))
+    }
+
+    fn decide(&mut self, from: usize, to: usize) -> Fate {
         if !self.passes(from, to) {
             return Fate { arrivals: Vec::new(), dropped: Some("cut") };
         }
@@ -303,37 +233,6 @@ impl Network {
             (.., true) => Fate { arrivals: vec![first, second], dropped: None },
             _ => Fate { arrivals: vec![first], dropped: None },
         }
-    }
-
-    /// The number of a new connection.
-    pub(crate) fn number(&mut self) -> u64 {
-        self.next_conn += 1;
-        self.next_conn - 1
-    }
-
-    /// A new connection.
-    pub fn connect(&mut self, conn: Conn) -> u64 {
-        let id = self.number();
-        self.conns.insert(id, conn);
-        id
-    }
-
-    /// One end gives a connection up. It is forgotten once both have.
-    pub fn close_end(&mut self, conn: u64, process: Process) {
-        let Some(held) = self.conns.get_mut(&conn) else {
-            return;
-        };
-        held.ends.iter_mut().filter(|end| end.process == process).for_each(|end| end.open = false);
-        if held.ends.iter().all(|end| !end.open) {
-            self.conns.remove(&conn);
-        }
-    }
-
-    /// A process is gone: its ends are.
-    pub fn close_process(&mut self, process: Process) {
-        let ids: Vec<u64> =
-            self.conns.iter().filter(|(_, conn)| conn.end_of(process).is_some()).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.close_end(id, process));
     }
 }
 

@@ -100,7 +100,7 @@ impl World {
         // One, and for a moment the one that it replaces; behind a shared address, one that each of the two replaces.
         // Those of calls may linger longer than the world lasts.
         let most = if self.plan.world.balanced { 3 } else { 2 };
-        for ((one, other), count) in self.network.connections(Class::Gossip) {
+        for ((one, other), count) in self.network.conns.between(Class::Gossip) {
             self.check(one.host, Property::P1, count <= most, || {
                 format!("{count} connections to n{} are left", other.host + 1)
             });

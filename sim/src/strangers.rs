@@ -12,8 +12,8 @@ use swimring_membership::codec::Blob;
 use swimring_membership::{Name, NodeId, Peer, Rng};
 
 use crate::calls::CallInput;
+use crate::conns::Process;
 use crate::host::{Input, cluster, peers_config};
-use crate::network::Process;
 use crate::oracles::Property;
 use crate::world::{Happening, World};
 
@@ -71,7 +71,7 @@ impl World {
                 self.knock(at, class, number, until);
             }
             Stranger::Says { at, class, conn, bytes, babbles } => {
-                self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes)));
+                self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes.into())));
                 if babbles {
                     let when = self.now + Duration::from_secs(1);
                     self.schedule(when, Happening::Stranger(Stranger::Looked { at, class, conn }));
@@ -117,7 +117,7 @@ impl World {
         if refused {
             return;
         }
-        let (conn, of) = (ConnId(self.network.number()), hello.peer.id);
+        let (conn, of) = (ConnId(self.network.conns.number()), hello.peer.id);
         self.give(at, input(class, Input::Accepted(conn, hello), CallInput::Accepted(conn, hello)));
         self.check_connections(at.host, class, of);
         let says = match trick {

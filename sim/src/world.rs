@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
@@ -13,8 +14,10 @@ use swimring::core::peers::{Command, ConnId, DialId, Goodbye};
 use swimring_membership::{Delivery, Event, Instant, Rng, State};
 
 use crate::calls::CallInput;
+use crate::conns::{Conn, Process};
+use crate::flow::Packet;
 use crate::host::{Host, Input};
-use crate::network::{Conn, Network, Place, Process};
+use crate::network::Network;
 use crate::oracles::{self, Facts, Findings, Oracle, Property};
 use crate::plan::{Memory, Plan};
 use crate::queue::Queue;
@@ -29,10 +32,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const AT_ONCE_MAX: usize = 20_000;
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
-/// When an unacknowledged frame is sent again; doubles up to [`FRAME_RETRY_MAX`].
-const FRAME_RETRY: Duration = Duration::from_millis(20);
-/// The longest wait before a frame is sent again.
-const FRAME_RETRY_MAX: Duration = Duration::from_secs(1);
 /// After how long without a packet an end gives a connection up, at least.
 const IDLE: Duration = Duration::from_secs(30);
 /// And that much longer for every node, for every pair is probed once in a round.
@@ -41,16 +40,18 @@ const IDLE_PER_NODE: Duration = Duration::from_secs(3);
 /// What happens at a moment.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
-    /// An input for a process, unless another life runs by then.
-    Input(Process, Input),
     /// A deadline of a process may have passed, unless it was armed anew since.
     Wake(Process, Instant),
     /// A busy process is done with what it had.
     Next(Process),
-    /// A datagram arrives at one end of a connection.
-    Datagram { conn: u64, end: usize, bytes: Vec<u8> },
-    /// A frame tries to arrive at one end of a connection.
-    Frame { conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32 },
+    /// A packet arrives at one end of a connection.
+    Packet { conn: u64, end: usize, packet: Packet },
+    /// A frame arrives at one end of a connection once more, late.
+    Stray { conn: u64, end: usize, bytes: Arc<[u8]> },
+    /// The timer of a connection's sender at one end, or an acknowledgement that it waits for.
+    Timer { conn: u64, end: usize },
+    /// A process hears that the other end of a connection does not know it any more.
+    Reset { conn: u64, process: Process },
     /// A packet of a handshake arrives.
     Handshake(Handshake),
     /// An end checks whether its connection is idle.
@@ -145,7 +146,7 @@ pub struct World {
     pub(crate) load_rng: Rng,
     pub(crate) overload: u32,
     pub(crate) runs: u64,
-    pub(crate) rings: std::sync::Arc<swimring::core::view::Rings>,
+    pub(crate) rings: Arc<swimring::core::view::Rings>,
     pub(crate) hasher: swimring::ring::KeyHasher,
     /// Nothing is left to see.
     pub(crate) over: bool,
@@ -187,7 +188,7 @@ impl World {
             load_rng: rng.fork(3),
             overload: 1,
             runs: 0,
-            rings: std::sync::Arc::default(),
+            rings: Arc::default(),
             hasher: Self::sim_hasher(),
             over: false,
             hasty: false,
@@ -276,11 +277,12 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Input(process, input) => self.give(process, input),
             Happening::Wake(process, at) => self.wake(process, at),
             Happening::Next(process) => self.next(process),
-            Happening::Datagram { conn, end, bytes } => self.on_datagram(conn, end, bytes),
-            Happening::Frame { conn, end, place, bytes, tries } => self.on_frame(conn, end, place, bytes, tries),
+            Happening::Packet { conn, end, packet } => self.on_packet_arrives(conn, end, packet),
+            Happening::Stray { conn, end, bytes } => self.on_stray(conn, end, bytes),
+            Happening::Timer { conn, end } => self.on_flow_timer(conn, end),
+            Happening::Reset { conn, process } => self.on_reset(conn, process),
             Happening::Handshake(handshake) => self.on_handshake(handshake),
             Happening::Idle { conn, process } => self.on_idle(conn, process),
             Happening::Begin(step) => self.begin(step),
@@ -343,7 +345,8 @@ impl World {
                 self.trace.note(self.now, index, 0, &[]);
                 control.handle_timeout(now);
             }
-            Input::Message(conn, bytes) => return self.handle_message(index, conn, bytes),
+            Input::Packet { conn, end, packet } => return self.on_packet(conn, end, packet),
+            Input::Message(conn, bytes) => return self.handle_message(index, conn, &bytes),
             Input::Call(input) => return self.handle_call(index, *input),
             Input::Dialled(dial, conn, hello) => control.handle_dialled(now, dial, conn, &hello),
             Input::DialFailed(dial, why) => control.handle_dial_failed(now, dial, why),
@@ -354,9 +357,9 @@ impl World {
         self.pump(index);
     }
 
-    fn handle_message(&mut self, index: usize, conn: ConnId, mut bytes: Vec<u8>) {
-        self.flip(index, &mut bytes);
-        let bytes = bytes.as_slice();
+    pub(crate) fn handle_message(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
+        let flipped = self.flip(index, bytes);
+        let bytes = flipped.as_deref().unwrap_or(bytes);
         self.trace.message(self.now, index, bytes);
         self.say(|| format!("n{:<4} <- {}", index + 1, describe(bytes)));
         let host = &mut self.hosts[index];
@@ -368,7 +371,7 @@ impl World {
             // What still comes on a connection that was given up is not looked at.
             return;
         }
-        let own = self.network.conns.contains_key(&conn.0);
+        let own = self.network.conns.get(conn.0).is_some();
         let result = control.handle_message(now, conn, bytes);
         let header = oracles::header(bytes);
         self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, header.as_ref(), out));
@@ -379,15 +382,18 @@ impl World {
     }
 
     /// Changes what is to be changed, if it is time.
-    fn flip(&mut self, index: usize, bytes: &mut [u8]) {
+    fn flip(&mut self, index: usize, bytes: &[u8]) -> Option<Vec<u8>> {
         match self.flip {
             Some(Flip::Bit { message }) if message == self.trace.messages => {
-                if let Some(last) = bytes.last_mut() {
-                    *last ^= 1;
-                }
+                let mut bytes = bytes.to_vec();
+                bytes.iter_mut().last().into_iter().for_each(|last| *last ^= 1);
+                Some(bytes)
             }
-            Some(Flip::Draw { message }) if message == self.trace.messages => self.network.draw_once_more(index),
-            _ => {}
+            Some(Flip::Draw { message }) if message == self.trace.messages => {
+                self.network.draw_once_more(index);
+                None
+            }
+            _ => None,
         }
     }
 
@@ -413,9 +419,10 @@ impl World {
         }
         let seeds = self.seeds_for(index);
         let zone = self.network.zone(index);
-        let rings = std::sync::Arc::clone(&self.rings);
+        let rings = Arc::clone(&self.rings);
         self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds, &rings);
         self.up += 1;
+        self.start_keeping_house(self.hosts[index].process());
         self.say(|| format!("start n{}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
         self.pump(index);
@@ -437,7 +444,7 @@ impl World {
         let process = self.hosts[index].process();
         self.up -= usize::from(self.hosts[index].is_up());
         self.hosts[index].kill();
-        self.network.close_process(process);
+        self.network.conns.close_process(process);
         self.dials.end_process(process);
         self.say(|| format!("end n{}", index + 1));
     }

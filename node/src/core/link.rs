@@ -150,6 +150,8 @@ pub struct Link<T, B> {
     heard: Instant,
     /// The other was asked whether it is there; calls wait for its answer.
     asking: bool,
+    /// A call was handed over since the clocks were compared.
+    used: bool,
     next_seq: u64,
     lanes: Outbox<T, B>,
     large: Outbox<T, B>,
@@ -171,6 +173,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             timebase: None,
             heard: now,
             asking: false,
+            used: false,
             next_seq: now.as_nanos() / 1_000 + 1,
             lanes: Outbox::default(),
             large: Outbox::default(),
@@ -218,8 +221,15 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         }
     }
 
+    /// Compares clocks again, if calls went by the last comparison: clocks drift.
+    pub fn keep_clock(&mut self, now: Instant) {
+        if std::mem::take(&mut self.used) {
+            self.ask_clock(now);
+        }
+    }
+
     /// Asks what the other's clock shows.
-    pub fn ask_clock(&mut self, now: Instant) {
+    fn ask_clock(&mut self, now: Instant) {
         self.send(&Frame::Clock { sent: now.as_nanos() }, &[]);
     }
 
@@ -403,6 +413,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         };
         Frame::Call(header).encode(body, out);
         self.pending.insert(seq, (conn, token));
+        self.used = true;
     }
 
     /// A whole frame came in.
@@ -448,11 +459,16 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// A connection has ended: what was handed over on it is lost, and without another connection what waits
     /// goes back.
-    pub fn closed(&mut self, conn: ConnId, why: Unsent) -> CutOff<T> {
+    pub fn closed(&mut self, now: Instant, conn: ConnId, why: Unsent) -> CutOff<T> {
         let lost: Vec<u64> = self.pending.iter().filter(|(_, (on, _))| *on == conn).map(|(seq, _)| *seq).collect();
         let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|(_, token)| token).collect();
         self.ending.retain(|held| *held != conn);
-        CutOff { lost, unsent: self.retire(conn, why) }
+        let unsent = self.retire(conn, why);
+        if self.timebase.is_none() {
+            // The question was on it, or its answer.
+            self.ask_clock(now);
+        }
+        CutOff { lost, unsent }
     }
 
     /// The connections on which nothing more will come, for the other has said goodbye and owes no answer on them: the

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use swimring_forwarder::{Ownership, Resolution};
 use swimring_membership::codec::Blob;
-use swimring_membership::{Instance, Member, Membership, NodeId, Phase};
+use swimring_membership::{Instance, Member, Membership, NodeId, Phase, State};
 use swimring_ring::{KeyHash, Placement, Ring, RingMember};
 
 /// Rings by digest: equal views of one process share one ring, and so do the nodes of a simulation.
@@ -126,6 +126,12 @@ impl View {
     pub fn member(&self, id: NodeId) -> Option<&Member> {
         let index = self.members.binary_search_by_key(&id, |member| member.record.id()).ok()?;
         Some(&self.members[index])
+    }
+
+    /// Whether this process may call again, or be called: it is here, or is only held down for now.
+    pub fn may_return(&self, process: Instance) -> bool {
+        let member = self.member(process.node).filter(|member| member.state != State::Left);
+        member.is_some_and(|member| member.record.instance() == process)
     }
 
     /// The ring of the members that own keys.

@@ -23,7 +23,7 @@ use super::publisher::{self, Publication, Published};
 use super::pulse::{BEAT_EVERY, Pulse};
 use super::state::State as StateDirectory;
 use super::system::{Clock, Socket, System};
-use super::tls::Tls;
+use super::tls::{DATAGRAM_BYTES_MAX, Tls};
 use crate::core::control::{Control, ControlEvent};
 use crate::core::hello::{Answer, Class, Hello, Refusal};
 use crate::core::peers::{Command, ConnId, DialId, PeersEvent, Target};
@@ -40,6 +40,8 @@ const TURN_MAX: usize = 64;
 const INBOX: usize = 4_096;
 /// Most messages on their way by stream on one connection: as many as the other end allows.
 const STREAMS_MAX: usize = 16;
+/// More bytes of datagrams than these do not wait on one connection: what cannot leave is no probe.
+const DATAGRAM_BYTES_WAITING: usize = 16 << 10;
 /// Most messages that wait on one connection for their turn to go by stream: a list of every member in parts.
 const STREAMS_WAITING_MAX: usize = 1_536;
 /// How long a message may take by stream.
@@ -428,7 +430,10 @@ impl Driver {
             return false;
         };
         let sent = match (self.conns.get_mut(&sending.conn), sending.delivery) {
-            (Some(conn), Delivery::Datagram) => conn.connection.send_datagram(bytes.into()).is_ok(),
+            (Some(conn), Delivery::Datagram) => {
+                let waiting = DATAGRAM_BYTES_MAX.saturating_sub(conn.connection.datagram_send_buffer_space());
+                waiting <= DATAGRAM_BYTES_WAITING && conn.connection.send_datagram(bytes.into()).is_ok()
+            }
             (Some(conn), Delivery::Stream) if conn.waiting.len() < STREAMS_WAITING_MAX => {
                 conn.waiting.push_back(bytes);
                 self.start_streams(sending.conn);

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod builder;
 mod calls;
 pub mod certs;
+mod congestion;
 mod endpoint;
 mod gossip;
 pub mod http;

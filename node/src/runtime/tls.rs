@@ -19,8 +19,12 @@ use rustls::{
 };
 use swimring_membership::{Name, NodeId};
 
+use super::congestion::Steady;
 use super::identity::{Identity, names};
 use crate::core::hello::Class;
+
+/// Most bytes of datagrams that wait on a connection.
+pub(crate) const DATAGRAM_BYTES_MAX: usize = 64 << 10;
 
 /// The TLS side of one node.
 #[derive(Clone)]
@@ -137,7 +141,8 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
             config.max_idle_timeout(Some(timeout(idle.gossip)));
             config.max_concurrent_bidi_streams(streams(2)).max_concurrent_uni_streams(streams(16));
             config.stream_receive_window(streams(256 << 10)).receive_window(streams(2 << 20)).send_window(2 << 20);
-            config.datagram_receive_buffer_size(Some(256 << 10)).datagram_send_buffer_size(256 << 10);
+            config.datagram_receive_buffer_size(Some(256 << 10)).datagram_send_buffer_size(DATAGRAM_BYTES_MAX);
+            config.congestion_controller_factory(Arc::new(Steady));
         }
         Class::Calls => {
             config.max_idle_timeout(Some(timeout(idle.calls)));

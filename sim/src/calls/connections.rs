@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How often clocks are compared, and what is over is dropped.
+const HOUSE: Duration = Duration::from_secs(10);
+
 impl World {
     pub(super) fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {
         let now = self.hosts[index].local(self.now);
@@ -27,6 +30,7 @@ impl World {
     }
 
     pub(super) fn on_call_conn_closed(&mut self, index: usize, conn: ConnId) {
+        let now = self.hosts[index].local(self.now);
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
@@ -36,7 +40,7 @@ impl World {
         let Some(link) = app.links.get_mut(&instance) else {
             return;
         };
-        let cut = link.closed(conn, Unsent::Unreachable);
+        let cut = link.closed(now, conn, Unsent::Unreachable);
         let kept = app.peers.connections().find(|(_, peer, life)| peer.id == instance.node && *life == instance.life);
         link.prefer(kept.and_then(|(_, peer, _)| app.peers.connection(peer)));
         for (token, proof) in cut.unsent {
@@ -48,19 +52,42 @@ impl World {
         self.drop_link(index, instance);
     }
 
+    /// From now on a process keeps house.
+    pub(crate) fn start_keeping_house(&mut self, process: Process) {
+        self.schedule(self.now + HOUSE, Happening::Call(CallHappening::KeepHouse(process)));
+    }
+
+    /// Compares clocks, and drops what belongs to processes that are gone for good.
+    pub(super) fn keep_house(&mut self, process: Process) {
+        let host = &mut self.hosts[process.host];
+        if host.process() != process || !host.is_up() {
+            return;
+        }
+        if !host.paused {
+            let now = host.local(self.now);
+            let links: Vec<Instance> = host.app.iter().flat_map(|app| app.links.keys().copied()).collect();
+            for to in links {
+                let app = self.hosts[process.host].app.as_mut();
+                if let Some(link) = app.and_then(|app| app.links.get_mut(&to)).filter(|link| link.is_connected()) {
+                    link.keep_clock(now);
+                }
+                self.drop_link(process.host, to);
+            }
+            self.pump_calls(process.host);
+        }
+        self.start_keeping_house(process);
+    }
+
     /// A link to a process that is gone for good is not needed any more, nor what it sent here.
     pub(super) fn drop_link(&mut self, index: usize, instance: Instance) {
         if self.hosts[index].control.is_none() {
             return;
         }
         let view = self.view(index);
-        let current = view
-            .member(instance.node)
-            .is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
-        if !current && app.links.get(&instance).is_some_and(Link::is_idle) {
+        if !view.may_return(instance) && app.links.get(&instance).is_some_and(Link::is_idle) {
             app.links.remove(&instance);
             app.admission.forget(instance);
         }
@@ -115,7 +142,7 @@ impl World {
             link.take(now, conn, BATCH, &mut bytes);
             if bytes.is_empty() {
                 if link.take_large(now, conn, &mut bytes) {
-                    self.send_call_frame(process, conn.0, None, bytes);
+                    self.send_call_frame(process, conn.0, None, &bytes);
                 }
             } else {
                 self.write(process, conn, &bytes);

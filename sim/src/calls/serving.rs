@@ -63,7 +63,7 @@ impl World {
             Ok(Arrival::Nothing) => {}
             Err(problem) => {
                 app.peers.expel(conn);
-                let own = self.network.conns.contains_key(&conn.0);
+                let own = self.network.conns.get(conn.0).is_some();
                 self.check(index, Property::W2, !own, || format!("refused a frame of another node: {problem}"));
             }
         }
@@ -136,6 +136,7 @@ impl World {
                 self.execute(index, call, &header.key.0, Running::There { permit, body }, error);
             }
             Verdict::Refuse(why, owner) => {
+                self.say(|| format!("n{:<4} refuses number {} of {from:?}: {why}", index + 1, header.seq));
                 self.check_refusal(index, from, why, owner.is_some(), view.ownership(hash));
                 self.count_refusal(index, &body, why);
                 let Some(app) = &mut self.hosts[index].app else { return };
@@ -190,6 +191,7 @@ impl World {
     /// A handler begins: counted before anything else can happen.
     pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running, error: Duration) {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
+        self.say(|| format!("n{:<4} runs call {call}", index + 1));
         let view = self.view(index);
         let owner = view.resolve(self.hasher.hash(key));
         self.check(index, Property::F6, owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));

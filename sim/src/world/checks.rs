@@ -39,7 +39,7 @@ impl World {
 
     /// What is closed as a duplicate is one of two.
     pub(crate) fn check_close(&mut self, process: Process, conn: ConnId, why: Goodbye) {
-        let Some(held) = self.network.conns.get(&conn.0).filter(|_| why == Goodbye::Duplicate) else { return };
+        let Some(held) = self.network.conns.get(conn.0).filter(|_| why == Goodbye::Duplicate) else { return };
         let Some(other) = held.ends.iter().map(|end| end.process).find(|other| *other != process) else { return };
         let (class, address) = (held.class, self.hosts[other.host].address);
         let Some(peers) = self.hosts[process.host].peers(class) else { return };

@@ -4,150 +4,240 @@ use swimring::core::hello::Refusal;
 use swimring_membership::NodeId;
 
 use super::*;
+use crate::flow::{Content, Look, OVERHEAD_BYTES};
 use crate::host::peers_config;
 
 impl World {
     // Connections.
 
+    /// Sends a message of membership; whether the connection stands and takes it.
     pub(super) fn send(&mut self, from: Process, conn: ConnId, delivery: Delivery, bytes: &[u8]) -> bool {
-        let Some(held) = self.network.conns.get(&conn.0) else {
+        let Some((mine, held)) = self.open_end(conn.0, from) else {
             return false;
         };
-        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
-            return false;
-        };
-        let end = 1 - mine;
-        let to = held.ends[end].process;
-        match delivery {
-            Delivery::Datagram => {
-                for after in self.network.fate(from.host, to.host).arrivals {
-                    self.schedule(self.now + after, Happening::Datagram { conn: conn.0, end, bytes: bytes.to_vec() });
-                }
+        let taken = match delivery {
+            Delivery::Datagram => held.flows[mine].push_datagram(bytes),
+            Delivery::Stream => {
+                held.flows[mine].push_frame(None, bytes);
+                true
             }
-            Delivery::Stream => self.send_frame(conn.0, end, None, bytes.to_vec(), 0),
-        }
-        true
+        };
+        self.transmit(conn.0, mine);
+        taken
     }
 
     /// Sends a frame that keeps its place among those sent on its lane before, or one on a stream of its own.
-    pub(crate) fn send_call_frame(&mut self, from: Process, conn: u64, lane: Option<usize>, bytes: Vec<u8>) {
-        let Some(held) = self.network.conns.get_mut(&conn) else {
-            return;
-        };
-        let Some(mine) = held.end_of(from).filter(|end| held.ends[*end].open) else {
-            return;
-        };
-        let place = lane.map(|lane| held.ends[mine].take_place(lane));
-        self.send_frame(conn, 1 - mine, place, bytes, 0);
+    pub(crate) fn send_call_frame(&mut self, from: Process, conn: u64, lane: Option<usize>, bytes: &[u8]) {
+        if let Some((mine, held)) = self.open_end(conn, from) {
+            held.flows[mine].push_frame(lane, bytes);
+            self.transmit(conn, mine);
+        }
     }
 
-    /// Sends a frame, or sends it again: what is lost takes longer, and a cut holds it up.
-    fn send_frame(&mut self, conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32) {
-        let Some(held) = self.network.conns.get(&conn) else {
+    fn open_end(&mut self, conn: u64, process: Process) -> Option<(usize, &mut Conn)> {
+        let held = self.network.conns.get_mut(conn)?;
+        let mine = held.end_of(process).filter(|end| held.ends[*end].open)?;
+        Some((mine, held))
+    }
+
+    /// Sends what the window has room for, and sets the timer.
+    fn transmit(&mut self, conn: u64, mine: usize) {
+        self.settle_acks(conn, mine);
+        loop {
+            let now = self.now;
+            let held = self.network.conns.get_mut(conn).filter(|held| held.ends[mine].open);
+            let Some(packet) = held.and_then(|held| held.flows[mine].poll(now)) else { break };
+            self.put_on_wire(conn, mine, packet);
+        }
+        self.set_timer(conn, mine);
+    }
+
+    fn set_timer(&mut self, conn: u64, mine: usize) {
+        let now = self.now;
+        let Some(held) = self.network.conns.get_mut(conn).filter(|held| held.ends[mine].open) else { return };
+        if held.flows[mine].timer.is_some() {
             return;
-        };
-        let class = held.class;
-        let (from, to) = (held.ends[1 - end].process.host, held.ends[end].process.host);
-        let fate = self.network.fate(from, to);
-        match fate.arrivals.first() {
-            Some(after) => {
-                // QUIC delivers once. What lies below a call must not be trusted with that: a double may come
-                // late, out of its place.
-                if fate.arrivals.len() > 1 && class == Class::Calls && is_call(&bytes) {
-                    let late = *after * LATE_DOUBLE;
-                    let double = Happening::Frame { conn, end, place: None, bytes: bytes.clone(), tries: u32::MAX };
-                    self.schedule(self.now + late, double);
+        }
+        match held.flows[mine].look(now) {
+            Look::Idle => {}
+            Look::Wait(due) => {
+                held.flows[mine].timer = Some(due);
+                self.schedule(due, Happening::Timer { conn, end: mine });
+            }
+            Look::Probe(packet) => {
+                self.put_on_wire(conn, mine, packet);
+                self.set_timer(conn, mine);
+            }
+        }
+    }
+
+    /// The timer of a sender has ended, or an acknowledgement has come that it waits for.
+    pub(super) fn on_flow_timer(&mut self, conn: u64, mine: usize) {
+        let now = self.now;
+        let Some(held) = self.network.conns.get_mut(conn).filter(|held| held.ends[mine].open) else { return };
+        let flow = &mut held.flows[mine];
+        if flow.timer.is_some_and(|due| due <= now) {
+            flow.timer = None;
+        }
+        // Whoever stands still looks when it goes on.
+        if !self.hosts[held.ends[mine].process.host].paused {
+            self.transmit(conn, mine);
+        }
+    }
+
+    /// A process goes on: so do its timers.
+    pub(crate) fn wake_flows(&mut self, process: Process) {
+        let conns = self.network.conns.of_host(process.host);
+        let ends: Vec<(u64, usize)> = conns.filter_map(|(conn, held)| Some((conn, held.end_of(process)?))).collect();
+        ends.into_iter().for_each(|(conn, end)| self.schedule(self.now, Happening::Timer { conn, end }));
+    }
+
+    /// A packet leaves, and with it what is owed for those of the other way.
+    fn put_on_wire(&mut self, conn: u64, mine: usize, packet: Packet) {
+        let now = self.now;
+        let Some(held) = self.network.conns.get_mut(conn) else { return };
+        let (class, end) = (held.class, 1 - mine);
+        let (from, to) = (held.ends[mine].process.host, held.ends[end].process.host);
+        let fate = self.network.fate(from, to, packet.bytes());
+        let arrives = fate.arrivals.first().map(|after| now + *after);
+        self.acknowledge(conn, end, arrives);
+        if let [first, second] = fate.arrivals[..] {
+            match &packet.content {
+                // QUIC delivers once. What lies below a message must not be trusted with that.
+                Content::Datagram(_) => {
+                    let packet = packet.clone();
+                    self.schedule(now + second, Happening::Packet { conn, end, packet });
                 }
-                self.schedule(self.now + *after, Happening::Frame { conn, end, place, bytes, tries: u32::MAX });
+                Content::Piece(piece) => {
+                    if let Some(bytes) = piece.whole().filter(|bytes| class == Class::Calls && is_call(bytes)) {
+                        let double = Happening::Stray { conn, end, bytes: bytes.into() };
+                        self.schedule(now + first * LATE_DOUBLE, double);
+                    }
+                }
+                Content::Probe => {}
             }
-            None => {
-                let wait = (FRAME_RETRY * (1 << tries.min(10))).min(FRAME_RETRY_MAX);
-                self.schedule(self.now + wait, Happening::Frame { conn, end, place, bytes, tries });
-            }
+        }
+        if let Some(at) = arrives {
+            self.schedule(at, Happening::Packet { conn, end, packet });
         }
     }
 
-    pub(super) fn on_frame(&mut self, conn: u64, end: usize, place: Option<Place>, bytes: Vec<u8>, tries: u32) {
-        let Some(held) = self.network.conns.get_mut(&conn) else {
-            return;
-        };
-        if tries != u32::MAX {
-            if held.ends[1 - end].open {
-                self.send_frame(conn, end, place, bytes, tries + 1);
-            }
-            return;
+    /// Something that goes to the sender `mine` acknowledges what it has sent so far; it arrives then, or never.
+    fn acknowledge(&mut self, conn: u64, mine: usize, arrives: Option<Instant>) {
+        let Some(held) = self.network.conns.get_mut(conn) else { return };
+        let flow = &mut held.flows[mine];
+        flow.acknowledge(arrives);
+        if let Some(at) = arrives.filter(|_| flow.is_blocked()) {
+            self.schedule(at, Happening::Timer { conn, end: mine });
         }
-        let ready = match place {
-            Some(place) => held.ends[end].in_order(place, bytes),
-            None => vec![bytes],
-        };
-        ready.into_iter().for_each(|bytes| self.arrive(conn, end, bytes));
     }
 
-    pub(super) fn on_datagram(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
-        self.arrive(conn, end, bytes);
+    /// Acknowledgements on their own that the sender `mine` was owed by now, and what has arrived of them.
+    fn settle_acks(&mut self, conn: u64, mine: usize) {
+        let now = self.now;
+        let Some(held) = self.network.conns.get(conn) else { return };
+        if let Some(due) = held.flows[mine].ack_due().filter(|due| *due <= now) {
+            self.send_ack(conn, mine, due);
+        }
+        if let Some(held) = self.network.conns.get_mut(conn) {
+            held.flows[mine].resolve(now);
+        }
     }
 
-    /// A packet with a message reaches one end. Whoever gets a packet for a connection that it does not know
-    /// says so.
-    fn arrive(&mut self, conn: u64, end: usize, bytes: Vec<u8>) {
-        let Some(held) = self.network.conns.get_mut(&conn) else {
-            return;
-        };
-        let class = held.class;
+    /// The other end acknowledges what the sender `mine` has sent, in a packet of its own that left at `at`.
+    fn send_ack(&mut self, conn: u64, mine: usize, at: Instant) {
+        let Some(held) = self.network.conns.get(conn) else { return };
+        let [to, from] = [mine, 1 - mine].map(|end| held.ends[end].process);
+        let machine = &self.hosts[from.host];
+        if held.ends[1 - mine].open && machine.process() == from && !machine.paused {
+            let fate = self.network.fate(from.host, to.host, OVERHEAD_BYTES);
+            self.acknowledge(conn, mine, fate.arrivals.first().map(|after| at + *after));
+        }
+    }
+
+    /// A packet reaches a host. If the process there does not know the connection, it says so.
+    pub(super) fn on_packet_arrives(&mut self, conn: u64, end: usize, packet: Packet) {
+        let Some(held) = self.network.conns.get(conn) else { return };
         let (to, from) = (held.ends[end].process, held.ends[1 - end].process);
-        if held.ends[end].open {
-            held.ends[end].heard = self.now;
-            if self.network.passes(to.host, from.host)
-                && let Some(held) = self.network.conns.get_mut(&conn)
-            {
-                // The acknowledgement.
-                held.ends[1 - end].heard = self.now;
+        if self.hosts[to.host].process() == to {
+            self.give(to, Input::Packet { conn, end, packet });
+        } else if self.hosts[to.host].is_up() {
+            self.go_astray(conn, end, &packet);
+            self.send_reset(conn, to.host, from);
+        }
+    }
+
+    /// A process reads a packet.
+    pub(super) fn on_packet(&mut self, conn: u64, end: usize, packet: Packet) {
+        let now = self.now;
+        let Some(held) = self.network.conns.get_mut(conn) else { return };
+        let (class, to, from) = (held.class, held.ends[end].process, held.ends[1 - end].process);
+        if !held.ends[end].open {
+            self.go_astray(conn, end, &packet);
+            return self.send_reset(conn, to.host, from);
+        }
+        held.ends[end].heard = now;
+        let flow = &mut held.flows[1 - end];
+        let ready = flow.receive(now, packet);
+        if flow.owes_ack_now() {
+            self.send_ack(conn, 1 - end, now);
+        }
+        for bytes in ready {
+            match class {
+                Class::Gossip => self.handle_message(to.host, ConnId(conn), &bytes),
+                Class::Calls => self.handle_call(to.host, CallInput::Frame(ConnId(conn), bytes)),
             }
-            let input = match class {
-                Class::Gossip => Input::Message(ConnId(conn), bytes),
-                Class::Calls => Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))),
-            };
-            self.give(to, input);
-        } else if self.hosts[to.host].is_up() && self.network.passes(to.host, from.host) {
-            self.reset(conn, from);
-            self.go_astray(class, from, to.host, bytes);
+        }
+    }
+
+    /// A frame comes once more.
+    pub(super) fn on_stray(&mut self, conn: u64, end: usize, bytes: Arc<[u8]>) {
+        let Some(held) = self.network.conns.get(conn) else { return };
+        let to = held.ends[end].process;
+        if held.ends[end].open {
+            self.give(to, Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))));
         }
     }
 
     /// QUIC would drop what comes for a connection that has ended. What lies below a call must not be trusted with
     /// that either: a call may come out of the next connection, even at the next process.
-    fn go_astray(&mut self, class: Class, from: Process, host: usize, bytes: Vec<u8>) {
-        let now_there = self.hosts[host].process();
-        if class == Class::Calls
-            && is_call(&bytes)
-            && let Some((conn, _)) = self.network.newest(class, from, now_there)
+    fn go_astray(&mut self, conn: u64, end: usize, packet: &Packet) {
+        let Some(held) = self.network.conns.get(conn) else { return };
+        let now_there = self.hosts[held.ends[end].process.host].process();
+        let (class, from) = (held.class, held.ends[1 - end].process);
+        let Content::Piece(piece) = &packet.content else { return };
+        if let Some(bytes) = piece.whole().filter(|bytes| class == Class::Calls && is_call(bytes))
+            && let Some(conn) = self.network.conns.newest(class, from, now_there)
         {
-            self.give(now_there, Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))));
+            self.give(now_there, Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes.into()))));
+        }
+    }
+
+    /// A host tells a process that nobody there knows the connection.
+    fn send_reset(&mut self, conn: u64, host: usize, process: Process) {
+        if let Some(after) = self.network.fate(host, process.host, OVERHEAD_BYTES).arrivals.first() {
+            self.schedule(self.now + *after, Happening::Reset { conn, process });
         }
     }
 
     /// The other end does not know the connection: this one gives it up.
-    fn reset(&mut self, conn: u64, process: Process) {
-        let open = |held: &&Conn| held.end_of(process).is_some_and(|end| held.ends[end].open);
-        let Some(class) = self.network.conns.get(&conn).filter(open).map(|held| held.class) else {
-            return;
-        };
-        self.network.close_end(conn, process);
-        self.schedule(self.now, Happening::Input(process, closed(class, conn)));
+    pub(super) fn on_reset(&mut self, conn: u64, process: Process) {
+        if let Some((_, held)) = self.open_end(conn, process) {
+            let class = held.class;
+            self.network.conns.close_end(conn, process);
+            self.give(process, closed(class, conn));
+        }
     }
 
-    /// A process closes a connection; the other end hears of it if a packet passes.
+    /// A process closes a connection; the other end hears of it if a packet passes, or when it sends something.
     pub(crate) fn close(&mut self, conn: u64, process: Process) {
-        let Some(held) = self.network.conns.get(&conn) else {
+        let Some(held) = self.network.conns.get(conn) else {
             return;
         };
         let other = held.ends.iter().find(|end| end.process != process).map(|end| end.process);
-        self.network.close_end(conn, process);
-        if let Some(other) = other
-            && !self.network.fate(process.host, other.host).arrivals.is_empty()
-        {
-            self.reset(conn, other);
+        self.network.conns.close_end(conn, process);
+        if let Some(other) = other {
+            self.send_reset(conn, process.host, other);
         }
     }
 
@@ -156,40 +246,30 @@ impl World {
     }
 
     pub(super) fn on_idle(&mut self, conn: u64, process: Process) {
-        let Some(held) = self.network.conns.get(&conn) else {
-            return;
-        };
-        let Some(end) = held.end_of(process).filter(|end| held.ends[*end].open) else {
-            return;
-        };
-        let (class, other) = (held.class, held.ends[1 - end].process);
-        let due = held.ends[end].heard + self.idle();
-        if class == Class::Calls && self.is_heard(process, other) {
-            // Connections of calls are kept alive, and so the loss of the other end is noticed.
-            if !held.ends[1 - end].open || self.hosts[other.host].process() != other {
-                return self.reset(conn, process);
-            }
-            if let Some(held) = self.network.conns.get_mut(&conn) {
-                held.ends[end].heard = self.now;
-            }
-        } else if due <= self.now {
-            let input = closed(class, conn);
-            self.network.close_end(conn, process);
-            return self.give(process, input);
+        let (now, idle) = (self.now, self.idle());
+        let Some(end) = self.open_end(conn, process).map(|(end, _)| end) else { return };
+        if self.hosts[process.host].paused {
+            return self.schedule(now + PAUSED, Happening::Idle { conn, process });
+        }
+        self.settle_acks(conn, end);
+        let Some((_, held)) = self.open_end(conn, process) else { return };
+        let (class, due) = (held.class, held.heard(end) + idle);
+        if due <= now {
+            self.network.conns.close_end(conn, process);
+            return self.give(process, closed(class, conn));
+        }
+        if class == Class::Calls && now.since(held.flows[end].last_sent()) >= KEEP_ALIVE {
+            let packet = held.flows[end].probe(now);
+            self.put_on_wire(conn, end, packet);
+            self.set_timer(conn, end);
         }
         self.watch_idle(conn, class, process, due);
     }
 
     fn watch_idle(&mut self, conn: u64, class: Class, process: Process, due: Instant) {
-        let next = if class == Class::Calls { self.now + KEEP_ALIVE } else { due };
-        self.schedule(next.max(self.now), Happening::Idle { conn, process });
-    }
-
-    /// Whether a packet now would be answered by the host of `other`.
-    fn is_heard(&self, process: Process, other: Process) -> bool {
-        let there = &self.hosts[other.host];
-        let passes = |from, to| self.network.passes(from, to);
-        there.is_up() && !there.paused && passes(process.host, other.host) && passes(other.host, process.host)
+        let soon = self.now + KEEP_ALIVE;
+        let next = if class == Class::Calls { due.min(soon) } else { due };
+        self.schedule(next.max(self.now + Duration::from_millis(1)), Happening::Idle { conn, process });
     }
 
     // Handshakes: out, back, hello, answer.
@@ -220,6 +300,7 @@ impl World {
             format!("{under_way} dials under way")
         });
         let asked = self.hosts[dialler.host].local(self.now);
+        self.network.traffic[dialler.host].handshakes += 1;
         if let Some(there) = self.host_at(class, address) {
             self.send_handshake(Handshake { dialler, dial, there, class, asked, stage: 0, tries: 0, conn: None });
         }
@@ -270,9 +351,9 @@ impl World {
     fn send_handshake(&mut self, handshake: Handshake) {
         let (here, there) = (handshake.dialler.host, handshake.there);
         let (from, to) = if handshake.stage.is_multiple_of(2) { (here, there) } else { (there, here) };
-        match self.network.fate(from, to).arrivals.first() {
+        match self.network.flight(from, to, FLIGHTS[usize::from(handshake.stage)]) {
             Some(after) => {
-                let at = self.now + *after;
+                let at = self.now + after;
                 self.schedule(
                     at,
                     Happening::Handshake(Handshake { stage: handshake.stage + 1, tries: 0, ..handshake }),
@@ -339,7 +420,7 @@ impl World {
         self.check(there, Property::P2, open, || {
             format!("let {} in: itself, or although it goes away", hello.peer.address)
         });
-        let conn = self.network.connect(Conn::new(class, here, acceptor, self.now));
+        let conn = self.network.conns.connect(Conn::new(class, here, acceptor, self.now));
         handshake.conn = Some(conn);
         for process in [here, acceptor] {
             self.watch_idle(conn, class, process, self.now + self.idle());
@@ -368,6 +449,10 @@ pub(super) fn balancer() -> SocketAddr {
     SocketAddr::from(([10, 255, 255, 254], 7_946))
 }
 
+/// The packets of a handshake, by stage: the first is padded; certificates go both ways; then a hello and its answer.
+const FLIGHTS: [&[usize]; 4] = [&[1_228], &[1_228, 928], &[1_228, 328], &[258]];
+/// When a process that stands still is looked at again.
+const PAUSED: Duration = Duration::from_secs(1);
 /// How often a connection of calls shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Most dials of one process for one address within a minute: as a seed and as a peer, about 17 each once the waits have

@@ -54,7 +54,7 @@ fn the_end_of_a_connection_tells_the_lost_from_the_unsent() {
     link.enqueue(outbound(NOW), "handed over").unwrap();
     take(&mut link);
     link.enqueue(outbound(NOW), "queued").unwrap();
-    let cut = link.closed(ConnId(1), Unsent::Unreachable);
+    let cut = link.closed(NOW, ConnId(1), Unsent::Unreachable);
     assert_eq!(cut.lost, ["handed over"]);
     assert_eq!(cut.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
 }
@@ -71,9 +71,21 @@ fn nothing_is_handed_to_a_connection_that_has_ended_or_is_not_kept() {
         !bytes.is_empty()
     };
     assert!(!taken(&mut link, 2), "the other one is kept");
-    link.closed(ConnId(1), Unsent::Unreachable);
+    link.closed(NOW, ConnId(1), Unsent::Unreachable);
     assert!(!taken(&mut link, 1), "it has ended");
     assert!(taken(&mut link, 2), "now it is the only one");
+}
+
+#[test]
+fn a_question_that_went_with_its_connection_is_asked_again() {
+    let mut link = TestLink::new(NOW, TO, LinkLimits::default());
+    link.connected(NOW, ConnId(2), None, NOW);
+    let mut lost = Vec::new();
+    link.take(NOW, ConnId(2), 1 << 20, &mut lost);
+    link.connected(NOW, ConnId(1), None, NOW);
+    take(&mut link);
+    link.closed(NOW, ConnId(2), Unsent::Unreachable);
+    assert!(matches!(take(&mut link)[..], [Frame::Clock { .. }]), "no call goes before the clock is known");
 }
 
 #[test]

@@ -182,7 +182,7 @@ impl Calls {
             let mut peers = self.lock_peers();
             peers.handle_closed(conn);
             let mut held = link.lock();
-            let cut = held.closed(conn, Unsent::Unreachable);
+            let cut = held.closed(self.clock.now(), conn, Unsent::Unreachable);
             // Of what is left, the one that the peer keeps as well.
             held.prefer(peers.connection(peer));
             cut
@@ -222,16 +222,13 @@ impl Calls {
         let (now, view) = (self.clock.now(), self.view());
         let links: Vec<_> = self.links.iter().map(|link| (*link.key(), Arc::clone(link.value()))).collect();
         for (instance, link) in links {
-            let member = view.member(instance.node);
             if link.lock().is_connected() {
-                link.lock().ask_clock(now);
+                link.lock().keep_clock(now);
                 link.wake();
             }
-            let current =
-                member.is_some_and(|member| member.state.is_present() && member.record.instance() == instance);
             // Held by the table and by this loop alone: nothing runs for it, and no connection is about to be its.
             let unused = |_: &Instance, link: &Arc<PeerLink>| Arc::strong_count(link) <= 2 && link.lock().is_idle();
-            if !current && self.links.remove_if(&instance, unused).is_some() {
+            if !view.may_return(instance) && self.links.remove_if(&instance, unused).is_some() {
                 self.lock_admission().forget(instance);
             }
         }
