@@ -8,7 +8,7 @@ use crate::{Incarnation, NodeId, Peer, Phase, State};
 
 /// A fact for the layer above, in the order in which it came true. Production telemetry; the simulator's
 /// checks are fed by nothing else.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// What this node believes of a member changed. Itself included.
     Changed {

@@ -15,7 +15,7 @@ use crate::identity::Me;
 use crate::join::Joiner;
 use crate::merge::Reconciler;
 use crate::probe::{Helper, Prober, Recent};
-use crate::record::InvalidProfile;
+use crate::record::{Heard, InvalidProfile};
 use crate::rumours::Rumours;
 use crate::suspicion::Suspicion;
 use crate::timers::Timers;
@@ -118,6 +118,7 @@ pub struct Membership {
     pub(crate) outbox: VecDeque<(Destination, Outgoing)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) fences: Fences,
+    pub(crate) heard: Heard,
     pub(crate) stats: Stats,
     pub(crate) rng: Rng,
 }
@@ -149,6 +150,7 @@ impl Membership {
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             fences: Fences::default(),
+            heard: Heard::default(),
             stats: Stats::default(),
             config,
         };
@@ -299,6 +301,11 @@ impl Membership {
     /// not told.
     pub fn handle_unreachable(&mut self, _transmit: &Transmit) {
         self.rumours.refund();
+    }
+
+    /// A connection to `peer` stands that did not before.
+    pub fn handle_connected(&mut self, peer: Peer) {
+        self.ask_again(peer);
     }
 
     // Output.

@@ -30,7 +30,7 @@ impl Membership {
 
     fn on_update(&mut self, now: Instant, from: Peer, update: Update) {
         match update {
-            Update::Alive(Blob(bytes)) => match Record::parse(&self.me.cluster, bytes) {
+            Update::Alive(Blob(bytes)) => match self.heard.parse(&self.me.cluster, bytes) {
                 Ok(record) => self.on_record(now, from.id, record),
                 Err(_) => self.stats.malformed += 1,
             },

@@ -284,6 +284,15 @@ impl Membership {
         self.timers.set(Timer::Probe(seq), next);
     }
 
+    /// A connection to `peer` stands: whatever was asked of it may have gone with an earlier one, and is asked again.
+    pub(crate) fn ask_again(&mut self, peer: Peer) {
+        let asked = self.prober.probes.iter().filter(|(_, probe)| probe.target == peer);
+        let asked: Vec<(u32, Belief)> = asked.map(|(seq, probe)| (*seq, probe.purpose.accusation())).collect();
+        for (seq, accusation) in asked {
+            self.send(peer, Outgoing::Ping { seq, accusation, delivery: Delivery::Datagram });
+        }
+    }
+
     fn ask_helpers(&mut self, now: Instant, seq: u32, target: Peer) {
         let helpers = self.pick_present(self.config.helpers, Some(target.id));
         let probe = self.prober.probes.get_mut(&seq).expect("the step that asks helpers has its probe");

@@ -258,6 +258,29 @@ fn hash(bytes: &[u8]) -> u128 {
     u128::from_le_bytes(out)
 }
 
+/// How many records are kept to be recognised.
+const HEARD: usize = 16;
+
+/// The last records that were heard: a rumour comes many times, and need not be read and hashed each time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard {
+    records: [Option<Record>; HEARD],
+    next: usize,
+}
+
+impl Heard {
+    /// Reads a record, or recognises it.
+    pub(crate) fn parse(&mut self, cluster: &Name, bytes: Vec<u8>) -> Result<Record, Malformed> {
+        if let Some(known) = self.records.iter().flatten().find(|known| known.0.bytes == bytes) {
+            return Ok(known.clone());
+        }
+        let record = Record::parse(cluster, bytes)?;
+        self.records[self.next] = Some(record.clone());
+        self.next = (self.next + 1) % HEARD;
+        Ok(record)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,5 +309,20 @@ mod tests {
         let mut heavy = profile("a", 1);
         heavy.weight = WEIGHT_MAX + 1;
         assert_eq!(heavy.validate(), Err(InvalidProfile::Weight(WEIGHT_MAX + 1)));
+    }
+
+    #[test]
+    fn a_record_that_was_heard_is_recognised_and_another_is_read() {
+        let mut heard = Heard::default();
+        let record = |count| {
+            Record::mint(&cluster(), &profile("a", 1), Incarnation::new(1, count), Phase::Ready, 1).bytes().to_vec()
+        };
+        let first = heard.parse(&cluster(), record(0)).unwrap();
+        assert!(Arc::ptr_eq(&first.0, &heard.parse(&cluster(), record(0)).unwrap().0));
+        for count in 1..=HEARD as u32 {
+            assert_eq!(heard.parse(&cluster(), record(count)).unwrap().incarnation(), Incarnation::new(1, count));
+        }
+        assert!(!Arc::ptr_eq(&first.0, &heard.parse(&cluster(), record(0)).unwrap().0), "only the last ones are kept");
+        assert!(heard.parse(&cluster(), alloc::vec![0xff; 20]).is_err());
     }
 }

@@ -393,27 +393,27 @@ impl Flow {
 
     // The receiver.
 
-    /// A packet was read: the frames that are complete now, in their order.
-    pub(crate) fn receive(&mut self, now: Instant, packet: Packet) -> Vec<Arc<[u8]>> {
+    /// A packet was read: appends the frames that are complete now, in their order.
+    pub(crate) fn receive(&mut self, now: Instant, packet: Packet, ready: &mut Vec<Arc<[u8]>>) {
         self.owed.push(packet.number);
         self.since_ack += 1;
         self.ack_due.get_or_insert(now + self.settings().ack_delay);
         match packet.content {
-            Content::Probe => Vec::new(),
-            Content::Datagram(bytes) => vec![bytes],
-            Content::Piece(piece) => self.put_together(piece),
+            Content::Probe => {}
+            Content::Datagram(bytes) => ready.push(bytes),
+            Content::Piece(piece) => self.put_together(piece, ready),
         }
     }
 
-    fn put_together(&mut self, piece: Piece) -> Vec<Arc<[u8]>> {
+    fn put_together(&mut self, piece: Piece, ready: &mut Vec<Arc<[u8]>>) {
         if piece.frame < self.complete || self.complete_early.contains(&piece.frame) {
-            return Vec::new();
+            return;
         }
         if piece.pieces > 1 {
             let held = self.partial.entry(piece.frame).or_default();
             held.insert(piece.index);
             if held.len() < usize::from(piece.pieces) {
-                return Vec::new();
+                return;
             }
             self.partial.remove(&piece.frame);
         }
@@ -422,16 +422,14 @@ impl Flow {
             self.complete += 1;
         }
         let Some(place) = piece.place else {
-            return vec![piece.bytes];
+            return ready.push(piece.bytes);
         };
         let lane = &mut self.lanes[place.lane];
         lane.early.insert(place.number, piece.bytes);
-        let mut ready = Vec::new();
         while let Some(bytes) = lane.early.remove(&lane.delivered) {
             lane.delivered += 1;
             ready.push(bytes);
         }
-        ready
     }
 
     /// Whether enough came to be acknowledged at once.
@@ -470,7 +468,9 @@ mod tests {
     }
 
     fn read(flow: &mut Flow, now: Instant, packet: Packet) -> Vec<Vec<u8>> {
-        flow.receive(now, packet).into_iter().map(|bytes| bytes.to_vec()).collect()
+        let mut ready = Vec::new();
+        flow.receive(now, packet, &mut ready);
+        ready.iter().map(|bytes| bytes.to_vec()).collect()
     }
 
     #[test]
@@ -563,7 +563,7 @@ mod tests {
         assert!(flow.window < WINDOW_BYTES, "{}", flow.window);
         let smaller = flow.window;
         let again: Vec<Packet> = std::iter::from_fn(|| flow.poll(at(11))).collect();
-        again.into_iter().for_each(|packet| _ = flow.receive(at(15), packet));
+        again.into_iter().for_each(|packet| flow.receive(at(15), packet, &mut Vec::new()));
         flow.acknowledge(Some(at(20)));
         flow.resolve(at(20));
         assert!(flow.window > smaller);

@@ -79,7 +79,7 @@ pub struct Traffic {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
     /// After which delays it arrives: none, one, or two when it is doubled.
-    pub arrivals: Vec<Duration>,
+    pub arrivals: [Option<Duration>; 2],
     /// Why it does not arrive.
     pub dropped: Option<&'static str>,
 }
@@ -195,19 +195,24 @@ impl Network {
     pub fn fate(&mut self, from: usize, to: usize, bytes: usize) -> Fate {
         let fate = self.decide(from, to);
         self.traffic[from].sent.count(bytes);
-        fate.arrivals.iter().for_each(|_| self.traffic[to].received.count(bytes));
+        fate.arrivals.iter().flatten().for_each(|_| self.traffic[to].received.count(bytes));
         fate
     }
 
     /// When the last packet of a flight arrives, if all do.
     pub fn flight(&mut self, from: usize, to: usize, packets: &[usize]) -> Option<Duration> {
-        let arrivals = packets.iter().map(|bytes| self.fate(from, to, *bytes).arrivals.first().copied());
-        arrivals.collect::<Vec<_>>().into_iter().try_fold(Duration::ZERO, |last, at| at.map(|at| last.max(at)))
+        // All of them leave, whatever becomes of the first.
+        let mut last = Some(Duration::ZERO);
+        for bytes in packets {
+            let at = self.fate(from, to, *bytes).arrivals[0];
+            last = last.zip(at).map(|(last, at)| last.max(at));
+        }
+        last
     }
 
     fn decide(&mut self, from: usize, to: usize) -> Fate {
         if !self.passes(from, to) {
-            return Fate { arrivals: Vec::new(), dropped: Some("cut") };
+            return Fate { arrivals: [None; 2], dropped: Some("cut") };
         }
         let default = Latency::Uniform(Duration::from_micros(200), Duration::from_millis(1));
         let rule = self.rule(from, to).map(|rule| (rule.latency, rule.loss, rule.dup, rule.corrupt, rule.reorder));
@@ -228,10 +233,10 @@ impl Network {
         let mut arrive = || draw(rng, latency) + rng.span(Duration::ZERO, reorder);
         let (first, second) = (arrive(), arrive());
         match (lost, damaged, doubled) {
-            (true, ..) => Fate { arrivals: Vec::new(), dropped: Some("lost") },
-            (_, true, _) => Fate { arrivals: Vec::new(), dropped: Some("corrupted") },
-            (.., true) => Fate { arrivals: vec![first, second], dropped: None },
-            _ => Fate { arrivals: vec![first], dropped: None },
+            (true, ..) => Fate { arrivals: [None; 2], dropped: Some("lost") },
+            (_, true, _) => Fate { arrivals: [None; 2], dropped: Some("corrupted") },
+            (.., true) => Fate { arrivals: [Some(first), Some(second)], dropped: None },
+            _ => Fate { arrivals: [Some(first), None], dropped: None },
         }
     }
 }

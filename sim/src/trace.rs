@@ -1,5 +1,7 @@
 //! The rolling hash over everything that happened: equal hashes mean equal runs.
 
+use std::hash::{Hash, Hasher};
+
 use swimring_membership::Instant;
 
 /// Hashed at once: many small pieces would cost more.
@@ -11,6 +13,7 @@ pub struct Trace {
     hasher: blake3::Hasher,
     /// What is not hashed yet.
     buffer: Vec<u8>,
+    value: Vec<u8>,
     /// How many events were hashed.
     pub events: u64,
     /// How many of them were messages of membership.
@@ -22,6 +25,7 @@ impl Default for Trace {
         Self {
             hasher: blake3::Hasher::new_derive_key("swimring 1 simulation trace"),
             buffer: Vec::new(),
+            value: Vec::new(),
             events: 0,
             messages: 0,
         }
@@ -33,6 +37,25 @@ impl Trace {
     pub fn message(&mut self, now: Instant, host: usize, bytes: &[u8]) {
         self.messages += 1;
         self.note(now, host, 1, bytes);
+    }
+
+    /// Something happened at `host`, and this is it.
+    pub fn note_value(&mut self, now: Instant, host: usize, kind: u8, value: &impl Hash) {
+        struct Bytes<'a>(&'a mut Vec<u8>);
+        impl Hasher for Bytes<'_> {
+            fn write(&mut self, bytes: &[u8]) {
+                self.0.extend_from_slice(bytes);
+            }
+
+            fn finish(&self) -> u64 {
+                0
+            }
+        }
+        let mut bytes = std::mem::take(&mut self.value);
+        bytes.clear();
+        value.hash(&mut Bytes(&mut bytes));
+        self.note(now, host, kind, &bytes);
+        self.value = bytes;
     }
 
     /// Something happened at `host`.

@@ -130,8 +130,9 @@ pub struct World {
     oracles: Vec<Box<dyn Oracle>>,
     /// What the oracles found.
     pub findings: Findings,
-    /// For messages on their way out.
+    /// For messages on their way out, and in.
     scratch: Vec<u8>,
+    ready: Vec<Arc<[u8]>>,
     /// The rolling hash.
     pub trace: Trace,
     /// Faults that really happened, by kind.
@@ -179,6 +180,7 @@ impl World {
             oracles: oracles::all(),
             findings: Findings::default(),
             scratch: Vec::new(),
+            ready: Vec::new(),
             trace: Trace::default(),
             faults: BTreeMap::new(),
             core: None,
@@ -500,7 +502,7 @@ impl World {
     }
 
     fn on_event(&mut self, index: usize, event: &ControlEvent) {
-        self.trace.note(self.now, index, 2, format!("{event:?}").as_bytes());
+        self.trace.note_value(self.now, index, 2, event);
         self.say(|| format!("n{:<4} {event:?}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_event(facts, index, event, out));
         let host = &mut self.hosts[index];

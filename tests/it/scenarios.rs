@@ -121,3 +121,16 @@ fn thirty_percent_loss_removes_nobody() {
     // L13 excuses verdicts under loss; here there must be none to excuse.
     assert_eq!(world.findings.checks.of(Property::L13), 0);
 }
+
+#[test]
+fn a_last_question_that_went_with_a_dead_connection_is_asked_again() {
+    // The one who was cut off asks a suspect a last time. The question wakes a connection that the other end has given up
+    // long ago, and ends with it; the next connection stands before the verdict.
+    let plan = "plan 1
+        world nodes=57 zones=3 seeds=2 arcs=2^10
+        link latency=uniform(100us,1945us) loss=0.3402%
+        load rate=7 keys=zipf(1.1,10000) deadline=1017ms idempotent=45.5701% handler=exp(55ms) body=1
+        at 30s cut isolate n52 for 63s
+        quiet at 96s core=100%";
+    (129..135).for_each(|seed| _ = tell(plan, seed));
+}

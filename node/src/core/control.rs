@@ -37,7 +37,7 @@ pub struct Control {
 }
 
 /// A fact for the layer above.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ControlEvent {
     /// Of membership.
     Membership(Event),
@@ -293,6 +293,7 @@ impl Control {
         match event {
             PeersEvent::Up { peer, conn, dialled } => {
                 self.wanted.cancel(*peer);
+                self.membership.handle_connected(*peer);
                 let own = Target::Peer(*peer, peer.address);
                 for target in [Some(own), *dialled].into_iter().flatten() {
                     for (delivery, bytes) in self.waiting.remove(&target).unwrap_or_default() {

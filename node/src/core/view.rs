@@ -181,3 +181,46 @@ impl View {
         Ownership::Theirs(owner, Blob(record.unwrap_or_default()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swimring_membership::{Config, Instant, Name, Preset, Profile, Settings, Start};
+
+    use super::*;
+
+    const NOW: Instant = Instant::from_millis(1);
+
+    fn node(text: &str, port: u16) -> Membership {
+        let name = |text| Name::new(text).unwrap();
+        let profile = Profile {
+            name: name(text),
+            gossip: ([127, 0, 0, 1], port).into(),
+            calls: ([127, 0, 0, 1], port + 1).into(),
+            zone: None,
+            weight: 1,
+            tags: Vec::new(),
+        };
+        let config = Config::new(Settings::preset(Preset::Local)).unwrap();
+        let start = Start { cluster: name("test"), profile, boot: 1, life: u64::from(port), seed: 1 };
+        Membership::new(NOW, config, start).unwrap()
+    }
+
+    #[test]
+    fn whoever_is_held_down_may_return_and_another_process_or_a_stranger_is_nobody_we_know() {
+        let (mut me, other) = (node("a", 10), node("b", 20));
+        let process = other.record().instance();
+        let view = |me: &Membership| View::of(me, Placement { arcs_log2: 8 }, &Arc::default());
+        assert!(!view(&me).may_return(process), "it was never here");
+        me.merge_record(NOW, process.node, other.record().bytes()).unwrap();
+        assert!(view(&me).may_return(process));
+        assert!(!view(&me).may_return(Instance { life: 99, ..process }));
+        let believed = |state: State| {
+            let mut view = view(&me);
+            let row = view.members.iter_mut().find(|member| member.record.id() == process.node).unwrap();
+            row.state = state;
+            view.may_return(process)
+        };
+        assert!(believed(State::Suspect) && believed(State::Down), "it may be a cut");
+        assert!(!believed(State::Left), "it said goodbye");
+    }
+}

@@ -60,7 +60,8 @@ fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
     let knew = |seed: &Host| {
         let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
         let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
-        joined && reached && settled(seed.started) && !seed.paused && seed.slow == 1
+        let well = seed.troubled.is_none_or(settled) && !seed.paused && seed.slow == 1;
+        joined && reached && settled(seed.started) && well
     };
     let seeds: Vec<&Host> = facts.seeds().filter(|seed| seed.index != host && seed.is_up()).collect();
     let knowing = seeds.iter().filter(|seed| knew(seed)).count();

@@ -99,9 +99,9 @@ impl World {
         let (class, end) = (held.class, 1 - mine);
         let (from, to) = (held.ends[mine].process.host, held.ends[end].process.host);
         let fate = self.network.fate(from, to, packet.bytes());
-        let arrives = fate.arrivals.first().map(|after| now + *after);
+        let arrives = fate.arrivals[0].map(|after| now + after);
         self.acknowledge(conn, end, arrives);
-        if let [first, second] = fate.arrivals[..] {
+        if let [Some(first), Some(second)] = fate.arrivals {
             match &packet.content {
                 // QUIC delivers once. What lies below a message must not be trusted with that.
                 Content::Datagram(_) => {
@@ -151,7 +151,7 @@ impl World {
         let machine = &self.hosts[from.host];
         if held.ends[1 - mine].open && machine.process() == from && !machine.paused {
             let fate = self.network.fate(from.host, to.host, OVERHEAD_BYTES);
-            self.acknowledge(conn, mine, fate.arrivals.first().map(|after| at + *after));
+            self.acknowledge(conn, mine, fate.arrivals[0].map(|after| at + after));
         }
     }
 
@@ -178,16 +178,18 @@ impl World {
         }
         held.ends[end].heard = now;
         let flow = &mut held.flows[1 - end];
-        let ready = flow.receive(now, packet);
+        let mut ready = std::mem::take(&mut self.ready);
+        flow.receive(now, packet, &mut ready);
         if flow.owes_ack_now() {
             self.send_ack(conn, 1 - end, now);
         }
-        for bytes in ready {
+        for bytes in ready.drain(..) {
             match class {
                 Class::Gossip => self.handle_message(to.host, ConnId(conn), &bytes),
                 Class::Calls => self.handle_call(to.host, CallInput::Frame(ConnId(conn), bytes)),
             }
         }
+        self.ready = ready;
     }
 
     /// A frame comes once more.
@@ -215,8 +217,8 @@ impl World {
 
     /// A host tells a process that nobody there knows the connection.
     fn send_reset(&mut self, conn: u64, host: usize, process: Process) {
-        if let Some(after) = self.network.fate(host, process.host, OVERHEAD_BYTES).arrivals.first() {
-            self.schedule(self.now + *after, Happening::Reset { conn, process });
+        if let [Some(after), _] = self.network.fate(host, process.host, OVERHEAD_BYTES).arrivals {
+            self.schedule(self.now + after, Happening::Reset { conn, process });
         }
     }
 

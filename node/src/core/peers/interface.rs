@@ -123,7 +123,7 @@ pub enum Route {
 }
 
 /// What changed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum PeersEvent {
     /// The first connection to this peer stands.
     Up {
