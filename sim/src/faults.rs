@@ -52,6 +52,24 @@ impl World {
             }
             Action::Dup(rate) => self.lay(Layer::Dup(rate), until),
             Action::Reorder(span) => self.lay(Layer::Reorder(span), until),
+            Action::Bursts(bursts) => {
+                let salt = self.rng.next_u64();
+                self.lay(Layer::Bursts(bursts, salt), until)
+            }
+            Action::Hole(bytes, who) => {
+                let hosts = who.map(|who| self.select(&who).into_iter().collect::<BTreeSet<_>>());
+                self.lay(Layer::Hole(bytes, hosts), until)
+            }
+            Action::Quit(who) => {
+                let hosts = self.select(&who);
+                hosts.iter().for_each(|host| self.quit(*host));
+                hosts.len()
+            }
+            Action::Drain(who) => {
+                let hosts = self.select(&who);
+                hosts.iter().for_each(|host| self.drain(*host));
+                hosts.len()
+            }
             Action::Crash(who, restart) => self.crash(&who, restart),
             Action::Pause(who) => self.pause(&who, until),
             Action::Slow(who, factor) => self.slow(&who, factor, until),
@@ -129,8 +147,15 @@ impl World {
 
     fn cut(&mut self, cut: &Cut, until: swimring_membership::Instant) -> usize {
         let count = self.hosts.len();
+        if *cut == Cut::Ring {
+            let mut places: Vec<usize> = (0..count).collect();
+            self.rng.shuffle(&mut places);
+            self.lay(Layer::Ring(places), until);
+            return usize::from(count > 3);
+        }
         let mut groups = vec![0; count];
         match cut {
+            Cut::Ring => {}
             Cut::Half => {
                 let mut order: Vec<usize> = (0..count).collect();
                 self.rng.shuffle(&mut order);

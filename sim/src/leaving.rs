@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use swimring::core::control::Control;
 use swimring_membership::{Instant, Phase};
 
 use crate::conns::Process;
@@ -47,6 +48,38 @@ impl World {
         }
         self.pump(host);
         self.schedule(self.now + DRAIN, Happening::Leaving(process, Stage::Refuse));
+    }
+
+    /// Says goodbye and ends, whatever is under way.
+    pub(crate) fn quit(&mut self, host: usize) {
+        let machine = &mut self.hosts[host];
+        let now = machine.local(self.now);
+        if let Some(control) = machine.control.as_mut().filter(|_| !machine.paused && !machine.leaving) {
+            control.command(now, |membership| membership.leave(now));
+            self.pump(host);
+            self.kill(host);
+        }
+    }
+
+    /// Takes no new keys, and goes on.
+    pub(crate) fn drain(&mut self, host: usize) {
+        let machine = &mut self.hosts[host];
+        let now = machine.local(self.now);
+        if let Some(control) = machine.control.as_mut().filter(|_| !machine.paused) {
+            control.command(now, |membership| membership.set_phase(now, Phase::Draining));
+            self.pump(host);
+        }
+    }
+
+    /// Takes keys again, if it is only drained.
+    pub(crate) fn undrain(&mut self, host: usize) {
+        let machine = &mut self.hosts[host];
+        let now = machine.local(self.now);
+        let drained = |control: &&mut Control| control.membership().record().phase() == Phase::Draining;
+        if let Some(control) = machine.control.as_mut().filter(|_| !machine.leaving).filter(drained) {
+            control.command(now, |membership| membership.set_phase(now, Phase::Ready));
+            self.pump(host);
+        }
     }
 
     /// Takes the next step.

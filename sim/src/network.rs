@@ -9,7 +9,7 @@ use std::time::Duration;
 use swimring_membership::{Instant, Rng};
 
 use crate::conns::Conns;
-use crate::plan::{Latency, LinkRule, Pairs, Side};
+use crate::plan::{Bursts, Latency, LinkRule, Pairs, Side};
 
 /// Something that changes what passes, while it lasts.
 #[derive(Clone, Debug)]
@@ -26,6 +26,12 @@ pub enum Layer {
     Dup(u32),
     /// Additional delay up to this.
     Reorder(Duration),
+    /// Bursts of loss, drawn anew with this salt.
+    Bursts(Bursts, u64),
+    /// Packets of more bytes are lost, to or from these hosts (or all).
+    Hole(usize, Option<BTreeSet<usize>>),
+    /// Each host has a place on a circle, and reaches its neighbours there: about half of all.
+    Ring(Vec<usize>),
 }
 
 impl Layer {
@@ -37,7 +43,11 @@ impl Layer {
             }
             Self::Oneway(a, b) => a.contains(&from) && b.contains(&to),
             Self::Bridge(a, b) => a.contains(&from) && b.contains(&to) || b.contains(&from) && a.contains(&to),
-            Self::Loss(..) | Self::Dup(_) | Self::Reorder(_) => false,
+            Self::Ring(places) => places.get(from).zip(places.get(to)).is_some_and(|(a, b)| {
+                let apart = a.abs_diff(*b);
+                apart.min(places.len() - apart) > places.len().div_ceil(4)
+            }),
+            Self::Loss(..) | Self::Dup(_) | Self::Reorder(_) | Self::Bursts(..) | Self::Hole(..) => false,
         }
     }
 }
@@ -96,6 +106,8 @@ pub struct Network {
     pub conns: Conns,
     /// What every host has sent and got.
     pub traffic: Vec<Traffic>,
+    /// World time.
+    pub now: Instant,
 }
 
 impl Network {
@@ -109,6 +121,7 @@ impl Network {
             seed,
             conns: Conns::default(),
             traffic: Vec::new(),
+            now: Instant::ORIGIN,
         }
     }
 
@@ -170,7 +183,13 @@ impl Network {
 
     /// The highest loss anywhere now, in millionths.
     pub fn worst_loss(&self) -> u32 {
-        let layers = self.active().map(|layer| if let Layer::Loss(rate, _) = layer { *rate } else { 0 });
+        let layers = self.active().map(|layer| match layer {
+            Layer::Loss(rate, _) => *rate,
+            Layer::Bursts(bursts, _) => bursts.loss,
+            // What is large does not pass at all.
+            Layer::Hole(..) => 1_000_000,
+            _ => 0,
+        });
         layers.chain(self.rules.iter().map(|rule| rule.loss)).max().unwrap_or(0)
     }
 
@@ -193,7 +212,7 @@ impl Network {
 
     /// What becomes of a packet of so many bytes that leaves now.
     pub fn fate(&mut self, from: usize, to: usize, bytes: usize) -> Fate {
-        let fate = self.decide(from, to);
+        let fate = self.decide(from, to, bytes);
         self.traffic[from].sent.count(bytes);
         fate.arrivals.iter().flatten().for_each(|_| self.traffic[to].received.count(bytes));
         fate
@@ -210,7 +229,7 @@ impl Network {
         last
     }
 
-    fn decide(&mut self, from: usize, to: usize) -> Fate {
+    fn decide(&mut self, from: usize, to: usize, bytes: usize) -> Fate {
         if !self.passes(from, to) {
             return Fate { arrivals: [None; 2], dropped: Some("cut") };
         }
@@ -221,6 +240,14 @@ impl Network {
             match layer {
                 Layer::Loss(rate, hosts) if hosts.as_ref().is_none_or(|h| h.contains(&from) || h.contains(&to)) => {
                     loss = loss.max(*rate);
+                }
+                Layer::Hole(most, hosts)
+                    if bytes > *most && hosts.as_ref().is_none_or(|h| h.contains(&from) || h.contains(&to)) =>
+                {
+                    loss = 1_000_000;
+                }
+                Layer::Bursts(bursts, salt) if is_within(bursts, *salt, from, to, self.now) => {
+                    loss = loss.max(bursts.loss);
                 }
                 Layer::Dup(rate) => dup = dup.max(*rate),
                 Layer::Reorder(span) => reorder = reorder.max(*span),
@@ -241,6 +268,13 @@ impl Network {
     }
 }
 
+/// Whether the packets of a pair are within a burst: by the pair and the time, so that nothing is kept for it.
+fn is_within(bursts: &Bursts, salt: u64, from: usize, to: usize, now: Instant) -> bool {
+    let turn = now.as_nanos() / (bursts.length.as_nanos() as u64).max(1);
+    let pair = (from as u64) << 32 | to as u64;
+    Rng::new(salt).fork(pair).fork(turn).chance(bursts.share)
+}
+
 /// One value of a distribution. Integers only: every platform draws the same.
 pub fn draw(rng: &mut Rng, latency: Latency) -> Duration {
     match latency {
@@ -249,6 +283,13 @@ pub fn draw(rng: &mut Rng, latency: Latency) -> Duration {
             value
         }
         Latency::Uniform(low, high) => rng.span(low, high),
+        Latency::Bimodal(usual, rare, share) => {
+            if rng.chance(share) {
+                rare
+            } else {
+                usual
+            }
+        }
         Latency::Exp(mean) => {
             // -ln(u) = -log2(u) * ln 2, with log2 from the position of the highest bit and a linear mantissa.
             let u = rng.next_u64() | 1;

@@ -63,6 +63,8 @@ pub enum Latency {
     Uniform(Duration, Duration),
     /// Exponential with this mean, cut at ten times the mean.
     Exp(Duration),
+    /// The first, but the second for a share of the packets, in millionths.
+    Bimodal(Duration, Duration, u32),
 }
 
 /// How messages travel between some nodes.
@@ -176,6 +178,10 @@ pub enum Action {
     Dup(u32),
     /// Datagrams overtake each other, by up to this.
     Reorder(Duration),
+    /// Now and then a pair loses most packets for a while.
+    Bursts(Bursts),
+    /// Packets of more bytes than these are lost; at these nodes, or everywhere.
+    Hole(usize, Option<Select>),
     /// Processes end without a word; perhaps they are started again.
     Crash(Select, Option<(Duration, Memory)>),
     /// Processes stand still.
@@ -186,12 +192,27 @@ pub enum Action {
     Drift(Select, i32),
     /// Processes leave in an orderly way.
     Leave(Select),
+    /// Processes say goodbye and end at once.
+    Quit(Select),
+    /// Processes take no new keys, and go on.
+    Drain(Select),
     /// New nodes come, within a time.
     Join(usize, Duration),
     /// The load is so many times higher.
     Overload(u32),
     /// So many connections that nobody wants, to each of these nodes.
     Strangers(usize, Select),
+}
+
+/// Losses that come in bursts: each pair of nodes has its own.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Bursts {
+    /// How much is lost within one, in millionths.
+    pub loss: u32,
+    /// The share of the time that is within one, in millionths.
+    pub share: u32,
+    /// How long one lasts.
+    pub length: Duration,
 }
 
 /// Who is cut from whom.
@@ -205,6 +226,8 @@ pub enum Cut {
     Zone(char),
     /// These groups from each other.
     Groups(Vec<Vec<usize>>),
+    /// Each node reaches those next to it on a circle, about half of all, and no two reach the same ones.
+    Ring,
 }
 
 /// When chaos ends: a random core heals, everything else that failed stays so.
@@ -274,6 +297,10 @@ impl Action {
             Self::Loss(..) => "loss",
             Self::Dup(_) => "dup",
             Self::Reorder(_) => "reorder",
+            Self::Bursts(_) => "bursts",
+            Self::Hole(..) => "hole",
+            Self::Quit(_) => "quit",
+            Self::Drain(_) => "drain",
             Self::Crash(_, None | Some((_, Memory::Kept))) => "crash",
             Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
             Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",

@@ -5,7 +5,8 @@ use std::time::Duration;
 use swimring_membership::{Preset, Rng};
 
 use crate::plan::{
-    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side, Step, WorldSpec,
+    Action, Bursts, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side, Step,
+    WorldSpec,
 };
 
 /// A family of plans.
@@ -178,20 +179,35 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
     let forever = Duration::ZERO;
     match class {
         Class::Cuts => {
-            let cut = match rng.below(4) {
+            let cut = match rng.below(5) {
                 0 => Cut::Half,
                 1 => Cut::Isolate(some(rng, nodes)),
                 2 if zones > 1 => Cut::Zone((b'a' + rng.index(zones) as u8) as char),
                 2 => Cut::Half,
+                3 => Cut::Ring,
                 _ => groups(rng, nodes),
             };
-            (Action::Cut(cut), secs(rng, 1, 120))
+            // On a circle everybody suspects somebody all the time: a short one shows as much, at less cost.
+            let longest = if cut == Cut::Ring { 15 } else { 120 };
+            (Action::Cut(cut), secs(rng, 1, longest))
         }
         Class::Oneway if nodes > 3 && rng.chance(300_000) => {
             let through = 1 + rng.index(nodes);
             (Action::Bridge(side(rng, nodes, zones), through, side(rng, nodes, zones)), secs(rng, 5, 60))
         }
         Class::Oneway => (Action::Oneway(side(rng, nodes, zones), side(rng, nodes, zones)), secs(rng, 1, 60)),
+        Class::Loss if rng.chance(200_000) => {
+            let bursts = Bursts {
+                loss: 500_000 + rng.below(500_000) as u32,
+                share: 20_000 + rng.below(200_000) as u32,
+                length: millis(rng, 50, 3_000),
+            };
+            (Action::Bursts(bursts), secs(rng, 2, 60))
+        }
+        Class::Loss if rng.chance(200_000) => {
+            let who = rng.chance(700_000).then(|| some(rng, nodes));
+            (Action::Hole(400 + rng.index(900), who), secs(rng, 2, 40))
+        }
         Class::Loss => {
             let who = rng.chance(500_000).then(|| some(rng, nodes));
             (Action::Loss(10_000 + rng.below(400_000) as u32, who), secs(rng, 2, 60))
@@ -206,6 +222,8 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
         Class::Pauses => (Action::Pause(some(rng, nodes)), secs(rng, 1, 40)),
         Class::Slowness => (Action::Slow(some(rng, nodes), log_uniform(rng, 10, 2_000)), secs(rng, 5, 60)),
         Class::Drift => (Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500), forever),
+        Class::Churn if rng.chance(100_000) => (Action::Quit(Select::Random(1)), forever),
+        Class::Churn if rng.chance(100_000) => (Action::Drain(Select::Random(1)), forever),
         Class::Churn if rng.chance(400_000) => (Action::Leave(Select::Random(1)), forever),
         Class::Churn => (Action::Join(1 + rng.index(4), secs(rng, 1, 10)), forever),
         // Now and then more than a node takes.

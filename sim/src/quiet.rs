@@ -41,6 +41,7 @@ impl World {
         self.quiet_at = self.now;
         for host in hosts {
             self.hosts[host].slow = 1;
+            self.undrain(host);
             if self.hosts[host].paused {
                 self.resume(self.hosts[host].process());
             }

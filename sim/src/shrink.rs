@@ -220,7 +220,12 @@ fn weaken(action: &mut Action) {
         }
     };
     match action {
-        Action::Crash(who, _) | Action::Pause(who) | Action::Leave(who) | Action::Cut(Cut::Isolate(who)) => fewer(who),
+        Action::Crash(who, _)
+        | Action::Pause(who)
+        | Action::Leave(who)
+        | Action::Quit(who)
+        | Action::Drain(who)
+        | Action::Cut(Cut::Isolate(who)) => fewer(who),
         Action::Join(count, _) => *count = count.div_ceil(2),
         Action::Strangers(count, who) => {
             *count = count.div_ceil(2);
@@ -243,14 +248,17 @@ fn highest_node(action: &Action) -> usize {
         Action::Cut(Cut::Isolate(who)) => select(who),
         Action::Oneway(a, b) => side(a).max(side(b)),
         Action::Bridge(a, through, b) => side(a).max(side(b)).max(*through),
-        Action::Loss(_, who) => who.as_ref().map_or(0, select),
+        Action::Loss(_, who) | Action::Hole(_, who) => who.as_ref().map_or(0, select),
         Action::Crash(who, _)
         | Action::Pause(who)
         | Action::Slow(who, _)
         | Action::Drift(who, _)
         | Action::Leave(who)
+        | Action::Quit(who)
+        | Action::Drain(who)
         | Action::Strangers(_, who) => select(who),
-        Action::Cut(Cut::Half | Cut::Zone(_))
+        Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_))
+        | Action::Bursts(_)
         | Action::Dup(_)
         | Action::Reorder(_)
         | Action::Join(..)

@@ -260,7 +260,7 @@ impl World {
                 break;
             }
             self.node_seconds += at.since(self.now).as_secs_f64() * self.up as f64;
-            self.now = at;
+            (self.now, self.network.now) = (at, at);
             self.happen(happening);
         }
         self.verdict()

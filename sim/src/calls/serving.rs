@@ -14,6 +14,7 @@ fn longest(latency: crate::plan::Latency) -> Duration {
     match latency {
         crate::plan::Latency::Const(most) | crate::plan::Latency::Uniform(_, most) => most,
         crate::plan::Latency::Exp(mean) => mean * 10,
+        crate::plan::Latency::Bimodal(usual, rare, _) => usual.max(rare),
     }
 }
 

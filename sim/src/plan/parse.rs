@@ -5,8 +5,8 @@ use std::time::Duration;
 use swimring_membership::Preset;
 
 use super::{
-    Action, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select, Side, Step,
-    WorldSpec,
+    Action, Bursts, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select, Side,
+    Step, WorldSpec,
 };
 
 /// Most nodes of a world.
@@ -159,7 +159,8 @@ fn latency(text: &str) -> Parsed<Latency> {
         ("const", [value]) => Ok(Latency::Const(duration(value)?)),
         ("uniform", [low, high]) => Ok(Latency::Uniform(duration(low)?, duration(high)?)),
         ("exp", [mean]) => Ok(Latency::Exp(duration(mean)?)),
-        _ => Err(format!("{text:?} is not const(T), uniform(T,T) or exp(T)")),
+        ("bimodal", [usual, rare, share]) => Ok(Latency::Bimodal(duration(usual)?, duration(rare)?, percent(share)?)),
+        _ => Err(format!("{text:?} is not const(T), uniform(T,T), exp(T) or bimodal(T,T,P%)")),
     }
 }
 
@@ -305,7 +306,15 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
         words = rest.to_vec();
     }
     let action = action(kind, &words)?;
-    let endless = matches!(action, Action::Crash(..) | Action::Leave(_) | Action::Join(..) | Action::Drift(..));
+    let endless = matches!(
+        action,
+        Action::Crash(..)
+            | Action::Leave(_)
+            | Action::Quit(_)
+            | Action::Drain(_)
+            | Action::Join(..)
+            | Action::Drift(..)
+    );
     if endless != lasts.is_zero() {
         return Err(if endless {
             format!("{kind} has no duration")
@@ -319,6 +328,7 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
 fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
     Ok(match (kind, words) {
         ("cut", ["half"]) => Action::Cut(Cut::Half),
+        ("cut", ["ring"]) => Action::Cut(Cut::Ring),
         ("cut", ["isolate", who]) => Action::Cut(Cut::Isolate(select(who)?)),
         ("cut", ["zone", zone]) => Action::Cut(Cut::Zone(zone_letter(zone)?)),
         ("cut", [groups]) if groups.starts_with("groups(") => Action::Cut(Cut::Groups(cut_groups(groups)?)),
@@ -328,6 +338,11 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("loss", [rate, "of", who]) => Action::Loss(percent(rate)?, Some(select(who)?)),
         ("dup", [rate]) => Action::Dup(percent(rate)?),
         ("reorder", [span]) => Action::Reorder(duration(span)?),
+        ("bursts", [loss, settings @ ..]) => Action::Bursts(bursts(loss, settings)?),
+        ("hole", [bytes]) => Action::Hole(number(bytes)?, None),
+        ("hole", [bytes, "of", who]) => Action::Hole(number(bytes)?, Some(select(who)?)),
+        ("quit", [who]) => Action::Quit(select(who)?),
+        ("drain", [who]) => Action::Drain(select(who)?),
         ("crash", [who]) => Action::Crash(select(who)?, None),
         ("pause", [who]) => Action::Pause(select(who)?),
         ("slow", [who, factor]) => {
@@ -350,6 +365,18 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("strangers", [count, "of", who]) => Action::Strangers(number(count)?, select(who)?),
         _ => return Err(format!("{kind} {} is not understood", words.join(" "))),
     })
+}
+
+fn bursts(loss: &str, settings: &[&str]) -> Parsed<Bursts> {
+    let mut bursts = Bursts { loss: percent(loss)?, share: 100_000, length: Duration::from_millis(500) };
+    for word in settings {
+        match pair(word)? {
+            ("share", value) => bursts.share = percent(value)?,
+            ("length", value) => bursts.length = duration(value)?,
+            (name, _) => return Err(format!("bursts have no {name:?}")),
+        }
+    }
+    if bursts.length.is_zero() { Err("bursts have a length".into()) } else { Ok(bursts) }
 }
 
 fn cut_groups(text: &str) -> Parsed<Vec<Vec<usize>>> {

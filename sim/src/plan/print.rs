@@ -68,6 +68,9 @@ fn latency(latency: Latency) -> String {
         Latency::Const(value) => format!("const({})", time(value)),
         Latency::Uniform(low, high) => format!("uniform({},{})", time(low), time(high)),
         Latency::Exp(mean) => format!("exp({})", time(mean)),
+        Latency::Bimodal(usual, rare, share) => {
+            format!("bimodal({},{},{})", time(usual), time(rare), percent(share))
+        }
     }
 }
 
@@ -89,6 +92,7 @@ fn select(who: &Select) -> String {
 fn action(action: &Action) -> String {
     match action {
         Action::Cut(Cut::Half) => "cut half".into(),
+        Action::Cut(Cut::Ring) => "cut ring".into(),
         Action::Cut(Cut::Isolate(who)) => format!("cut isolate {}", select(who)),
         Action::Cut(Cut::Zone(zone)) => format!("cut zone {zone}"),
         Action::Cut(Cut::Groups(groups)) => {
@@ -101,6 +105,13 @@ fn action(action: &Action) -> String {
         Action::Loss(rate, Some(who)) => format!("loss {} of {}", percent(*rate), select(who)),
         Action::Dup(rate) => format!("dup {}", percent(*rate)),
         Action::Reorder(span) => format!("reorder {}", time(*span)),
+        Action::Bursts(b) => {
+            format!("bursts {} share={} length={}", percent(b.loss), percent(b.share), time(b.length))
+        }
+        Action::Hole(bytes, None) => format!("hole {bytes}"),
+        Action::Hole(bytes, Some(who)) => format!("hole {bytes} of {}", select(who)),
+        Action::Quit(who) => format!("quit {}", select(who)),
+        Action::Drain(who) => format!("drain {}", select(who)),
         Action::Crash(who, None) => format!("crash {}", select(who)),
         Action::Crash(who, Some((after, memory))) => {
             let memory = match memory {

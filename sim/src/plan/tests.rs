@@ -5,6 +5,7 @@ plan 1
 world nodes=50 zones=3 seeds=3 preset=lan arcs=2^14 balanced=yes
 link latency=uniform(0.2ms,1ms) loss=0.1% dup=1% reorder=1ms corrupt=0.01% between zone:a zone:b
 link latency=exp(20ms) from n7 to n9
+link latency=bimodal(1ms,50ms,1%) between n1 n2
 load rate=20 keys=zipf(1.1,10000) deadline=800ms idempotent=50% handler=exp(3ms) body=128
 at 30s  cut half                   for 90s   # a comment
 at 31s  cut isolate n3             for 90s
@@ -16,8 +17,12 @@ at 70s  loss 30% of n3             for 60s
 at 90s  crash owner("k42") ; restart after=10s memory=stale
 at 91s  crash random(3)
 at 120s pause n5                   for 12s
+at 155s cut ring                   for 20s
+at 156s bursts 90% share=10% length=500ms for 20s
+at 157s hole 1000 of n3 for 20s ; at 158s hole 600 for 1s
 at 160s slow n3 x50                for 30s
 at 180s clock n9 drift=200ppm
+at 190s quit n6 ; at 191s drain n8
 at 200s leave n11 ; at 210s join 5 over 1s ; at 240s overload x3 for 10s
 at 250s strangers 40 of random(2) for 20s
 quiet at 300s core=70%
@@ -27,7 +32,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 16);
+    assert_eq!(plan.steps.len(), 22);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 
