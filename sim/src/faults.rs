@@ -31,80 +31,69 @@ impl World {
         let step = self.plan.steps[index].clone();
         let until = self.now + step.lasts;
         self.say(|| format!("fault {}", step.action.kind()));
-        let hit = match step.action.clone() {
-            Action::Cut(cut) => self.cut(&cut, until),
-            Action::Oneway(from, to) => {
-                let layer = Layer::Oneway(self.network.hosts(&from), self.network.hosts(&to));
-                self.lay(layer, until)
-            }
-            Action::Bridge(a, through, b) => {
-                let side = |side: &Side, network: &crate::network::Network| {
-                    let mut hosts = network.hosts(side);
-                    hosts.remove(&(through - 1));
-                    hosts
-                };
-                let layer = Layer::Bridge(side(&a, &self.network), side(&b, &self.network));
-                self.lay(layer, until)
-            }
-            Action::Loss(rate, who) => {
-                let hosts = who.map(|who| self.select(&who).into_iter().collect::<BTreeSet<_>>());
-                self.lay(Layer::Loss(rate, hosts), until)
-            }
-            Action::Dup(rate) => self.lay(Layer::Dup(rate), until),
-            Action::Reorder(span) => self.lay(Layer::Reorder(span), until),
-            Action::Bursts(bursts) => {
-                let salt = self.rng.next_u64();
-                self.lay(Layer::Bursts(bursts, salt), until)
-            }
-            Action::Hole(bytes, who) => {
-                let hosts = who.map(|who| self.select(&who).into_iter().collect::<BTreeSet<_>>());
-                self.lay(Layer::Hole(bytes, hosts), until)
-            }
-            Action::Quit(who) => {
-                let hosts = self.select(&who);
-                hosts.iter().for_each(|host| self.quit(*host));
-                hosts.len()
-            }
-            Action::Drain(who) => {
-                let hosts = self.select(&who);
-                hosts.iter().for_each(|host| self.drain(*host));
-                hosts.len()
-            }
-            Action::Crash(who, restart) => self.crash(&who, restart),
-            Action::Pause(who) => self.pause(&who, until),
-            Action::Slow(who, factor) => self.slow(&who, factor, until),
-            Action::Drift(who, ppm) => {
-                let hosts = self.select(&who);
-                for host in &hosts {
-                    let now = self.now;
-                    self.hosts[*host].drift(now, ppm);
-                }
-                hosts.len()
-            }
-            Action::Leave(who) => {
-                let hosts = self.select(&who);
-                hosts.iter().for_each(|host| self.leave(*host));
-                hosts.len()
-            }
+        let hit = match &step.action {
+            Action::Cut(cut) => self.cut(cut, until),
+            Action::Crash(who, restart) => self.crash(who, *restart),
+            Action::Pause(who) => self.pause(who, until),
+            Action::Slow(who, factor) => self.slow(who, *factor, until),
+            Action::Drift(who, ppm) => self.each(who, |world, host| world.hosts[host].drift(world.now, *ppm)),
+            Action::Leave(who) => self.each(who, Self::leave),
+            Action::Quit(who) => self.each(who, Self::quit),
+            Action::Drain(who) => self.each(who, Self::drain),
             Action::Strangers(count, who) => {
-                let hosts = self.select(&who);
-                self.strangers(&hosts, count, until)
+                let hosts = self.select(who);
+                self.strangers(&hosts, *count, until)
             }
             Action::Join(count, over) => {
-                for _ in 0..count {
-                    let at = self.now + self.rng.span(Duration::ZERO, over.max(Duration::from_millis(1)));
+                for _ in 0..*count {
+                    let at = self.now + self.rng.span(Duration::ZERO, (*over).max(Duration::from_millis(1)));
                     self.schedule(at, Happening::End(Ending::Join));
                 }
-                count
+                *count
             }
             Action::Overload(factor) => {
-                self.overload *= factor.max(1);
-                let relax = crate::calls::CallHappening::Relax(factor.max(1));
-                self.schedule(until, Happening::Call(relax));
+                let factor = (*factor).max(1);
+                self.overload *= factor;
+                self.schedule(until, Happening::Call(crate::calls::CallHappening::Relax(factor)));
                 1
+            }
+            path => {
+                let layer = self.layer(path);
+                self.lay(layer, until)
             }
         };
         *self.faults.entry(step.action.kind()).or_insert(0) += u64::from(hit > 0);
+    }
+
+    /// Does something to each of some processes; to how many.
+    fn each(&mut self, who: &Select, mut act: impl FnMut(&mut Self, usize)) -> usize {
+        let hosts = self.select(who);
+        hosts.iter().for_each(|host| act(self, *host));
+        hosts.len()
+    }
+
+    /// What an action that concerns paths lays over the network.
+    fn layer(&mut self, action: &Action) -> Layer {
+        let who = |world: &mut Self, who: &Option<Select>| {
+            who.as_ref().map(|who| world.select(who).into_iter().collect::<BTreeSet<_>>())
+        };
+        match action {
+            Action::Oneway(from, to) => Layer::Oneway(self.network.hosts(from), self.network.hosts(to)),
+            Action::Bridge(a, through, b) => {
+                let side = |side: &Side| {
+                    let mut hosts = self.network.hosts(side);
+                    hosts.remove(&(through - 1));
+                    hosts
+                };
+                Layer::Bridge(side(a), side(b))
+            }
+            Action::Loss(rate, hosts) => Layer::Loss(*rate, who(self, hosts)),
+            Action::Hole(bytes, hosts) => Layer::Hole(*bytes, who(self, hosts)),
+            Action::Dup(rate) => Layer::Dup(*rate),
+            Action::Reorder(span) => Layer::Reorder(*span),
+            Action::Bursts(bursts) => Layer::Bursts(*bursts, self.rng.next_u64()),
+            other => unreachable!("{} does not concern paths", other.kind()),
+        }
     }
 
     pub(crate) fn end(&mut self, ending: Ending) {
