@@ -30,8 +30,8 @@ struct Dialled {
     failures: BTreeMap<Target, u32>,
     /// When it has forgotten what failed to a node.
     forgotten: BTreeMap<NodeId, Instant>,
-    /// Before when what is not dialled.
-    waits: BTreeMap<(SocketAddr, Option<NodeId>), Instant>,
+    /// Since when, and before when, what is not dialled.
+    waits: BTreeMap<(SocketAddr, Option<NodeId>), (Instant, Instant)>,
 }
 
 impl Dials {
@@ -108,23 +108,25 @@ impl Dials {
     }
 
     /// After a dial that failed, the target is left alone until then.
-    pub(crate) fn wait(&mut self, process: Process, class: Class, target: Target, until: Instant) {
+    pub(crate) fn wait(&mut self, now: Instant, process: Process, class: Class, target: Target, until: Instant) {
         let (address, who) = match target {
             Target::Peer(peer, address) => (address, Some(peer.id)),
             Target::Seed(address) => (address, None),
         };
-        self.of(process, class).waits.insert((address, who), until);
+        self.of(process, class).waits.insert((address, who), (now, until));
     }
 
-    /// Until when the target of a dial is to be left alone, if it has failed before.
+    /// Whether the target of a dial is to be left alone, for it has failed before; not if it has at this very moment.
     pub(crate) fn waits(
         &self,
+        now: Instant,
         process: Process,
         class: Class,
         address: SocketAddr,
         who: Option<NodeId>,
-    ) -> Option<Instant> {
-        self.of.get(&(process, class)).and_then(|dialled| dialled.waits.get(&(address, who)).copied())
+    ) -> bool {
+        let waits = self.of.get(&(process, class)).and_then(|dialled| dialled.waits.get(&(address, who)));
+        waits.is_some_and(|(since, until)| *since < now && now < *until)
     }
 
     /// Whether nothing is being dialled.

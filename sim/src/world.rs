@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring::core::control::ControlEvent;
+use swimring::core::control::{Control, ControlEvent};
 use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye};
 use swimring_membership::{Delivery, Event, Instant, Rng, State};
@@ -455,6 +455,11 @@ impl World {
     pub(crate) fn pump(&mut self, index: usize) {
         let mut bytes = std::mem::take(&mut self.scratch);
         loop {
+            // What happened comes before what follows from it.
+            if let Some(event) = self.hosts[index].control.as_mut().and_then(Control::poll_event) {
+                self.on_event(index, &event);
+                continue;
+            }
             self.run_commands(index);
             let host = &mut self.hosts[index];
             let now = host.local(self.now);
@@ -469,10 +474,6 @@ impl World {
                 {
                     control.handle_unsent(&sending);
                 }
-                continue;
-            }
-            if let Some(event) = control.poll_event() {
-                self.on_event(index, &event);
                 continue;
             }
             break;

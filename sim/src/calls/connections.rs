@@ -116,6 +116,10 @@ impl World {
             let host = &mut self.hosts[index];
             let (now, process) = (host.local(self.now), host.process());
             let Some(app) = &mut host.app else { return };
+            if let Some(event) = app.peers.poll_event() {
+                self.on_call_peers_event(index, &event);
+                continue;
+            }
             if let Some(command) = app.peers.poll_command() {
                 match command {
                     Command::Dial { dial, address, expect } => {
@@ -128,10 +132,6 @@ impl World {
                         self.on_call_conn_closed(index, conn);
                     }
                 }
-                continue;
-            }
-            if let Some(event) = app.peers.poll_event() {
-                self.on_call_peers_event(index, &event);
                 continue;
             }
             let has_work = |link: &Link<Token, Arc<[u8]>>| link.has_work() || link.has_large_work();

@@ -92,7 +92,7 @@ impl World {
             PeersEvent::Failed { target, wait, .. } => {
                 let failures = self.dials.failures(process, class, *target, false);
                 // A clock that drifts is a thousandth wrong at most.
-                self.dials.wait(process, class, *target, self.now + *wait * 998 / 1_000);
+                self.dials.wait(self.now, process, class, *target, self.now + *wait * 998 / 1_000);
                 let limits = peers_config(class);
                 let doubled = limits.retry_min * (1 << (failures - 1).min(10));
                 // Jitter is a quarter, either way.

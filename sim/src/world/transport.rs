@@ -288,7 +288,7 @@ impl World {
         self.check(dialler.host, Property::P2, !closed && address != own, || {
             format!("dialled {address}, which is itself, or although it goes away")
         });
-        let waits = self.dials.waits(dialler, class, address, expect).is_some_and(|until| self.now < until);
+        let waits = self.dials.waits(self.now, dialler, class, address, expect);
         self.check(dialler.host, Property::H2, !waits, || format!("dialled {address} again without the wait"));
         let count = self.dials.note(self.now, dialler, class, address);
         let alone = self.hosts[dialler.host].peers(class).is_none_or(|peers| peers.is_empty());
