@@ -52,7 +52,7 @@ struct Answer {
 type Hashes = BTreeMap<u64, String>;
 
 /// Runs every seed here and takes the hashes of another run from `expect`, or from another process; prints which
-/// differ. `expect` may be of another build: [`write`] makes it.
+/// differ. `expect` may be of another build: [`write()`] makes it.
 ///
 /// # Errors
 /// If there is nothing to compare with.
