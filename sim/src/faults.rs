@@ -1,7 +1,9 @@
 //! What the steps of a plan do to the world.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use swimring_membership::NodeId;
 
 use crate::conns::Process;
 use crate::host::Input;
@@ -177,11 +179,21 @@ impl World {
                 up.truncate(*count);
                 up
             }
-            Select::Owner(_) => {
-                let pick = (!up.is_empty()).then(|| up[self.rng.index(up.len())]);
-                pick.into_iter().collect()
+            Select::Owner(key) => self.owner_in_most_views(key, &up).into_iter().collect(),
+        }
+    }
+
+    /// The host, of those that are up, which owns a key in the views of most of them.
+    fn owner_in_most_views(&mut self, key: &str, up: &[usize]) -> Option<usize> {
+        let hash = self.hasher.hash(key.as_bytes());
+        let mut votes = BTreeMap::<NodeId, usize>::new();
+        for host in up {
+            if let Ok(owner) = self.view(*host).ring().owner(hash) {
+                *votes.entry(owner).or_insert(0) += 1;
             }
         }
+        let owner = votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(owner, _)| owner)?;
+        up.iter().copied().find(|host| self.hosts[*host].id == owner)
     }
 
     fn crash(&mut self, who: &Select, restart: Option<(Duration, Memory)>) -> usize {

@@ -9,6 +9,7 @@ use swimring_membership::wire::{Header, Message};
 use crate::host::Host;
 use crate::network::Network;
 
+mod digests_tell_views_apart;
 mod evidence_is_monotone;
 mod heal_keeps_the_healthy;
 mod incarnations_are_minted_by_their_subject;
@@ -16,6 +17,7 @@ mod incarnations_never_regress;
 mod news_moves_up;
 mod no_phantoms;
 mod property;
+mod records_are_immutable;
 mod refutation_is_synchronous;
 mod the_dead_stay_dead;
 
@@ -129,6 +131,8 @@ pub fn all() -> Vec<Box<dyn Oracle>> {
         Box::new(the_dead_stay_dead::Watch::default()),
         Box::new(evidence_is_monotone::Watch),
         Box::new(no_phantoms::Watch),
+        Box::new(records_are_immutable::Watch::default()),
+        Box::new(digests_tell_views_apart::Watch::default()),
         Box::new(refutation_is_synchronous::Watch),
         Box::new(heal_keeps_the_healthy::Watch),
     ]

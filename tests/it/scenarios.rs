@@ -134,3 +134,15 @@ fn a_last_question_that_went_with_a_dead_connection_is_asked_again() {
         quiet at 96s core=100%";
     (129..135).for_each(|seed| _ = tell(plan, seed));
 }
+
+#[test]
+fn the_owner_of_a_key_can_be_chosen_to_fail() {
+    let plan = "plan 1
+        world nodes=8 seeds=2 arcs=2^10
+        load rate=50 keys=uniform(1) deadline=2s handler=const(1ms)
+        at 30s crash owner(\"k0\")
+        quiet at 32s core=100%";
+    let owned = tell(plan, 5).ledger.outcomes["ok"];
+    let spared = tell(&plan.replace("owner(\"k0\")", "random(0)"), 5).ledger.outcomes["ok"];
+    assert!(owned < spared, "calls for the one key were lost with its owner: {owned} and {spared} were answered");
+}

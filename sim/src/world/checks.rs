@@ -1,10 +1,18 @@
 //! What must hold of the connections of every process.
 
 use swimring::core::peers::PeersEvent;
+use swimring_membership::wire::Message;
 use swimring_membership::{NodeId, Peer};
 
 use super::*;
 use crate::host::peers_config;
+
+/// Most bytes of a datagram: the setting of every preset.
+const DATAGRAM_BYTES_MAX: usize = 1_100;
+/// Most bytes of any message, its envelope included.
+const MESSAGE_BYTES_MAX: usize = 64 * 1_024 + 64;
+/// Of how many messages one is read again.
+const READ_EVERY: u64 = 16;
 
 impl World {
     /// After a process got a connection to the node `of`: no process has more than it says, in all and to one node;
@@ -29,6 +37,24 @@ impl World {
             .find(|pair| pair[0].0 == pair[1].0 && self.by_address.contains_key(&pair[0].0.address))
             .map(<[_]>::to_vec);
         self.check(host, Property::P5, both.is_none(), || format!("is connected to two processes of a node: {both:?}"));
+    }
+
+    /// A message keeps its limits; one of a few is read, and written again.
+    pub(crate) fn check_wire(&mut self, host: usize, delivery: Delivery, bytes: &[u8]) {
+        let most = if delivery == Delivery::Datagram { DATAGRAM_BYTES_MAX } else { MESSAGE_BYTES_MAX };
+        let fits = bytes.len() <= most;
+        let reads = |bytes: &[u8]| match Message::decode(bytes) {
+            Ok(Some(message)) => {
+                let mut again = Vec::new();
+                message.encode(&mut again);
+                again == bytes
+            }
+            _ => false,
+        };
+        let sound = !self.trace.messages.is_multiple_of(READ_EVERY) || reads(bytes);
+        self.check(host, Property::M16, fits && sound, || {
+            format!("sends {} bytes by {delivery:?} that break a limit, or read otherwise", bytes.len())
+        });
     }
 
     /// Every call that has been queued or handed over waits for something that will end.

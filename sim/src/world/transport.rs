@@ -12,6 +12,7 @@ impl World {
 
     /// Sends a message of membership; whether the connection stands and takes it.
     pub(super) fn send(&mut self, from: Process, conn: ConnId, delivery: Delivery, bytes: &[u8]) -> bool {
+        self.check_wire(from.host, delivery, bytes);
         let Some((mine, held)) = self.open_end(conn.0, from) else {
             return false;
         };
