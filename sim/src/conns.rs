@@ -1,6 +1,7 @@
 //! The connections of the world, and who has which.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use swimring::core::hello::Class;
 use swimring_membership::Instant;
@@ -25,11 +26,13 @@ pub struct End {
     pub open: bool,
     /// When it last heard anything of the other end.
     pub heard: Instant,
+    /// What came before the process knew of the connection: a dialler does once its hello is answered.
+    pub(crate) early: Option<Vec<Arc<[u8]>>>,
 }
 
 impl End {
     fn new(process: Process, now: Instant) -> Self {
-        Self { process, open: true, heard: now }
+        Self { process, open: true, heard: now, early: None }
     }
 }
 
@@ -47,7 +50,9 @@ pub struct Conn {
 impl Conn {
     pub(crate) fn new(class: Class, dialler: Process, acceptor: Process, now: Instant) -> Self {
         let flows = [Flow::new(class, now), Flow::new(class, now)];
-        Self { class, ends: [End::new(dialler, now), End::new(acceptor, now)], flows }
+        let mut ends = [End::new(dialler, now), End::new(acceptor, now)];
+        ends[0].early = Some(Vec::new());
+        Self { class, ends, flows }
     }
 
     /// Whether `process` is one of the ends, and has not closed it.

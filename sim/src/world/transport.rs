@@ -181,8 +181,13 @@ impl World {
         let flow = &mut held.flows[1 - end];
         let mut ready = std::mem::take(&mut self.ready);
         flow.receive(now, packet, &mut ready);
-        if flow.owes_ack_now() {
+        let early = held.ends[end].early.as_mut().map(|early| early.append(&mut ready)).is_some();
+        if held.flows[1 - end].owes_ack_now() {
             self.send_ack(conn, 1 - end, now);
+        }
+        if early {
+            self.ready = ready;
+            return;
         }
         for bytes in ready.drain(..) {
             match class {
@@ -191,6 +196,19 @@ impl World {
             }
         }
         self.ready = ready;
+    }
+
+    /// The dialler knows the connection now, and reads what came before.
+    fn read_early(&mut self, conn: u64) {
+        let Some(held) = self.network.conns.get_mut(conn) else { return };
+        let (class, process) = (held.class, held.ends[0].process);
+        for bytes in held.ends[0].early.take().unwrap_or_default() {
+            let input = match class {
+                Class::Gossip => Input::Message(ConnId(conn), bytes.to_vec()),
+                Class::Calls => Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))),
+            };
+            self.give(process, input);
+        }
     }
 
     /// A frame comes once more.
@@ -402,6 +420,7 @@ impl World {
                     self.close(conn, here);
                 }
                 self.dialled(&handshake, judged.map(|()| (ConnId(conn), hello)));
+                self.read_early(conn);
                 let of = self.hosts[there].id;
                 self.check_connections(here.host, handshake.class, of);
             }
