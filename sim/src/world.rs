@@ -3,7 +3,7 @@
 //! Decides nothing about the protocol. What a packet suffers is decided by `network`, what a fault does by
 //! `faults`, what must hold by `oracles`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +148,8 @@ pub struct World {
     pub(crate) overload: u32,
     pub(crate) runs: u64,
     pub(crate) rings: Arc<swimring::core::view::Rings>,
+    /// Digests of rings by which calls went.
+    pub(crate) used_rings: BTreeSet<u128>,
     pub(crate) hasher: swimring::ring::KeyHasher,
     /// Nothing is left to see.
     pub(crate) over: bool,
@@ -191,6 +193,7 @@ impl World {
             overload: 1,
             runs: 0,
             rings: Arc::default(),
+            used_rings: BTreeSet::new(),
             hasher: Self::sim_hasher(),
             over: false,
             hasty: false,
