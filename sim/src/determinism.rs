@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::profile::{self, Profile};
 use crate::world::{Flip, World};
 
-/// Of how many seeds one is run again with something flipped.
-const FLIPPED: u64 = 10;
+/// Of how many seeds one is run again with something flipped: the first of them at least.
+const FLIPPED: usize = 10;
 
 /// What to compare.
 #[derive(Clone, Debug)]
@@ -124,7 +124,7 @@ fn run(profile: Profile, seed: u64, flip: Option<Flip>) -> (String, u64) {
 
 /// Runs some of the seeds again, with a bit or a draw changed halfway; how many, and which of them did not show it.
 fn flipped(extent: &Extent, hashes: &Hashes) -> (usize, Vec<u64>) {
-    let seeds: Vec<u64> = hashes.keys().copied().filter(|seed| seed.is_multiple_of(FLIPPED)).collect();
+    let seeds: Vec<u64> = hashes.keys().copied().step_by(FLIPPED).collect();
     let (mut flips, mut unseen) = (0, Vec::new());
     let both = |seed| {
         let half = run(extent.profile, seed, None).1 / 2;

@@ -15,6 +15,9 @@ pub use progress::ProgressError;
 use progress::{Line, Progress};
 use summary::Summary;
 
+/// The simulator itself failed.
+const ITSELF: u8 = 4;
+
 /// How much to try.
 #[derive(Clone, Debug)]
 pub struct Extent {
@@ -31,7 +34,7 @@ pub struct Extent {
 /// Runs the plans of some seeds and prints what came of them.
 ///
 /// # Errors
-/// If what is done cannot be read or kept.
+/// If what was done before cannot be read.
 #[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a sweep reports its own wall time")]
 pub fn run(profile: Profile, extent: &Extent, json: bool) -> Result<ExitCode, ProgressError> {
     let started = std::time::Instant::now();
@@ -61,10 +64,14 @@ pub fn run(profile: Profile, extent: &Extent, json: bool) -> Result<ExitCode, Pr
         kept.is_ok() && (!extent.until_failure || progress.summary.is_clean())
     });
     line.clear();
-    kept?;
     progress.summary.wall_s = before + started.elapsed().as_secs_f64();
-    extent.progress.as_ref().map_or(Ok(()), |path| progress.write(path))?;
+    let kept = kept.and_then(|()| extent.progress.as_ref().map_or(Ok(()), |path| progress.write(path)));
     progress.summary.print(json);
+    if let Err(problem) = kept {
+        // What was run counts, and was printed; it could not be kept.
+        eprintln!("swimring-sim: stopped, for what is done cannot be kept: {problem}");
+        return Ok(ExitCode::from(ITSELF));
+    }
     Ok(exit_code(&progress.summary))
 }
 
@@ -73,7 +80,7 @@ fn exit_code(summary: &Summary) -> ExitCode {
         (0, 0, 0) => ExitCode::SUCCESS,
         (0, 0, _) => ExitCode::from(3),
         (0, ..) => ExitCode::from(1),
-        _ => ExitCode::from(4),
+        _ => ExitCode::from(ITSELF),
     }
 }
 
