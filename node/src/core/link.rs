@@ -21,6 +21,8 @@ const DRIFT_PPM: u64 = 500;
 /// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
 /// the other end may have given it up and the word of it been lost.
 const FRESH: Duration = Duration::from_secs(3);
+/// Clocks that were compared longer ago are compared before any call: by then they may be a tenth of a second apart.
+const CLOCK_FRESH: Duration = Duration::from_secs(200);
 /// What a frame that waits takes besides its bytes.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 /// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
@@ -152,6 +154,8 @@ pub struct Link<T, B> {
     asking: bool,
     /// A call was handed over since the clocks were compared.
     used: bool,
+    /// When they were compared last.
+    compared: Instant,
     next_seq: u64,
     lanes: Outbox<T, B>,
     large: Outbox<T, B>,
@@ -174,6 +178,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             heard: now,
             asking: false,
             used: false,
+            compared: now,
             next_seq: now.as_nanos() / 1_000 + 1,
             lanes: Outbox::default(),
             large: Outbox::default(),
@@ -203,9 +208,11 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         (self.heard, self.asking) = (now, false);
     }
 
-    /// Whether a call must wait until the other has been heard. Asks it, if that was not done.
+    /// Whether a call must wait until the other has been heard, or its clock is known well enough. Asks it, if that was
+    /// not done.
     fn must_ask(&mut self, now: Instant, idempotent: bool) -> bool {
-        if idempotent || now.since(self.heard) <= FRESH {
+        let silent = !idempotent && now.since(self.heard) > FRESH;
+        if !silent && now.since(self.compared) <= CLOCK_FRESH {
             return false;
         }
         if !self.asking {
@@ -216,6 +223,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     }
 
     fn improve(&mut self, now: Instant, new: Timebase) {
+        self.compared = now;
         if self.timebase.is_none_or(|held| new.error <= held.error(now)) {
             self.timebase = Some(new);
         }

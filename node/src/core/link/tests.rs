@@ -89,6 +89,24 @@ fn a_question_that_went_with_its_connection_is_asked_again() {
 }
 
 #[test]
+fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
+    let mut link = link();
+    let later = NOW + Duration::from_secs(3_600);
+    link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "a").unwrap();
+    let taken = |link: &mut TestLink, now| {
+        let mut bytes = Vec::new();
+        link.take(now, ConnId(1), 1 << 20, &mut bytes);
+        Frame::decode(&bytes).unwrap().map(|(frame, _)| frame)
+    };
+    let Some(Frame::Clock { sent }) = taken(&mut link, later) else { panic!("the clock is asked for first") };
+    let mut answer = Vec::new();
+    Frame::ClockIs { sent, clock: later.as_nanos() }.encode(&[], &mut answer);
+    link.handle_frame(later, &answer).unwrap();
+    let Some(Frame::Call(header)) = taken(&mut link, later) else { panic!("now the call goes") };
+    assert_eq!(header.error_us, 0);
+}
+
+#[test]
 fn an_answer_finds_its_attempt_once() {
     let mut link = link();
     let seq = link.enqueue(outbound(NOW), "a").unwrap();
