@@ -109,4 +109,6 @@ pub struct Stats {
     pub reconciliations: u64,
     /// Processes refused because another one holds their name.
     pub names_refused: u64,
+    /// Messages that the transport did not take: no connection, or too much that waited on it.
+    pub unsent: u64,
 }

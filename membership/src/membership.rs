@@ -290,6 +290,7 @@ impl Membership {
     /// The transport did not take what [`poll_transmit`](Self::poll_transmit) gave last: nothing of it counts
     /// as told, and a failed probe proves nothing.
     pub fn handle_unsent(&mut self, transmit: &Transmit) {
+        self.stats.unsent += 1;
         self.handle_unreachable(transmit);
         if let Some(seq) = transmit.probe {
             self.prober.unsent(seq);

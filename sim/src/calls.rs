@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, LinkLimits, Outbound};
-use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
+use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
@@ -115,13 +115,13 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(me: Instance, peer: Peer, publishing: Publishing, rng: Rng) -> Self {
+    pub(crate) fn new(me: Instance, peer: Peer, publishing: Publishing, peers: PeersConfig, rng: Rng) -> Self {
         Self {
             me,
             peer,
             publishing,
             held: BTreeMap::new(),
-            peers: Peers::new(Class::Calls, peer, me.life, crate::host::peers_config(Class::Calls), rng.fork(1)),
+            peers: Peers::new(Class::Calls, peer, me.life, peers, rng.fork(1)),
             links: BTreeMap::new(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),

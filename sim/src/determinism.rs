@@ -1,28 +1,18 @@
 //! The same plan twice is the same run, in another process and from another build; and what differs is seen.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use serde::Serialize;
 
 use crate::profile::{self, Profile};
-use crate::world::{Flip, World};
+use crate::sweep::Extent;
+use crate::trace::Flip;
+use crate::world::World;
 
 /// Of how many seeds one is run again with something flipped: the first of them at least.
 const FLIPPED: usize = 10;
-
-/// What to compare.
-#[derive(Clone, Debug)]
-pub struct Extent {
-    /// Which family of plans.
-    pub profile: Profile,
-    /// Which seeds.
-    pub seeds: Range<u64>,
-    /// How many at once.
-    pub jobs: usize,
-}
 
 /// Why nothing can be compared.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,8 @@ pub(crate) enum Ending {
     Exit(Process),
     /// A new machine comes.
     Join,
+    /// Something was measured for as long as it should be.
+    Measure(usize),
 }
 
 impl World {
@@ -59,6 +61,7 @@ impl World {
                 self.schedule(until, Happening::Call(crate::calls::CallHappening::Relax(factor)));
                 1
             }
+            Action::Measure => self.measure(until),
             path => {
                 let layer = self.layer(path);
                 self.lay(layer, until)
@@ -121,6 +124,7 @@ impl World {
                     self.kill(process.host);
                 }
             }
+            Ending::Measure(number) => self.end_measure(number),
             Ending::Join => {
                 if self.core.is_none() {
                     let host = self.add_host();

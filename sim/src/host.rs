@@ -15,7 +15,7 @@ use swimring_membership::{Config, Instant, Name, NodeId, Peer, Profile, Rng, Set
 
 use crate::conns::Process;
 use crate::flow::Packet;
-use crate::plan::{Memory, WorldSpec};
+use crate::plan::{Limits, Memory, WorldSpec};
 
 /// Most inputs that wait for a paused process; the system drops what comes after.
 const INBOX_MAX: usize = 4_096;
@@ -129,14 +129,18 @@ impl Clock {
     }
 }
 
-/// Connections grow old within a world's time, so that they are replaced in it; and limits are such that they are
-/// reached.
-pub(crate) fn peers_config(class: Class) -> PeersConfig {
+/// What a process allows. Where it is tight, connections grow old within a world's time, so that they are replaced in it.
+pub(crate) fn peers_config(class: Class, limits: Limits) -> PeersConfig {
     let shipped = match class {
         Class::Gossip => PeersConfig::default(),
         Class::Calls => PeersConfig::calls(),
     };
-    PeersConfig { age_max: Duration::from_secs(150), connections_max: 512, dials_max: 24, ..shipped }
+    match limits {
+        Limits::Tight => {
+            PeersConfig { age_max: Duration::from_secs(150), connections_max: 512, dials_max: 24, ..shipped }
+        }
+        Limits::Shipped => shipped,
+    }
 }
 
 /// The cluster of every world.
@@ -251,7 +255,7 @@ impl Host {
         };
         let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
         let local = self.local(now);
-        let mut control = Control::new(local, config, peers_config(Class::Gossip), start, [7; 16])
+        let mut control = Control::new(local, config, peers_config(Class::Gossip, spec.limits), start, [7; 16])
             .expect("the profile keeps its limits");
         let disk = self.disk.clone();
         control.command(local, |membership| {
@@ -262,7 +266,8 @@ impl Host {
         let record = control.membership().record();
         let publishing = Publishing::new(self.id, Placement { arcs_log2: spec.arcs }, Arc::clone(rings));
         let rng = self.rng.fork(u64::from(self.life));
-        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), publishing, rng));
+        let peers = peers_config(Class::Calls, spec.limits);
+        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), publishing, peers, rng));
         self.control = Some(control);
         (self.paused, self.slow, self.armed) = (false, 1, None);
         (self.leaving, self.closed) = (false, false);

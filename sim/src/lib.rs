@@ -31,5 +31,5 @@ mod quiet;
 pub mod shrink;
 mod strangers;
 pub mod sweep;
-mod trace;
+pub mod trace;
 pub mod world;

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-use swimring_sim::determinism;
+use clap::{Args, Parser, Subcommand};
 use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
-use swimring_sim::say;
 use swimring_sim::sweep::Extent;
 use swimring_sim::world::{Verdict, World};
+use swimring_sim::{determinism, say};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,15 +52,8 @@ enum Command {
     },
     /// Runs the plan of every seed of a range.
     Sweep {
-        /// Which family of plans.
-        #[arg(long, value_enum)]
-        profile: Profile,
-        /// The seeds, half-open: A..B.
-        #[arg(long, value_parser = seeds)]
-        seeds: std::ops::Range<u64>,
-        /// How many at once.
-        #[arg(long, default_value_t = 2)]
-        jobs: usize,
+        #[command(flatten)]
+        plans: Plans,
         /// Begins no further plan once one has failed.
         #[arg(long)]
         until_failure: bool,
@@ -72,15 +64,8 @@ enum Command {
     /// Runs every seed here and in another process, or compares with a file of another build; and sees whether a flipped
     /// bit or one draw more shows.
     Determinism {
-        /// Which family of plans.
-        #[arg(long, value_enum, default_value = "pr")]
-        profile: Profile,
-        /// The seeds, half-open: A..B.
-        #[arg(long, value_parser = seeds)]
-        seeds: std::ops::Range<u64>,
-        /// How many at once.
-        #[arg(long, default_value_t = 2)]
-        jobs: usize,
+        #[command(flatten)]
+        plans: Plans,
         /// What another build has written with `--write`.
         #[arg(long)]
         expect: Option<PathBuf>,
@@ -127,6 +112,26 @@ enum Command {
         #[arg(long)]
         seed: u64,
     },
+}
+
+/// The plans of many seeds.
+#[derive(Args)]
+struct Plans {
+    /// Which family of plans.
+    #[arg(long, value_enum, default_value = "pr")]
+    profile: Profile,
+    /// The seeds, half-open: A..B.
+    #[arg(long, value_parser = seeds)]
+    seeds: std::ops::Range<u64>,
+    /// How many at once.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
+impl Plans {
+    fn extent(&self) -> Extent {
+        Extent { profile: self.profile, seeds: self.seeds.clone(), jobs: self.jobs }
+    }
 }
 
 fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
@@ -183,16 +188,14 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             say!("{}", profile::plan(*profile, *seed).to_string().trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Sweep { profile, seeds, jobs, until_failure, progress } => {
-            let extent =
-                Extent { seeds: seeds.clone(), jobs: *jobs, until_failure: *until_failure, progress: progress.clone() };
-            swimring_sim::sweep::run(*profile, &extent, cli.json).map_err(|problem| problem.to_string())
+        Command::Sweep { plans, until_failure, progress } => {
+            swimring_sim::sweep::run(&plans.extent(), *until_failure, progress.as_deref(), cli.json)
+                .map_err(|problem| problem.to_string())
         }
-        Command::Determinism { profile, seeds, jobs, expect, write } => {
-            let extent = determinism::Extent { profile: *profile, seeds: seeds.clone(), jobs: *jobs };
+        Command::Determinism { plans, expect, write } => {
             let compared = match write {
-                Some(path) => determinism::write(&extent, path),
-                None => determinism::compare(&extent, expect.as_deref(), cli.json),
+                Some(path) => determinism::write(&plans.extent(), path),
+                None => determinism::compare(&plans.extent(), expect.as_deref(), cli.json),
             };
             compared.map_err(|problem| problem.to_string())
         }
@@ -243,7 +246,7 @@ fn shrink(plan: &Plan, seed: u64, budget: Duration, out: Option<&Path>, json: bo
             "faults_after": shrunk.plan.steps.len(),
             "nodes_before": plan.world.nodes,
             "nodes_after": shrunk.plan.world.nodes,
-            "oracle": shrunk.property,
+            "oracle": shrunk.failure.to_string(),
             "runs": shrunk.runs,
             "minimal": shrunk.is_minimal,
             "plan": small,
@@ -253,7 +256,7 @@ fn shrink(plan: &Plan, seed: u64, budget: Duration, out: Option<&Path>, json: bo
     }
     eprintln!(
         "{}: {} faults became {}, {} nodes became {}, in {} runs{}",
-        shrunk.property,
+        shrunk.failure,
         plan.steps.len(),
         shrunk.plan.steps.len(),
         plan.world.nodes,
@@ -273,6 +276,7 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
         Verdict::Clean => "clean",
         Verdict::Violation => "violation",
         Verdict::NotConverged => "not-converged",
+        Verdict::Crash => "crash",
     };
     let converged = world.converged_after.map(|after| after.as_millis() as u64);
     if json {
@@ -285,6 +289,7 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
             "converged_ms": converged,
             "faults": world.faults,
             "oracles": world.findings.checks,
+            "measured": world.measured,
         });
         say!("{answer}");
     } else {
@@ -299,6 +304,7 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
         } else if let Some(why) = world.core().and_then(|core| world.disagreement(core)) {
             say!("the core does not agree: {why}");
         }
+        world.measured.iter().for_each(|measured| say!("{measured}"));
         for v in &world.findings.violations {
             say!("{} at {} ms, {}: {}", v.oracle, v.at_ms, v.nodes.join(" "), v.message);
         }
@@ -307,5 +313,6 @@ fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
         Verdict::Clean => ExitCode::SUCCESS,
         Verdict::Violation => ExitCode::from(1),
         Verdict::NotConverged => ExitCode::from(NOT_CONVERGED),
+        Verdict::Crash => ExitCode::from(ITSELF),
     }
 }

@@ -85,6 +85,16 @@ pub struct Traffic {
     pub handshakes: u64,
 }
 
+impl Traffic {
+    fn add(&mut self, other: &Self) {
+        self.sent.packets += other.sent.packets;
+        self.sent.bytes += other.sent.bytes;
+        self.received.packets += other.received.packets;
+        self.received.bytes += other.received.bytes;
+        self.handshakes += other.handshakes;
+    }
+}
+
 /// What becomes of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
@@ -216,6 +226,13 @@ impl Network {
         self.traffic[from].sent.count(bytes);
         fate.arrivals.iter().flatten().for_each(|_| self.traffic[to].received.count(bytes));
         fate
+    }
+
+    /// What passed so far.
+    pub fn total(&self) -> Traffic {
+        let mut total = Traffic::default();
+        self.traffic.iter().for_each(|traffic| total.add(traffic));
+        total
     }
 
     /// When the last packet of a flight arrives, if all do.

@@ -52,6 +52,17 @@ pub struct WorldSpec {
     pub arcs: u32,
     /// Nodes know no seed, but an address behind which each of them may answer.
     pub balanced: bool,
+    /// How much their processes allow.
+    pub limits: Limits,
+}
+
+/// How much processes allow: connections, dials, the age of a connection, calls.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Limits {
+    /// So little that limits are reached within minutes.
+    Tight,
+    /// What ships. Calls keep their tight limits.
+    Shipped,
 }
 
 /// A distribution of one-way latency.
@@ -202,6 +213,8 @@ pub enum Action {
     Overload(u32),
     /// So many connections that nobody wants, to each of these nodes.
     Strangers(usize, Select),
+    /// No fault: what passes meanwhile is counted apart.
+    Measure,
 }
 
 /// Losses that come in bursts: each pair of nodes has its own.
@@ -311,6 +324,7 @@ impl Action {
             Self::Join(..) => "join",
             Self::Overload(_) => "overload",
             Self::Strangers(..) => "strangers",
+            Self::Measure => "measure",
         }
     }
 }

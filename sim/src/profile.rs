@@ -5,7 +5,7 @@ use std::time::Duration;
 use swimring_membership::{Preset, Rng};
 
 use crate::plan::{
-    Action, Bursts, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side, Step,
+    Action, Bursts, Cut, Expect, Keys, Latency, Limits, LinkRule, Load, Memory, Pairs, Plan, Quiet, Select, Side, Step,
     WorldSpec,
 };
 
@@ -72,6 +72,7 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         preset: Preset::Lan,
         arcs: 10,
         balanced: rng.chance(250_000),
+        limits: Limits::Tight,
     };
     let link = draw_link(&mut rng);
     let load = draw_load(&mut rng, profile);

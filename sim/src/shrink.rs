@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use swimring_membership::Instant;
+
 use crate::oracles::Property;
 use crate::plan::{Action, Cut, Keys, Latency, Plan, Quiet, Select, Side};
 use crate::world::{Verdict, World};
@@ -14,36 +16,55 @@ use crate::world::{Verdict, World};
 pub struct Shrunk {
     /// The smallest plan found.
     pub plan: Plan,
-    /// What it breaks, as the first one did.
-    pub property: Property,
+    /// What it comes to, as the first one did.
+    pub failure: Failure,
     /// How many plans were run.
     pub runs: u32,
     /// Whether nothing smaller was left to try when it ended; otherwise time was up.
     pub is_minimal: bool,
 }
 
-/// What a plan breaks first, under a seed, if anything.
-pub fn failure(plan: &Plan, seed: u64) -> Option<(Property, Duration)> {
+/// How a plan fails.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It breaks this property.
+    Broken(Property),
+    /// The code panics.
+    Crash,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Broken(property) => property.fmt(f),
+            Self::Crash => f.write_str("crash"),
+        }
+    }
+}
+
+/// How a plan fails first, under a seed, if it does, and when.
+pub fn failure(plan: &Plan, seed: u64) -> Option<(Failure, Duration)> {
     let mut world = World::new(plan.clone(), seed);
     world.hasty = true;
     match world.run(None) {
         Verdict::Clean => None,
-        Verdict::NotConverged => Some((Property::L4, plan.end())),
+        Verdict::NotConverged => Some((Failure::Broken(Property::L4), plan.end())),
+        Verdict::Crash => Some((Failure::Crash, world.now.since(Instant::ORIGIN))),
         Verdict::Violation => {
             let first = &world.findings.violations[0];
-            Some((first.oracle, Duration::from_millis(first.at_ms)))
+            Some((Failure::Broken(first.oracle), Duration::from_millis(first.at_ms)))
         }
     }
 }
 
 /// Makes a plan that fails under `seed` small, until `is_time_up` says so; `None` if it does not fail.
 pub fn shrink(plan: &Plan, seed: u64, is_time_up: &dyn Fn() -> bool) -> Option<Shrunk> {
-    let (property, at) = failure(plan, seed)?;
-    let mut search = Search { plan: plan.clone(), at, seed, property, runs: 1, is_time_up };
+    let (failure, at) = failure(plan, seed)?;
+    let mut search = Search { plan: plan.clone(), at, seed, failure, runs: 1, is_time_up };
     // Each way of making it smaller may open others: until none does.
     while search.round() {}
     let is_minimal = !is_time_up();
-    Some(Shrunk { plan: search.plan, property, runs: search.runs, is_minimal })
+    Some(Shrunk { plan: search.plan, failure, runs: search.runs, is_minimal })
 }
 
 struct Search<'a> {
@@ -51,7 +72,7 @@ struct Search<'a> {
     plan: Plan,
     at: Duration,
     seed: u64,
-    property: Property,
+    failure: Failure,
     runs: u32,
     is_time_up: &'a dyn Fn() -> bool,
 }
@@ -69,14 +90,14 @@ impl Search<'_> {
         self.plan != before && !(self.is_time_up)()
     }
 
-    /// Takes `plan` if it breaks the same property.
+    /// Takes `plan` if it fails in the same way.
     fn take(&mut self, plan: Plan) -> bool {
         if plan == self.plan || (self.is_time_up)() {
             return false;
         }
         self.runs += 1;
         match failure(&plan, self.seed) {
-            Some((property, at)) if property == self.property => {
+            Some((failure, at)) if failure == self.failure => {
                 (self.plan, self.at) = (plan, at);
                 true
             }
@@ -84,7 +105,7 @@ impl Search<'_> {
         }
     }
 
-    /// Takes what a change makes of the plan, if it breaks the same property.
+    /// Takes what a change makes of the plan, if it fails in the same way.
     fn change(&mut self, change: impl FnOnce(&mut Plan)) -> bool {
         let mut plan = self.plan.clone();
         change(&mut plan);
@@ -262,7 +283,8 @@ fn highest_node(action: &Action) -> usize {
         | Action::Dup(_)
         | Action::Reorder(_)
         | Action::Join(..)
-        | Action::Overload(_) => 0,
+        | Action::Overload(_)
+        | Action::Measure => 0,
     }
 }
 
@@ -277,10 +299,10 @@ mod tests {
                     at 20s pause n3 for 5s\nat 40s loss 20% for 5s\nquiet at 60s core=70%\nexpect converged<=0s\n";
         let plan = Plan::parse(text).expect("the plan is right");
         let shrunk = shrink(&plan, 1, &|| false).expect("it fails");
-        assert_eq!((shrunk.property, shrunk.is_minimal), (Property::L4, true));
+        assert_eq!((shrunk.failure, shrunk.is_minimal), (Failure::Broken(Property::L4), true));
         assert!(shrunk.plan.steps.is_empty() && shrunk.plan.load.is_none(), "{}", shrunk.plan);
         assert!(shrunk.plan.world.nodes <= 2, "{}", shrunk.plan);
-        assert_eq!(failure(&shrunk.plan, 1).map(|(property, _)| property), Some(Property::L4));
+        assert_eq!(failure(&shrunk.plan, 1).map(|(failure, _)| failure), Some(Failure::Broken(Property::L4)));
     }
 
     #[test]

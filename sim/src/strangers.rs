@@ -86,7 +86,7 @@ impl World {
             Stranger::Goes { at, class, conn, since } => {
                 if self.is_running(at) {
                     let held = self.peer_of(at.host, class, conn).is_some();
-                    let aged = since > peers_config(class).age_max * 3;
+                    let aged = since > peers_config(class, self.plan.world.limits).age_max * 3;
                     self.check(at.host, Property::P2, !(held && aged), || format!("a connection is {since:?} old"));
                 }
                 self.give(at, input(class, Input::Closed(conn), CallInput::Closed(conn)));
@@ -131,7 +131,11 @@ impl World {
             self.schedule(when, Happening::Stranger(Stranger::Says { at, class, conn, bytes, babbles }));
         }
         // A few stay for longer than a connection may last.
-        let until = if self.rng.chance(50_000) { self.now + peers_config(class).age_max * 3 } else { until };
+        let until = if self.rng.chance(50_000) {
+            self.now + peers_config(class, self.plan.world.limits).age_max * 3
+        } else {
+            until
+        };
         let since = until.since(self.now) + Duration::from_nanos(1);
         self.schedule(until, Happening::Stranger(Stranger::Goes { at, class, conn, since }));
     }

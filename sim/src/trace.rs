@@ -7,6 +7,21 @@ use swimring_membership::Instant;
 /// Hashed at once: many small pieces would cost more.
 const BATCH: usize = 32 * 1_024;
 
+/// Something that is changed on purpose, to see that the hash shows it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Flip {
+    /// A bit of this message, counted from the first.
+    Bit {
+        /// Which.
+        message: u64,
+    },
+    /// When this message arrives, its receiver's link draws once more than it would.
+    Draw {
+        /// Which.
+        message: u64,
+    },
+}
+
 /// Hashes every delivered byte and every output.
 #[derive(Debug)]
 pub struct Trace {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +22,13 @@ use crate::network::Network;
 use crate::oracles::{self, Facts, Findings, Oracle, Property};
 use crate::plan::{Memory, Plan};
 use crate::queue::Queue;
-use crate::trace::Trace;
+use crate::trace::{Flip, Trace};
 
 mod checks;
+mod measured;
 mod transport;
+
+pub use measured::Measured;
 
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -88,21 +92,6 @@ pub(crate) struct Handshake {
     conn: Option<u64>,
 }
 
-/// Something that is changed on purpose, to see that the hash shows it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Flip {
-    /// A bit of this message, counted from the first.
-    Bit {
-        /// Which.
-        message: u64,
-    },
-    /// When this message arrives, its receiver's link draws once more than it would.
-    Draw {
-        /// Which.
-        message: u64,
-    },
-}
-
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -112,6 +101,8 @@ pub enum Verdict {
     Violation,
     /// Nothing broke, but the core did not agree in time.
     NotConverged,
+    /// The code panicked, of the cluster or of the simulator: the run ended there.
+    Crash,
 }
 
 /// A cluster under a plan.
@@ -137,6 +128,8 @@ pub struct World {
     pub trace: Trace,
     /// Faults that really happened, by kind.
     pub faults: BTreeMap<&'static str, u64>,
+    /// What passed while the plan said to measure.
+    pub measured: Vec<Measured>,
     /// The core of the quiet phase.
     pub(crate) core: Option<Vec<usize>>,
     pub(crate) quiet_at: Instant,
@@ -153,6 +146,7 @@ pub struct World {
     pub(crate) hasher: swimring::ring::KeyHasher,
     /// Nothing is left to see.
     pub(crate) over: bool,
+    crashed: bool,
     /// The first violation is enough.
     pub hasty: bool,
     /// Something to change.
@@ -185,6 +179,7 @@ impl World {
             ready: Vec::new(),
             trace: Trace::default(),
             faults: BTreeMap::new(),
+            measured: Vec::new(),
             core: None,
             quiet_at: Instant::ORIGIN,
             agreed: 0,
@@ -196,6 +191,7 @@ impl World {
             used_rings: BTreeSet::new(),
             hasher: Self::sim_hasher(),
             over: false,
+            crashed: false,
             hasty: false,
             flip: None,
             dials: crate::dials::Dials::default(),
@@ -249,9 +245,14 @@ impl World {
         self.queue.push(at, happening);
     }
 
-    /// Runs until nothing is left to see, or to `until`.
+    /// Runs until nothing is left to see, or to `until`. A panic ends the run, and no more.
     pub fn run(&mut self, until: Option<Duration>) -> Verdict {
         let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
+        self.crashed |= catch_unwind(AssertUnwindSafe(|| self.run_to(end))).is_err();
+        self.verdict()
+    }
+
+    fn run_to(&mut self, end: Instant) {
         let mut at_once = 0;
         while !self.over && (!self.hasty || self.findings.violations.is_empty()) {
             let Some((at, happening)) = self.queue.pop(end) else { break };
@@ -266,12 +267,13 @@ impl World {
             (self.now, self.network.now) = (at, at);
             self.happen(happening);
         }
-        self.verdict()
     }
 
     /// What the run came to so far.
     pub fn verdict(&self) -> Verdict {
-        if !self.findings.violations.is_empty() {
+        if self.crashed {
+            Verdict::Crash
+        } else if !self.findings.violations.is_empty() {
             Verdict::Violation
         } else if self.core.is_some() && self.converged_after.is_none_or(|after| after > self.plan.expect.converged) {
             Verdict::NotConverged
@@ -523,6 +525,9 @@ impl World {
             ControlEvent::Membership(Event::Changed { id, before, state, .. }) if !state.is_present() => {
                 let process = self.hosts[index].process();
                 let leaves = before.is_some_and(|(state, _)| state.is_present());
+                if *state == State::Down && leaves {
+                    self.count_down(*id);
+                }
                 if leaves {
                     self.dials.forget(self.now, process, Class::Gossip, *id);
                 }

@@ -189,6 +189,7 @@ pub(crate) fn observe_membership(stats: &Stats, roster: &Roster) {
         ("refutation", stats.refutations),
         ("reconciliation", stats.reconciliations),
         ("name_refused", stats.names_refused),
+        ("unsent", stats.unsent),
     ];
     for (kind, count) in counts {
         counter!(MEMBERSHIP, "kind" => kind).absolute(count);

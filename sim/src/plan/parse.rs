@@ -5,8 +5,8 @@ use std::time::Duration;
 use swimring_membership::Preset;
 
 use super::{
-    Action, Bursts, Cut, Expect, Keys, Latency, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select, Side,
-    Step, WorldSpec,
+    Action, Bursts, Cut, Expect, Keys, Latency, Limits, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select,
+    Side, Step, WorldSpec,
 };
 
 /// Most nodes of a world.
@@ -16,7 +16,15 @@ type Parsed<T> = Result<T, String>;
 
 pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
     let mut plan = Plan {
-        world: WorldSpec { nodes: 3, zones: 1, seeds: 1, preset: Preset::Lan, arcs: 14, balanced: false },
+        world: WorldSpec {
+            nodes: 3,
+            zones: 1,
+            seeds: 1,
+            preset: Preset::Lan,
+            arcs: 14,
+            balanced: false,
+            limits: Limits::Tight,
+        },
         links: Vec::new(),
         load: None,
         steps: Vec::new(),
@@ -202,6 +210,8 @@ fn world<'a>(world: &mut WorldSpec, words: impl Iterator<Item = &'a str>) -> Par
             ("seeds", value) => world.seeds = number(value)?,
             ("balanced", "yes") => world.balanced = true,
             ("balanced", "no") => world.balanced = false,
+            ("limits", "tight") => world.limits = Limits::Tight,
+            ("limits", "shipped") => world.limits = Limits::Shipped,
             ("preset", "lan") => world.preset = Preset::Lan,
             ("preset", "wan") => world.preset = Preset::Wan,
             ("preset", "local") => world.preset = Preset::Local,
@@ -362,6 +372,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
             let factor = factor.strip_prefix('x').ok_or("overload is written xN")?;
             Action::Overload(number(factor)?)
         }
+        ("measure", []) => Action::Measure,
         ("strangers", [count, "of", who]) => Action::Strangers(number(count)?, select(who)?),
         _ => return Err(format!("{kind} {} is not understood", words.join(" "))),
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swimring_membership::Preset;
 
-use super::{Action, Cut, Keys, Latency, Memory, Pairs, Plan, Select, Side};
+use super::{Action, Cut, Keys, Latency, Limits, Memory, Pairs, Plan, Select, Side};
 
 pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
     let w = &plan.world;
@@ -16,7 +16,8 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
     };
     writeln!(f, "plan 1")?;
     write!(f, "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}", w.nodes, w.zones, w.seeds, w.arcs)?;
-    writeln!(f, "{}", if w.balanced { " balanced=yes" } else { "" })?;
+    write!(f, "{}", if w.balanced { " balanced=yes" } else { "" })?;
+    writeln!(f, "{}", if w.limits == Limits::Shipped { " limits=shipped" } else { "" })?;
     for rule in &plan.links {
         write!(f, "link latency={} loss={}", latency(rule.latency), percent(rule.loss))?;
         write!(f, " dup={} reorder={} corrupt={}", percent(rule.dup), time(rule.reorder), percent(rule.corrupt))?;
@@ -127,6 +128,7 @@ fn action(action: &Action) -> String {
         Action::Leave(who) => format!("leave {}", select(who)),
         Action::Join(count, over) => format!("join {count} over {}", time(*over)),
         Action::Overload(factor) => format!("overload x{factor}"),
+        Action::Measure => "measure".into(),
         Action::Strangers(count, who) => format!("strangers {count} of {}", select(who)),
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 
 const EVERYTHING: &str = r#"
 plan 1
-world nodes=50 zones=3 seeds=3 preset=lan arcs=2^14 balanced=yes
+world nodes=50 zones=3 seeds=3 preset=lan arcs=2^14 balanced=yes limits=shipped
 link latency=uniform(0.2ms,1ms) loss=0.1% dup=1% reorder=1ms corrupt=0.01% between zone:a zone:b
 link latency=exp(20ms) from n7 to n9
 link latency=bimodal(1ms,50ms,1%) between n1 n2
@@ -24,7 +24,7 @@ at 160s slow n3 x50                for 30s
 at 180s clock n9 drift=200ppm
 at 190s quit n6 ; at 191s drain n8
 at 200s leave n11 ; at 210s join 5 over 1s ; at 240s overload x3 for 10s
-at 250s strangers 40 of random(2) for 20s
+at 250s strangers 40 of random(2) for 20s ; at 260s measure for 20s
 quiet at 300s core=70%
 expect converged<=10s served=all
 "#;
@@ -32,7 +32,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 22);
+    assert_eq!(plan.steps.len(), 23);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 

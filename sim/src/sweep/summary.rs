@@ -60,33 +60,31 @@ impl Summary {
         self.failed() == 0
     }
 
-    /// Adds a plan, whose world panicked if there is none; the failure, if it is one.
-    pub(super) fn add(&mut self, seed: u64, world: Option<&World>) -> Option<Failure> {
+    /// Adds what a plan came to; the failure, if it is one.
+    pub(super) fn add(&mut self, seed: u64, world: &World) -> Option<Failure> {
         self.plans += 1;
         let replay =
             format!("swimring-sim plan --profile {} --seed {seed} | swimring-sim run - --seed {seed}", self.profile);
         let failure = |oracle: &str, message| Failure { seed, oracle: oracle.into(), replay, message };
-        let failure = match world.map(|world| (world, world.verdict())) {
-            None => {
+        let failure = match world.verdict() {
+            Verdict::Crash => {
                 self.crashes += 1;
-                Some(failure("crash", "the world panicked".into()))
+                Some(failure("crash", format!("the code panicked at {} ms", world.now.as_millis())))
             }
-            Some((world, Verdict::Violation)) => {
+            Verdict::Violation => {
                 self.violations += 1;
                 let first = &world.findings.violations[0];
                 let message = format!("at {} ms, {}: {}", first.at_ms, first.nodes.join(" "), first.message);
                 Some(failure(first.oracle.name(), message))
             }
-            Some((world, Verdict::NotConverged)) => {
+            Verdict::NotConverged => {
                 self.nonconverged += 1;
                 let why = world.core().and_then(|core| world.disagreement(core)).unwrap_or_default();
                 Some(failure(Property::L4.name(), why))
             }
-            Some((_, Verdict::Clean)) => None,
+            Verdict::Clean => None,
         };
-        if let Some(world) = world {
-            self.add_counts(world);
-        }
+        self.add_counts(world);
         if self.failures.len() < FAILURES_MAX {
             self.failures.extend(failure.clone());
             self.failures.sort_by_key(|failure| failure.seed);

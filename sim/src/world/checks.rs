@@ -24,7 +24,7 @@ impl World {
     /// next.
     pub(crate) fn check_connections(&mut self, host: usize, class: Class, of: NodeId) {
         let Some(peers) = self.hosts[host].peers(class) else { return };
-        let limits = peers_config(class);
+        let limits = peers_config(class, self.plan.world.limits);
         let mut theirs: Vec<(Peer, u64)> =
             peers.connections().filter(|(_, peer, _)| peer.id == of).map(|(_, peer, life)| (peer, life)).collect();
         let (total, count) = (peers.len(), theirs.len());
@@ -136,7 +136,7 @@ impl World {
                 let failures = self.dials.failures(process, class, *target, false);
                 // A clock that drifts is a thousandth wrong at most.
                 self.dials.wait(self.now, process, class, *target, self.now + *wait * 998 / 1_000);
-                let limits = peers_config(class);
+                let limits = peers_config(class, self.plan.world.limits);
                 let doubled = limits.retry_min * (1 << (failures - 1).min(10));
                 // Jitter is a quarter, either way.
                 let due = doubled.min(limits.retry_max);

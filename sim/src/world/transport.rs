@@ -317,9 +317,12 @@ impl World {
             format!("dialled {address} for {class:?} {count} times within a minute")
         });
         let under_way = self.dials.begin(dialler, class, dial);
-        self.check(dialler.host, Property::B3, under_way <= peers_config(class).dials_max, || {
-            format!("{under_way} dials under way")
-        });
+        self.check(
+            dialler.host,
+            Property::B3,
+            under_way <= peers_config(class, self.plan.world.limits).dials_max,
+            || format!("{under_way} dials under way"),
+        );
         let asked = self.hosts[dialler.host].local(self.now);
         self.network.traffic[dialler.host].handshakes += 1;
         if let Some(there) = self.host_at(class, address) {
