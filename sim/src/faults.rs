@@ -18,6 +18,8 @@ pub(crate) enum Ending {
     Layer(usize),
     /// A pause of this process.
     Pause(Process),
+    /// A block of this process.
+    Block(Process),
     /// A slow time of this process.
     Slow(Process),
     /// A process is started.
@@ -39,6 +41,7 @@ impl World {
             Action::Cut(cut) => self.cut(cut, until),
             Action::Crash(who, restart) => self.crash(who, *restart),
             Action::Pause(who) => self.pause(who, until),
+            Action::Block(who) => self.block(who, until),
             Action::Slow(who, factor) => self.slow(who, *factor, until),
             Action::Drift(who, ppm) => self.each(who, |world, host| world.hosts[host].drift(world.now, *ppm)),
             Action::Leave(who) => self.each(who, Self::leave),
@@ -105,6 +108,7 @@ impl World {
         match ending {
             Ending::Layer(layer) => self.network.lift(self.now, layer),
             Ending::Pause(process) => self.resume(process),
+            Ending::Block(process) => self.unblock(process),
             Ending::Slow(process) => {
                 let now = self.now;
                 let host = &mut self.hosts[process.host];
@@ -177,6 +181,7 @@ impl World {
                 let hosts = self.network.hosts(side);
                 up.into_iter().filter(|host| hosts.contains(host)).collect()
             }
+            Select::Nodes(nodes) => up.into_iter().filter(|host| nodes.contains(&(host + 1))).collect(),
             Select::Random(count) => {
                 let mut up = up;
                 self.rng.shuffle(&mut up);
@@ -237,6 +242,26 @@ impl World {
         }
         self.schedule(now, Happening::Next(process));
         self.wake_flows(process);
+    }
+
+    fn block(&mut self, who: &Select, until: swimring_membership::Instant) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            self.hosts[*host].blocked = true;
+            let process = self.hosts[*host].process();
+            self.schedule(until, Happening::End(Ending::Block(process)));
+        }
+        hosts.len()
+    }
+
+    pub(crate) fn unblock(&mut self, process: Process) {
+        let now = self.now;
+        let host = &mut self.hosts[process.host];
+        if host.process() == process && host.blocked {
+            (host.blocked, host.troubled) = (false, Some(now));
+            self.wake_flows(process);
+            self.schedule(now, Happening::Next(process));
+        }
     }
 
     fn slow(&mut self, who: &Select, factor: u32, until: swimring_membership::Instant) -> usize {

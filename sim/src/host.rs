@@ -82,6 +82,8 @@ pub struct Host {
     stale_disk: Disk,
     /// Standing still.
     pub paused: bool,
+    /// Standing before it sends and after it has received, while its timers go on.
+    pub blocked: bool,
     /// On its way out.
     pub(crate) leaving: bool,
     /// It has closed its connections, and wants no new ones.
@@ -170,6 +172,7 @@ impl Host {
             disk: Disk::default(),
             stale_disk: Disk::default(),
             paused: false,
+            blocked: false,
             leaving: false,
             closed: false,
             closes: Vec::new(),
@@ -269,7 +272,7 @@ impl Host {
         let peers = peers_config(Class::Calls, spec.limits);
         self.app = Some(crate::calls::App::new(record.instance(), record.peer(), publishing, peers, rng));
         self.control = Some(control);
-        (self.paused, self.slow, self.armed) = (false, 1, None);
+        (self.paused, self.blocked, self.slow, self.armed) = (false, false, 1, None);
         (self.leaving, self.closed) = (false, false);
         self.inbox.clear();
         self.busy_until = now;
@@ -284,8 +287,13 @@ impl Host {
             self.stale_disk = Disk { boot: self.disk.boot.saturating_sub(1), fence: 0, contacts: older };
         }
         self.app = None;
-        (self.paused, self.armed) = (false, None);
+        (self.paused, self.blocked, self.armed) = (false, false, None);
         self.inbox.clear();
+    }
+
+    /// Whether it neither sends nor takes anything.
+    pub fn stands_still(&self) -> bool {
+        self.paused || self.blocked
     }
 
     /// Takes an input that cannot be handled now; drops it when too much waits.

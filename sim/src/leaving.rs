@@ -53,8 +53,8 @@ impl World {
     /// Says goodbye and ends, whatever is under way.
     pub(crate) fn quit(&mut self, host: usize) {
         let machine = &mut self.hosts[host];
-        let now = machine.local(self.now);
-        if let Some(control) = machine.control.as_mut().filter(|_| !machine.paused && !machine.leaving) {
+        let (now, still) = (machine.local(self.now), machine.stands_still());
+        if let Some(control) = machine.control.as_mut().filter(|_| !still && !machine.leaving) {
             control.command(now, |membership| membership.leave(now));
             self.pump(host);
             self.kill(host);
@@ -64,8 +64,8 @@ impl World {
     /// Takes no new keys, and goes on.
     pub(crate) fn drain(&mut self, host: usize) {
         let machine = &mut self.hosts[host];
-        let now = machine.local(self.now);
-        if let Some(control) = machine.control.as_mut().filter(|_| !machine.paused) {
+        let (now, still) = (machine.local(self.now), machine.stands_still());
+        if let Some(control) = machine.control.as_mut().filter(|_| !still) {
             control.command(now, |membership| membership.set_phase(now, Phase::Draining));
             self.pump(host);
         }
@@ -89,7 +89,7 @@ impl World {
         if machine.process() != process || !machine.is_up() {
             return;
         }
-        if machine.paused {
+        if machine.stands_still() {
             return self.schedule(self.now + LOOK, Happening::Leaving(process, stage));
         }
         let local = machine.local(self.now);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use swimring_sim::experiment::{self, Experiment};
 use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
@@ -103,6 +104,24 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Runs an experiment of the literature: what was published beside what is measured.
+    Experiment {
+        /// Which.
+        #[arg(value_enum)]
+        experiment: Experiment,
+        /// How often every cell of its grid.
+        #[arg(long, default_value_t = 1)]
+        repetitions: u64,
+        /// Only the row of this name.
+        #[arg(long)]
+        only: Option<String>,
+        /// How many runs at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// A file to keep what is done in: an experiment that is begun again with it goes on, and adds up.
+        #[arg(long)]
+        progress: Option<PathBuf>,
+    },
     /// Prints the plan of a seed.
     Plan {
         /// Which family of plans.
@@ -198,6 +217,15 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                 None => determinism::compare(&plans.extent(), expect.as_deref(), cli.json),
             };
             compared.map_err(|problem| problem.to_string())
+        }
+        Command::Experiment { experiment, repetitions, only, jobs, progress } => {
+            let extent = experiment::Extent {
+                repetitions: *repetitions,
+                only: only.as_deref(),
+                jobs: *jobs,
+                kept_in: progress.as_deref(),
+            };
+            experiment::run(*experiment, &extent, cli.json).map_err(|problem| problem.to_string())
         }
         Command::Mutants { only, patch, seeds, profile } => {
             let trial = Trial { sources: ".".into(), profile: profile.to_string(), seeds: *seeds };

@@ -120,6 +120,8 @@ pub enum Side {
 pub enum Select {
     /// These.
     Side(Side),
+    /// These.
+    Nodes(Vec<usize>),
     /// That many live ones.
     Random(usize),
     /// Whoever owns the key in most views.
@@ -197,6 +199,8 @@ pub enum Action {
     Crash(Select, Option<(Duration, Memory)>),
     /// Processes stand still.
     Pause(Select),
+    /// Processes neither send nor take anything, while their timers go on.
+    Block(Select),
     /// Processes take so many times longer for everything.
     Slow(Select, u32),
     /// A clock runs faster (or slower) by so many millionths.
@@ -318,6 +322,7 @@ impl Action {
             Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
             Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",
             Self::Pause(_) => "pause",
+            Self::Block(_) => "block",
             Self::Slow(..) => "slow",
             Self::Drift(..) => "drift",
             Self::Leave(_) => "leave",

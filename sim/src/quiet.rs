@@ -46,6 +46,7 @@ impl World {
         for host in hosts {
             self.hosts[host].slow = 1;
             self.undrain(host);
+            self.unblock(self.hosts[host].process());
             if self.hosts[host].paused {
                 self.resume(self.hosts[host].process());
             }

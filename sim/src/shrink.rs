@@ -235,14 +235,15 @@ fn halved_to_a_second(span: Duration, share: u32) -> Duration {
 }
 
 fn weaken(action: &mut Action) {
-    let fewer = |who: &mut Select| {
-        if let Select::Random(count) = who {
-            *count = (*count).div_ceil(2);
-        }
+    let fewer = |who: &mut Select| match who {
+        Select::Random(count) => *count = (*count).div_ceil(2),
+        Select::Nodes(nodes) => nodes.truncate(nodes.len().div_ceil(2)),
+        Select::Side(_) | Select::Owner(_) => {}
     };
     match action {
         Action::Crash(who, _)
         | Action::Pause(who)
+        | Action::Block(who)
         | Action::Leave(who)
         | Action::Quit(who)
         | Action::Drain(who)
@@ -263,7 +264,11 @@ fn weaken(action: &mut Action) {
 /// The highest number of a node that an action names; 0 for none.
 fn highest_node(action: &Action) -> usize {
     let side = |side: &Side| if let Side::Node(node) = side { *node } else { 0 };
-    let select = |who: &Select| if let Select::Side(who) = who { side(who) } else { 0 };
+    let select = |who: &Select| match who {
+        Select::Side(who) => side(who),
+        Select::Nodes(nodes) => nodes.iter().copied().max().unwrap_or(0),
+        Select::Random(_) | Select::Owner(_) => 0,
+    };
     match action {
         Action::Cut(Cut::Groups(groups)) => groups.iter().flatten().copied().max().unwrap_or(0),
         Action::Cut(Cut::Isolate(who)) => select(who),
@@ -272,6 +277,7 @@ fn highest_node(action: &Action) -> usize {
         Action::Loss(_, who) | Action::Hole(_, who) => who.as_ref().map_or(0, select),
         Action::Crash(who, _)
         | Action::Pause(who)
+        | Action::Block(who)
         | Action::Slow(who, _)
         | Action::Drift(who, _)
         | Action::Leave(who)

@@ -97,7 +97,7 @@ impl World {
 
     fn is_running(&self, process: Process) -> bool {
         let host = &self.hosts[process.host];
-        host.process() == process && host.is_up() && !host.paused
+        host.process() == process && host.is_up() && !host.stands_still()
     }
 
     fn knock(&mut self, at: Process, class: Class, number: usize, until: swimring_membership::Instant) {

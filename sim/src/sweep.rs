@@ -5,13 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::profile::{self, Profile};
+use crate::progress::{Progress, ProgressError, Step};
 use crate::world::World;
 
-mod progress;
 mod summary;
 
-pub use progress::ProgressError;
-use progress::{Line, Progress};
 use summary::Summary;
 
 /// The simulator itself failed.
@@ -34,49 +32,32 @@ pub struct Extent {
 ///
 /// # Errors
 /// If what was done before cannot be read.
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a sweep reports its own wall time")]
 pub fn run(
     extent: &Extent,
     until_failure: bool,
     kept_in: Option<&Path>,
     json: bool,
 ) -> Result<ExitCode, ProgressError> {
-    let started = std::time::Instant::now();
-    let name = extent.profile.to_string();
-    let mut progress = match kept_in {
-        Some(path) => Progress::read(path, name)?,
-        None => Progress::new(name),
-    };
-    let seeds: Vec<u64> = extent.seeds.clone().filter(|seed| !progress.is_done(*seed)).collect();
-    let (mut line, mut done, before) = (Line::new(), 0, progress.summary.wall_s);
-    let mut kept = Ok(());
+    let mut progress = Progress::<Summary>::read(kept_in, format!("a sweep of {}", extent.profile))?;
+    progress.sum.profile = extent.profile.to_string();
+    let before = progress.sum.wall_s;
     let one = |seed| one(extent.profile, seed, until_failure);
-    crate::parallel::each(&seeds, extent.jobs, one, |seed, world| {
-        let failure = progress.summary.add(seed, &world);
-        progress.finish(seed);
-        done += 1;
-        if let Some(failure) = failure.filter(|_| !json) {
-            line.clear();
-            say!("{failure}");
+    let kept = progress.go_through(extent.seeds.clone(), extent.jobs, kept_in, one, |sum, seed, world, now| {
+        let failure = sum.add(seed, &world);
+        sum.wall_s = before + now;
+        Step {
+            say: failure.filter(|_| !json).map(|failure| failure.to_string()),
+            remark: format!("{} failed, ", sum.failed()),
+            is_enough: until_failure && !sum.is_clean(),
         }
-        let now = started.elapsed().as_secs_f64();
-        progress.summary.wall_s = before + now;
-        if line.is_due(now) {
-            line.draw(now, done, seeds.len(), progress.summary.failed());
-            kept = kept_in.map_or(Ok(()), |path| progress.write(path));
-        }
-        kept.is_ok() && (!until_failure || progress.summary.is_clean())
     });
-    line.clear();
-    progress.summary.wall_s = before + started.elapsed().as_secs_f64();
-    let kept = kept.and_then(|()| kept_in.map_or(Ok(()), |path| progress.write(path)));
-    progress.summary.print(json);
+    progress.sum.print(json);
     if let Err(problem) = kept {
         // What was run counts, and was printed; it could not be kept.
         eprintln!("swimring-sim: stopped, for what is done cannot be kept: {problem}");
         return Ok(ExitCode::from(ITSELF));
     }
-    Ok(exit_code(&progress.summary))
+    Ok(exit_code(&progress.sum))
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {

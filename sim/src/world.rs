@@ -130,6 +130,7 @@ pub struct World {
     pub faults: BTreeMap<&'static str, u64>,
     /// What passed while the plan said to measure.
     pub measured: Vec<Measured>,
+    downs: Option<Vec<crate::memberlist::Failure>>,
     /// The core of the quiet phase.
     pub(crate) core: Option<Vec<usize>>,
     pub(crate) quiet_at: Instant,
@@ -180,6 +181,7 @@ impl World {
             trace: Trace::default(),
             faults: BTreeMap::new(),
             measured: Vec::new(),
+            downs: None,
             core: None,
             quiet_at: Instant::ORIGIN,
             agreed: 0,
@@ -311,8 +313,9 @@ impl World {
         if host.process() != process || !host.is_up() {
             return;
         }
-        if host.paused || !host.inbox.is_empty() || host.busy_until > self.now {
-            let first = host.inbox.is_empty() && !host.paused;
+        let waits = host.stands_still() || !host.inbox.is_empty() || host.busy_until > self.now;
+        if waits && !(host.blocked && matches!(input, Input::Wake)) {
+            let first = host.inbox.is_empty() && !host.stands_still();
             host.wait(input);
             if first {
                 let at = host.busy_until;
@@ -327,7 +330,7 @@ impl World {
     /// Gives a process the next input that waits for it.
     pub(crate) fn next(&mut self, process: Process) {
         let host = &mut self.hosts[process.host];
-        if host.process() != process || !host.is_up() || host.paused {
+        if host.process() != process || !host.is_up() || host.stands_still() {
             return;
         }
         let Some(input) = host.inbox.pop_front() else {
@@ -526,7 +529,7 @@ impl World {
                 let process = self.hosts[index].process();
                 let leaves = before.is_some_and(|(state, _)| state.is_present());
                 if *state == State::Down && leaves {
-                    self.count_down(*id);
+                    self.count_down(index, *id);
                 }
                 if leaves {
                     self.dials.forget(self.now, process, Class::Gossip, *id);

@@ -63,7 +63,7 @@ impl World {
         if host.process() != process || !host.is_up() {
             return;
         }
-        if !host.paused {
+        if !host.stands_still() {
             let now = host.local(self.now);
             let links: Vec<Instance> = host.app.iter().flat_map(|app| app.links.keys().copied()).collect();
             for to in links {

@@ -25,7 +25,7 @@ impl World {
         let pick = self.load_rng.index(self.hosts.len());
         let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));
         let host = &self.hosts[pick];
-        if !host.is_up() || host.paused || host.app.is_none() {
+        if !host.is_up() || host.stands_still() || host.app.is_none() {
             return;
         }
         let process = host.process();

@@ -340,7 +340,7 @@ impl World {
     pub(crate) fn check_open_calls(&mut self) {
         for index in 0..self.hosts.len() {
             let host = &self.hosts[index];
-            let Some(app) = host.app.as_ref().filter(|_| !host.paused && host.slow == 1) else {
+            let Some(app) = host.app.as_ref().filter(|_| !host.stands_still() && host.slow == 1) else {
                 continue;
             };
             let open: Vec<u64> = app.open_calls().collect();

@@ -37,7 +37,7 @@ impl Oracle for Watch {
         let well = |index: usize| {
             let machine = &facts.hosts[index];
             let quiet = machine.troubled.is_none_or(|since| facts.now.since(since) > WELL);
-            quiet && !machine.paused && facts.now.since(machine.started) > WELL
+            quiet && !machine.stands_still() && facts.now.since(machine.started) > WELL
         };
         let reached =
             facts.network.reachable_since(host, subject.index).is_some_and(|since| facts.now.since(since) > REACHABLE);

@@ -60,7 +60,7 @@ fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
     let knew = |seed: &Host| {
         let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
         let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
-        let well = seed.troubled.is_none_or(settled) && !seed.paused && seed.slow == 1;
+        let well = seed.troubled.is_none_or(settled) && !seed.stands_still() && seed.slow == 1;
         joined && reached && settled(seed.started) && well
     };
     let seeds: Vec<&Host> = facts.seeds().filter(|seed| seed.index != host && seed.is_up()).collect();

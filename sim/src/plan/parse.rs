@@ -194,9 +194,10 @@ fn zone_letter(text: &str) -> Parsed<char> {
 fn select(text: &str) -> Parsed<Select> {
     if let Ok((name, arguments)) = call(text) {
         return match (name, arguments.as_slice()) {
+            ("nodes", [list]) => Ok(Select::Nodes(list.split_whitespace().map(node).collect::<Parsed<_>>()?)),
             ("random", [count]) => Ok(Select::Random(number(count)?)),
             ("owner", [key]) => Ok(Select::Owner(key.trim_matches('"').into())),
-            _ => Err(format!("{text:?} is not random(N) or owner(\"KEY\")")),
+            _ => Err(format!("{text:?} is not nodes(n1 n2), random(N) or owner(\"KEY\")")),
         };
     }
     Ok(Select::Side(side(text)?))
@@ -354,6 +355,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("quit", [who]) => Action::Quit(select(who)?),
         ("drain", [who]) => Action::Drain(select(who)?),
         ("crash", [who]) => Action::Crash(select(who)?, None),
+        ("block", [who]) => Action::Block(select(who)?),
         ("pause", [who]) => Action::Pause(select(who)?),
         ("slow", [who, factor]) => {
             let factor = factor.strip_prefix('x').ok_or("slow is written xN")?;

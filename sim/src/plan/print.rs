@@ -82,9 +82,14 @@ fn side(side: &Side) -> String {
     }
 }
 
+fn listed(nodes: &[usize]) -> String {
+    nodes.iter().map(|node| format!("n{node}")).collect::<Vec<_>>().join(" ")
+}
+
 fn select(who: &Select) -> String {
     match who {
         Select::Side(who) => side(who),
+        Select::Nodes(nodes) => format!("nodes({})", listed(nodes)),
         Select::Random(count) => format!("random({count})"),
         Select::Owner(key) => format!("owner(\"{key}\")"),
     }
@@ -97,8 +102,8 @@ fn action(action: &Action) -> String {
         Action::Cut(Cut::Isolate(who)) => format!("cut isolate {}", select(who)),
         Action::Cut(Cut::Zone(zone)) => format!("cut zone {zone}"),
         Action::Cut(Cut::Groups(groups)) => {
-            let group = |nodes: &Vec<usize>| nodes.iter().map(|node| format!("n{node}")).collect::<Vec<_>>().join(" ");
-            format!("cut groups({})", groups.iter().map(group).collect::<Vec<_>>().join(" | "))
+            let groups = groups.iter().map(|group| listed(group));
+            format!("cut groups({})", groups.collect::<Vec<_>>().join(" | "))
         }
         Action::Oneway(from, to) => format!("oneway {} -> {}", side(from), side(to)),
         Action::Bridge(a, through, b) => format!("bridge {} n{through} {}", side(a), side(b)),
@@ -122,6 +127,7 @@ fn action(action: &Action) -> String {
             };
             format!("crash {} ; restart after={} memory={memory}", select(who), time(*after))
         }
+        Action::Block(who) => format!("block {}", select(who)),
         Action::Pause(who) => format!("pause {}", select(who)),
         Action::Slow(who, factor) => format!("slow {} x{factor}", select(who)),
         Action::Drift(who, ppm) => format!("clock {} drift={ppm}ppm", select(who)),

@@ -17,6 +17,7 @@ at 70s  loss 30% of n3             for 60s
 at 90s  crash owner("k42") ; restart after=10s memory=stale
 at 91s  crash random(3)
 at 120s pause n5                   for 12s
+at 121s block nodes(n5 n6)         for 12s
 at 155s cut ring                   for 20s
 at 156s bursts 90% share=10% length=500ms for 20s
 at 157s hole 1000 of n3 for 20s ; at 158s hole 600 for 1s
@@ -32,7 +33,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 23);
+    assert_eq!(plan.steps.len(), 24);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 

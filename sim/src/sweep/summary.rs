@@ -48,10 +48,6 @@ impl fmt::Display for Failure {
 }
 
 impl Summary {
-    pub(super) fn new(profile: String) -> Self {
-        Self { profile, ..Self::default() }
-    }
-
     pub(super) fn failed(&self) -> u64 {
         self.crashes + self.violations + self.nonconverged
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::*;
+use crate::memberlist::Failure;
 use crate::network::Traffic;
 
 /// What passed in a stretch of time.
@@ -85,12 +86,25 @@ impl World {
         measured.handshakes_per_node_h = per_node_s(total.handshakes, before.handshakes) * 3_600.0;
     }
 
+    /// From now on keeps who declares whom down.
+    pub fn keep_downs(&mut self) {
+        self.downs = Some(Vec::new());
+    }
+
+    /// Who declared whom down.
+    pub fn downs(&self) -> &[Failure] {
+        self.downs.as_deref().unwrap_or_default()
+    }
+
     /// Somebody declared a node down.
-    pub(super) fn count_down(&mut self, id: swimring_membership::NodeId) {
-        if self.measured.iter().all(|measured| measured.before.is_none()) {
+    pub(super) fn count_down(&mut self, observer: usize, id: swimring_membership::NodeId) {
+        if self.downs.is_none() && self.measured.iter().all(|measured| measured.before.is_none()) {
             return;
         }
-        let up = self.hosts.iter().any(|host| host.id == id && host.is_up());
+        let Some(subject) = self.hosts.iter().position(|host| host.id == id) else { return };
+        let up = self.hosts[subject].is_up();
+        let at = self.now;
+        self.downs.iter_mut().for_each(|downs| downs.push(Failure { at, observer, subject }));
         for measured in self.measured.iter_mut().filter(|measured| measured.before.is_some()) {
             measured.downs += 1;
             measured.false_downs += u64::from(up);

@@ -44,6 +44,10 @@ impl World {
     /// Sends what the window has room for, and sets the timer.
     fn transmit(&mut self, conn: u64, mine: usize) {
         self.settle_acks(conn, mine);
+        let sender = self.network.conns.get(conn).map(|held| held.ends[mine].process.host);
+        if sender.is_some_and(|host| self.hosts[host].blocked) {
+            return;
+        }
         loop {
             let now = self.now;
             let held = self.network.conns.get_mut(conn).filter(|held| held.ends[mine].open);
@@ -81,7 +85,7 @@ impl World {
             flow.timer = None;
         }
         // Whoever stands still looks when it goes on.
-        if !self.hosts[held.ends[mine].process.host].paused {
+        if !self.hosts[held.ends[mine].process.host].stands_still() {
             self.transmit(conn, mine);
         }
     }
@@ -150,7 +154,7 @@ impl World {
         let Some(held) = self.network.conns.get(conn) else { return };
         let [to, from] = [mine, 1 - mine].map(|end| held.ends[end].process);
         let machine = &self.hosts[from.host];
-        if held.ends[1 - mine].open && machine.process() == from && !machine.paused {
+        if held.ends[1 - mine].open && machine.process() == from && !machine.stands_still() {
             let fate = self.network.fate(from.host, to.host, OVERHEAD_BYTES);
             self.acknowledge(conn, mine, fate.arrivals[0].map(|after| at + after));
         }
@@ -269,7 +273,7 @@ impl World {
     pub(super) fn on_idle(&mut self, conn: u64, process: Process) {
         let (now, idle) = (self.now, self.idle());
         let Some(end) = self.open_end(conn, process).map(|(end, _)| end) else { return };
-        if self.hosts[process.host].paused {
+        if self.hosts[process.host].stands_still() {
             return self.schedule(now + PAUSED, Happening::Idle { conn, process });
         }
         self.settle_acks(conn, end);
@@ -401,9 +405,9 @@ impl World {
         }
         let answering = matches!(handshake.stage, 1 | 3);
         let alive = if answering {
-            self.hosts[there].is_up() && !self.hosts[there].paused
+            self.hosts[there].is_up() && !self.hosts[there].stands_still()
         } else {
-            self.hosts[here.host].process() == here
+            self.hosts[here.host].process() == here && !self.hosts[here.host].blocked
         };
         if !alive {
             return;
