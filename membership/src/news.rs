@@ -11,6 +11,8 @@ use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A boot this far above the held one is not believed from a third party.
 pub(crate) const BOOT_LEAP_MAX: u32 = 1 << 12;
+/// How many members ask a suspect out of turn, on average: several times the confirmations that are wanted.
+const CHECKERS: usize = 10;
 /// A count this far above the held one is not believed from a third party.
 const COUNT_LEAP_MAX: u32 = 1 << 20;
 
@@ -141,7 +143,8 @@ impl Membership {
         self.rumours.push(id, incarnation, update);
         self.on_changed(now, id, before);
         self.arm_suspicion(now, id);
-        if by != self.me.id {
+        // A few can confirm as well as all: whoever is slow is suspected often, and all of them would ask all the time.
+        if by != self.me.id && self.rng.index(self.roster.present_count()) < CHECKERS {
             self.check_soon(now, id);
         }
     }
@@ -244,15 +247,19 @@ impl Membership {
         }
     }
 
-    /// News should not wait for the next round, but a burst of it should share one.
+    /// News should not wait for the next round; but a burst of it should share one, and a stream of it not make more
+    /// than twice as many.
     pub(crate) fn hasten_rumours(&mut self, now: Instant) {
-        self.timers.set_earlier(Timer::Rumours, now + self.config.rumour_period / 10);
+        let period = self.config.rumour_period;
+        let due = (now + period / 10).max(self.rumours.last_round + period / 2);
+        self.timers.set_earlier(Timer::Rumours, due);
     }
 
     pub(crate) fn on_rumour_round(&mut self, now: Instant) {
         if !self.has_news() {
             return;
         }
+        self.rumours.last_round = now;
         for peer in self.pick_present(self.config.rumour_fanout, None) {
             self.send(peer, Outgoing::Rumours { introduce: false, delivery: Delivery::Datagram });
         }

@@ -7,7 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::wire::{Update, update_bytes};
-use crate::{Incarnation, NodeId};
+use crate::{Incarnation, Instant, NodeId};
 
 /// Most rumours kept; beyond it the most told, mildest one is dropped and counted.
 const RUMOURS_MAX: usize = 4_096;
@@ -37,6 +37,8 @@ pub(crate) struct Rumours {
     /// Told in the transmission that the driver has in hand.
     last: Vec<Key>,
     scratch: Vec<u8>,
+    /// When a round of them went out last.
+    pub(crate) last_round: Instant,
     /// How many were dropped because the queue was full.
     pub(crate) dropped: u64,
 }

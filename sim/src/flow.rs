@@ -437,6 +437,11 @@ impl Flow {
         self.since_ack >= self.settings().ack_after
     }
 
+    /// Whether the first packet since the last acknowledgement has come.
+    pub(crate) fn owes_one(&self) -> bool {
+        self.since_ack == 1
+    }
+
     /// When what is owed is acknowledged on its own, if nothing goes the other way before.
     pub(crate) fn ack_due(&self) -> Option<Instant> {
         self.ack_due

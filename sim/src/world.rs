@@ -484,7 +484,10 @@ impl World {
                 }
                 continue;
             }
-            break;
+            // Messages that found no connection have asked for dials.
+            if !self.run_commands(index) {
+                break;
+            }
         }
         self.scratch = bytes;
         self.view(index);
@@ -492,13 +495,16 @@ impl World {
         self.arm(index);
     }
 
-    fn run_commands(&mut self, index: usize) {
+    /// Does what a process wants done with connections; whether it wanted anything.
+    fn run_commands(&mut self, index: usize) -> bool {
+        let mut any = false;
         loop {
             let host = &mut self.hosts[index];
             let process = host.process();
             let Some(command) = host.control.as_mut().and_then(|control| control.poll_command()) else {
-                return;
+                return any;
             };
+            any = true;
             match command {
                 Command::Dial { dial, address, expect } => self.dial(process, Class::Gossip, dial, (address, expect)),
                 Command::Abort { dial } => self.dials.end(process, Class::Gossip, dial),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
-use swimring_membership::{Event, Incarnation, NodeId};
+use swimring_membership::{Event, Incarnation, Instant, NodeId};
 
 use crate::host::Host;
 
@@ -14,9 +14,18 @@ use super::{Facts, Findings, Oracle, Property};
 #[derive(Default)]
 pub(super) struct Watch {
     /// The highest incarnation of each name, by life.
-    highest: BTreeMap<NodeId, (u32, Incarnation)>,
+    highest: BTreeMap<NodeId, (u32, Minted)>,
+    /// When the process of a host joined, by its life.
+    joined: BTreeMap<usize, (u32, Instant)>,
     /// The highest of the lives before the running one.
-    before: BTreeMap<NodeId, Incarnation>,
+    before: BTreeMap<NodeId, Minted>,
+}
+
+/// An incarnation, and when its process was seen last.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Minted {
+    incarnation: Incarnation,
+    seen: Instant,
 }
 
 impl Oracle for Watch {
@@ -29,20 +38,33 @@ impl Oracle for Watch {
             return;
         };
         let own = control.membership().record().incarnation();
-        let (life, highest) = self.highest.entry(machine.id).or_insert((machine.life, own));
+        let minted = Minted { incarnation: own, seen: facts.now };
+        let (life, highest) = self.highest.entry(machine.id).or_insert((machine.life, minted));
         if *life != machine.life {
-            self.before.entry(machine.id).and_modify(|before| *before = (*before).max(*highest)).or_insert(*highest);
-            (*life, *highest) = (machine.life, own);
+            // Of a life that never joined, nobody has to know.
+            let had_joined = self.joined.get(&host).is_some_and(|(joined, _)| joined == life);
+            if had_joined {
+                self.before
+                    .entry(machine.id)
+                    .and_modify(|before| *before = (*before).max(*highest))
+                    .or_insert(*highest);
+            }
+            (*life, *highest) = (machine.life, minted);
         }
+        highest.seen = facts.now;
         if matches!(event, Event::Changed { id, .. } if *id == machine.id) {
-            let held = *highest;
+            let held = highest.incarnation;
             out.check(facts, Property::M1, &[host], own >= held, || format!("went from {held} to {own}"));
-            *highest = own.max(held);
+            highest.incarnation = own.max(held);
+        }
+        if *event == Event::Joined {
+            self.joined.insert(host, (machine.life, facts.now));
         }
         // With nobody in the cluster to ask, nobody can know better.
         if *event == Event::Joined
+            && let Some(Minted { incarnation: before, seen }) = self.before.get(&machine.id)
+            && self.somebody_met(facts, host, *seen)
             && somebody_knew(facts, host)
-            && let Some(before) = self.before.get(&machine.id)
         {
             out.check(facts, Property::M1, &[host], own.boot > before.boot, || {
                 format!("joined at {own}, but its name had lived up to {before}")
@@ -54,9 +76,20 @@ impl Oracle for Watch {
 /// Loss above this excuses whoever did not wait for a seed's answer, in millionths.
 const LOSS_MAX: u32 = 50_000;
 
+impl Watch {
+    /// Whether somebody is in the cluster who was when the earlier life was `seen` last.
+    fn somebody_met(&self, facts: &Facts<'_>, host: usize, seen: Instant) -> bool {
+        let met = |other: &&Host| {
+            let joined = self.joined.get(&other.index).filter(|(life, _)| *life == other.life);
+            other.index != host && other.is_up() && joined.is_some_and(|(_, at)| *at < seen)
+        };
+        facts.hosts.iter().any(|other| met(&other))
+    }
+}
+
 /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do.
 fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
-    let settled = |since: swimring_membership::Instant| facts.now.since(since) > Duration::from_secs(10);
+    let settled = |since: Instant| facts.now.since(since) > Duration::from_secs(10);
     let knew = |seed: &Host| {
         let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
         let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);

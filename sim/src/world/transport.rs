@@ -4,7 +4,7 @@ use swimring::core::hello::Refusal;
 use swimring_membership::NodeId;
 
 use super::*;
-use crate::flow::{Content, Look, OVERHEAD_BYTES};
+use crate::flow::{Content, Flow, Look, OVERHEAD_BYTES};
 use crate::host::peers_config;
 
 impl World {
@@ -54,7 +54,19 @@ impl World {
             let Some(packet) = held.and_then(|held| held.flows[mine].poll(now)) else { break };
             self.put_on_wire(conn, mine, packet);
         }
+        self.wait_for_ack(conn, mine);
         self.set_timer(conn, mine);
+    }
+
+    /// A sender that has no room in its window goes on once the other end acknowledges what it owes: that is settled
+    /// when somebody looks, so somebody looks then.
+    fn wait_for_ack(&mut self, conn: u64, mine: usize) {
+        let flow = self.network.conns.get(conn).map(|held| &held.flows[mine]);
+        let due = flow.filter(|flow| flow.is_blocked()).and_then(Flow::ack_due);
+        // What is overdue is owed by a process that stands still.
+        if let Some(due) = due.filter(|due| *due > self.now) {
+            self.schedule(due, Happening::Timer { conn, end: mine });
+        }
     }
 
     fn set_timer(&mut self, conn: u64, mine: usize) {
@@ -186,8 +198,11 @@ impl World {
         let mut ready = std::mem::take(&mut self.ready);
         flow.receive(now, packet, &mut ready);
         let early = held.ends[end].early.as_mut().map(|early| early.append(&mut ready)).is_some();
-        if held.flows[1 - end].owes_ack_now() {
+        let flow = &held.flows[1 - end];
+        if flow.owes_ack_now() {
             self.send_ack(conn, 1 - end, now);
+        } else if flow.owes_one() {
+            self.wait_for_ack(conn, 1 - end);
         }
         if early {
             self.ready = ready;
