@@ -190,6 +190,11 @@ impl App {
         self.links.values_mut().for_each(|link| link.send(&Frame::Goodbye, &[]));
     }
 
+    /// The view that is in use.
+    pub(crate) fn view(&self) -> Option<&View> {
+        self.view.as_deref()
+    }
+
     /// Calls without an outcome.
     pub(crate) fn open_calls(&self) -> impl Iterator<Item = u64> {
         self.active.keys().copied()

@@ -9,6 +9,7 @@ use crate::conns::Process;
 use crate::host::Input;
 use crate::network::Layer;
 use crate::plan::{Action, Cut, Memory, Select, Side};
+use crate::recording::Event;
 use crate::world::{Happening, World};
 
 /// What comes to an end, or begins later.
@@ -36,6 +37,7 @@ impl World {
     pub(crate) fn begin(&mut self, index: usize) {
         let step = self.plan.steps[index].clone();
         let until = self.now + step.lasts;
+        self.selected.clear();
         self.say(|| format!("fault {}", step.action.kind()));
         let hit = match &step.action {
             Action::Cut(cut) => self.cut(cut, until),
@@ -70,6 +72,13 @@ impl World {
                 self.lay(layer, until)
             }
         };
+        let selected = std::mem::take(&mut self.selected);
+        self.note(|| Event::Fault {
+            kind: step.action.kind().into(),
+            text: step.action.to_string(),
+            until_ms: until.as_millis(),
+            nodes: selected,
+        });
         *self.faults.entry(step.action.kind()).or_insert(0) += u64::from(hit > 0);
     }
 
@@ -175,6 +184,12 @@ impl World {
 
     /// The hosts that a step means, of those whose process runs.
     fn select(&mut self, who: &Select) -> Vec<usize> {
+        let selected = self.chosen(who);
+        self.selected.extend(&selected);
+        selected
+    }
+
+    fn chosen(&mut self, who: &Select) -> Vec<usize> {
         let up: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].is_up()).collect();
         match who {
             Select::Side(side) => {

@@ -31,6 +31,8 @@ pub mod profile;
 mod progress;
 mod queue;
 mod quiet;
+pub mod recording;
+pub mod report;
 pub mod shrink;
 mod strangers;
 pub mod sweep;

@@ -9,9 +9,10 @@ use swimring_sim::experiment::{self, Experiment};
 use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
+use swimring_sim::recording::Recording;
 use swimring_sim::sweep::Extent;
 use swimring_sim::world::{Verdict, World};
-use swimring_sim::{determinism, say};
+use swimring_sim::{determinism, report, say};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,9 +37,12 @@ enum Command {
         /// The seed of everything random.
         #[arg(long, default_value_t = 0)]
         seed: u64,
-        /// A file for a line an event.
+        /// A file for what happens, one JSON object a line: `report` reads it.
         #[arg(long)]
         trace: Option<PathBuf>,
+        /// A file for the same as a page to look at.
+        #[arg(long)]
+        report: Option<PathBuf>,
     },
     /// Runs one plan again up to a moment, and prints every event.
     Replay {
@@ -103,6 +107,14 @@ enum Command {
         /// Where the small plan goes; standard output without it.
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Makes a page of what a run with `--trace` has written.
+    Report {
+        /// What was written.
+        trace: PathBuf,
+        /// The page.
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Runs an experiment of the literature: what was published beside what is measured.
     Experiment {
@@ -181,17 +193,22 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode, String> {
     match &cli.command {
-        Command::Run { plan, seed, trace } => {
-            let plan = read(plan)?;
-            let mut world = World::new(plan, *seed);
-            if trace.is_some() {
-                world.keep_log();
+        Command::Run { plan, seed, trace, report } => {
+            let mut world = World::new(read(plan)?, *seed);
+            if trace.is_some() || report.is_some() {
+                world.record();
             }
             let verdict = world.run(None);
-            if let Some(path) = trace {
-                std::fs::write(path, world.log().join("\n") + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
+            if let Some(recording) = world.recording() {
+                trace.iter().try_for_each(|path| recording.write(path)).map_err(|problem| problem.to_string())?;
+                report.iter().try_for_each(|path| write_page(&recording, path))?;
             }
-            Ok(report(cli.json, &world, &verdict))
+            Ok(tell(cli.json, &world, &verdict))
+        }
+        Command::Report { trace, out } => {
+            let recording = Recording::read(trace).map_err(|problem| problem.to_string())?;
+            write_page(&recording, out)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Replay { plan, seed, until } => {
             let mut world = World::new(read(plan)?, *seed);
@@ -200,7 +217,7 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             if !cli.json {
                 world.log().iter().for_each(|line| say!("{line}"));
             }
-            Ok(report(cli.json, &world, &verdict))
+            Ok(tell(cli.json, &world, &verdict))
         }
         Command::Shrink { plan, seed, budget, out } => shrink(&read(plan)?, *seed, *budget, out.as_deref(), cli.json),
         Command::Plan { profile, seed } => {
@@ -299,13 +316,12 @@ fn shrink(plan: &Plan, seed: u64, budget: Duration, out: Option<&Path>, json: bo
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
-    let name = match verdict {
-        Verdict::Clean => "clean",
-        Verdict::Violation => "violation",
-        Verdict::NotConverged => "not-converged",
-        Verdict::Crash => "crash",
-    };
+fn write_page(recording: &Recording, path: &Path) -> Result<(), String> {
+    std::fs::write(path, report::page(recording)).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn tell(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
+    let name = verdict.name();
     let converged = world.converged_after.map(|after| after.as_millis() as u64);
     if json {
         let answer = serde_json::json!({

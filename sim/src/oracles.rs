@@ -1,7 +1,7 @@
 //! What must hold, one file a property. Fed by every event of the production telemetry and by what the world
 //! knows; an oracle counts how often it checked, so that one that never does is seen.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use swimring::core::control::ControlEvent;
 use swimring_membership::Instant;
 use swimring_membership::wire::{Header, Message};
@@ -52,7 +52,7 @@ impl Facts<'_> {
 }
 
 /// Something that must not be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Which property.
     pub oracle: Property,

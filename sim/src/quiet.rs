@@ -8,6 +8,7 @@ use swimring_membership::NodeId;
 
 use crate::oracles::Property;
 use crate::plan::Memory;
+use crate::recording::Event;
 use crate::world::{Happening, World};
 
 /// How often the core is looked at in the quiet phase.
@@ -39,6 +40,7 @@ impl World {
         let gone = hosts.split_off(size);
         hosts.sort_unstable();
         self.say(|| format!("quiet: the core is {:?}", hosts.iter().map(|host| host + 1).collect::<Vec<_>>()));
+        self.note(|| Event::Quiet { core: hosts.clone() });
         self.network.lift_all(self.now);
         gone.into_iter().for_each(|host| self.kill(host));
         self.core = Some(hosts.clone());

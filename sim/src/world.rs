@@ -22,18 +22,22 @@ use crate::network::Network;
 use crate::oracles::{self, Facts, Findings, Oracle, Property};
 use crate::plan::{Memory, Plan};
 use crate::queue::Queue;
+use crate::recording::{self, Believed};
 use crate::trace::{Flip, Trace};
 
 mod checks;
 mod measured;
 mod transport;
+mod verdict;
 
 pub use measured::Measured;
+pub use verdict::Verdict;
 
 /// How long the connection to a member that has left is kept for its last answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Most that happens within a millisecond.
+/// Most that happens within a millisecond, and for every node.
 const AT_ONCE_MAX: usize = 20_000;
+const AT_ONCE_PER_NODE: usize = 500;
 /// When an unanswered handshake packet is sent again; doubles.
 const HANDSHAKE_RETRY: Duration = Duration::from_millis(60);
 /// After how long without a packet an end gives a connection up, at least.
@@ -76,6 +80,8 @@ pub(crate) enum Happening {
     Look,
     /// The core has served for long enough.
     Over,
+    /// It is recorded who owns what.
+    SeeOwners,
 }
 
 /// A handshake: four packets, the last one being the answer to the hello.
@@ -90,19 +96,6 @@ pub(crate) struct Handshake {
     stage: u8,
     tries: u32,
     conn: Option<u64>,
-}
-
-/// What a run came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Everything held.
-    Clean,
-    /// Something did not.
-    Violation,
-    /// Nothing broke, but the core did not agree in time.
-    NotConverged,
-    /// The code panicked, of the cluster or of the simulator: the run ended there.
-    Crash,
 }
 
 /// A cluster under a plan.
@@ -131,6 +124,8 @@ pub struct World {
     /// What passed while the plan said to measure.
     pub measured: Vec<Measured>,
     downs: Option<Vec<crate::memberlist::Failure>>,
+    /// The hosts that the step under way has chosen.
+    pub(crate) selected: Vec<usize>,
     /// The core of the quiet phase.
     pub(crate) core: Option<Vec<usize>>,
     pub(crate) quiet_at: Instant,
@@ -150,6 +145,7 @@ pub struct World {
     crashed: bool,
     /// The first violation is enough.
     pub hasty: bool,
+    pub(crate) recorder: Option<Box<recording::Recorder>>,
     /// Something to change.
     pub flip: Option<Flip>,
     /// When which host dialled whom lately.
@@ -182,6 +178,7 @@ impl World {
             faults: BTreeMap::new(),
             measured: Vec::new(),
             downs: None,
+            selected: Vec::new(),
             core: None,
             quiet_at: Instant::ORIGIN,
             agreed: 0,
@@ -195,6 +192,7 @@ impl World {
             over: false,
             crashed: false,
             hasty: false,
+            recorder: None,
             flip: None,
             dials: crate::dials::Dials::default(),
             converged_after: None,
@@ -255,11 +253,11 @@ impl World {
     }
 
     fn run_to(&mut self, end: Instant) {
-        let mut at_once = 0;
+        let (mut at_once, most) = (0, AT_ONCE_MAX + AT_ONCE_PER_NODE * self.hosts.len());
         while !self.over && (!self.hasty || self.findings.violations.is_empty()) {
             let Some((at, happening)) = self.queue.pop(end) else { break };
             at_once = if at.as_millis() == self.now.as_millis() { at_once + 1 } else { 0 };
-            if at_once > AT_ONCE_MAX {
+            if at_once > most {
                 self.check(0, Property::L7, false, || {
                     "time stands still: what happens in this millisecond does not end".into()
                 });
@@ -268,20 +266,9 @@ impl World {
             self.node_seconds += at.since(self.now).as_secs_f64() * self.up as f64;
             (self.now, self.network.now) = (at, at);
             self.happen(happening);
+            self.note_violations();
         }
-    }
-
-    /// What the run came to so far.
-    pub fn verdict(&self) -> Verdict {
-        if self.crashed {
-            Verdict::Crash
-        } else if !self.findings.violations.is_empty() {
-            Verdict::Violation
-        } else if self.core.is_some() && self.converged_after.is_none_or(|after| after > self.plan.expect.converged) {
-            Verdict::NotConverged
-        } else {
-            Verdict::Clean
-        }
+        self.note_violations();
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -302,6 +289,7 @@ impl World {
             Happening::Quiet => self.quiet(),
             Happening::Look => self.look(),
             Happening::Over => self.over(),
+            Happening::SeeOwners => self.see_owners(),
         }
     }
 
@@ -372,6 +360,7 @@ impl World {
         let bytes = flipped.as_deref().unwrap_or(bytes);
         self.trace.message(self.now, index, bytes);
         self.say(|| format!("n{:<4} <- {}", index + 1, describe(bytes)));
+        self.note_message(index, || format!("reads {}", describe(bytes)));
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
         let Some(control) = &mut host.control else {
@@ -434,6 +423,7 @@ impl World {
         self.up += 1;
         self.start_keeping_house(self.hosts[index].process());
         self.say(|| format!("start n{}", index + 1));
+        self.note(|| recording::Event::Up { node: index });
         self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
         self.pump(index);
     }
@@ -457,6 +447,8 @@ impl World {
         self.network.conns.close_process(process);
         self.dials.end_process(process);
         self.say(|| format!("end n{}", index + 1));
+        self.note(|| recording::Event::Down { node: index });
+        self.note_view(index);
     }
 
     /// Takes everything a process has to say, until it has nothing left.
@@ -491,6 +483,7 @@ impl World {
         }
         self.scratch = bytes;
         self.view(index);
+        self.note_view(index);
         self.check_waiting(index, Class::Gossip);
         self.arm(index);
     }
@@ -520,6 +513,13 @@ impl World {
         self.trace.note_value(self.now, index, 2, event);
         self.say(|| format!("n{:<4} {event:?}", index + 1));
         self.with_oracles(|oracle, facts, out| oracle.on_event(facts, index, event, out));
+        match event {
+            ControlEvent::Membership(Event::Changed { id, state, .. }) => {
+                self.note_belief(index, *id, (*state).into());
+            }
+            ControlEvent::Membership(Event::Reaped { id, .. }) => self.note_belief(index, *id, Believed::Unknown),
+            _ => {}
+        }
         let host = &mut self.hosts[index];
         if let (ControlEvent::Membership(event), Some(control), Some(app)) = (event, &host.control, &mut host.app) {
             app.publishing.note(control.membership(), event);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::plan::Keys;
+use crate::recording::Event;
 
 /// Share of the calls that are dropped before they end, in millionths.
 const DROPPED: u32 = 30_000;
@@ -42,6 +43,7 @@ impl World {
         self.ledger.entries.insert(call, entry);
         self.ledger.calls += 1;
         let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
+        self.note(|| Event::Call { call, key: String::from_utf8_lossy(&key).into(), node: pick });
         self.give_call(process, CallInput::Call(call, key, spec));
         if self.load_rng.chance(DROPPED) {
             let at = self.now + self.load_rng.span(Duration::ZERO, load.deadline);

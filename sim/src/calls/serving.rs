@@ -3,6 +3,7 @@
 use swimring::forwarder::{Unknown, Why};
 
 use super::*;
+use crate::recording::Event;
 
 /// The longest pause before a call is tried again.
 const PAUSE: Duration = Duration::from_millis(110);
@@ -180,6 +181,7 @@ impl World {
     /// What was refused for good is not sent again.
     fn count_refusal(&mut self, index: usize, body: &[u8], why: Refusal) {
         let call = body.first_chunk().map_or(u64::MAX, |call| u64::from_le_bytes(*call));
+        self.note(|| Event::Refused { call, node: index, why: why.to_string() });
         if let Some(entry) = self.ledger.entries.get_mut(&call).filter(|_| why == Refusal::Invalid) {
             entry.refused += 1;
             let refused = entry.refused;
@@ -193,6 +195,7 @@ impl World {
     pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running, error: Duration) {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
         self.say(|| format!("n{:<4} runs call {call}", index + 1));
+        self.note(|| Event::Run { call, node: index });
         let view = self.view(index);
         let owner = view.resolve(self.hasher.hash(key));
         self.check(index, Property::F6, owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
@@ -300,6 +303,7 @@ impl World {
         *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
         self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
         self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
+        self.note(|| Event::Outcome { call: id, outcome: kind.into(), hops: active.call.hops });
         let troubled =
             self.hosts[index].slow > 1 || self.hosts[index].troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
         let on_time = self.now <= deadline + LATE || troubled;

@@ -91,6 +91,14 @@ impl Serialize for Property {
     }
 }
 
+impl<'de> Deserialize<'de> for Property {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let known = Self::ALL.iter().find(|property| property.name() == name);
+        known.copied().ok_or_else(|| serde::de::Error::custom(format!("there is no property {name}")))
+    }
+}
+
 /// A count for every property.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Counts([u64; Property::ALL.len()]);

@@ -95,6 +95,12 @@ fn select(who: &Select) -> String {
     }
 }
 
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(&action(self))
+    }
+}
+
 fn action(action: &Action) -> String {
     match action {
         Action::Cut(Cut::Half) => "cut half".into(),

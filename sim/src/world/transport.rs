@@ -118,6 +118,7 @@ impl World {
         let fate = self.network.fate(from, to, packet.bytes());
         let arrives = fate.arrivals[0].map(|after| now + after);
         self.acknowledge(conn, end, arrives);
+        self.note_sent(conn, end, packet.number);
         if let [Some(first), Some(second)] = fate.arrivals {
             match &packet.content {
                 // QUIC delivers once. What lies below a message must not be trusted with that.
@@ -194,6 +195,8 @@ impl World {
             return self.send_reset(conn, to.host, from);
         }
         held.ends[end].heard = now;
+        self.note_reading(conn, end, packet.number, from.host);
+        let Some(held) = self.network.conns.get_mut(conn) else { return };
         let flow = &mut held.flows[1 - end];
         let mut ready = std::mem::take(&mut self.ready);
         flow.receive(now, packet, &mut ready);

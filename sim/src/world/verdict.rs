@@ -1,0 +1,43 @@
+//! What a run came to.
+
+use super::World;
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything held.
+    Clean,
+    /// Something did not.
+    Violation,
+    /// Nothing broke, but the core did not agree in time.
+    NotConverged,
+    /// The code panicked, of the cluster or of the simulator: the run ended there.
+    Crash,
+}
+
+impl Verdict {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Violation => "violation",
+            Self::NotConverged => "not-converged",
+            Self::Crash => "crash",
+        }
+    }
+}
+
+impl World {
+    /// What the run came to so far.
+    pub fn verdict(&self) -> Verdict {
+        if self.crashed {
+            Verdict::Crash
+        } else if !self.findings.violations.is_empty() {
+            Verdict::Violation
+        } else if self.core.is_some() && self.converged_after.is_none_or(|after| after > self.plan.expect.converged) {
+            Verdict::NotConverged
+        } else {
+            Verdict::Clean
+        }
+    }
+}
