@@ -190,7 +190,7 @@ impl Config {
     }
 
     /// Time between two probes among `members`.
-    pub(crate) fn period(&self, members: usize) -> Duration {
+    pub fn period(&self, members: usize) -> Duration {
         if members < self.small_cluster { self.probe_period_small } else { self.probe_period }
     }
 

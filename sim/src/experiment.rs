@@ -8,12 +8,15 @@ use serde::Serialize;
 use crate::progress::ProgressError;
 
 mod lifeguard;
+mod swim;
 
 /// Which.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Experiment {
     /// False positives and latency of detection while members are slow (Dadgar, Phillips, Currey: Lifeguard, §V).
     Lifeguard,
+    /// Detection, load and loss (Das, Gupta, Motivala: SWIM, §5).
+    Swim,
 }
 
 /// How much of it to run.
@@ -44,5 +47,6 @@ struct Line<P, M> {
 pub fn run(experiment: Experiment, extent: &Extent<'_>, json: bool) -> Result<ExitCode, ProgressError> {
     match experiment {
         Experiment::Lifeguard => lifeguard::run(extent, json),
+        Experiment::Swim => Ok(swim::run(extent, json)),
     }
 }
