@@ -328,7 +328,7 @@ fn tell(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
             "hash": world.trace.hash(),
             "verdict": name,
             "violations": world.findings.violations,
-            "node_seconds": world.node_seconds,
+            "node_seconds": world.node_seconds(),
             "events": world.trace.events,
             "converged_ms": converged,
             "faults": world.faults,
@@ -340,7 +340,7 @@ fn tell(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
         say!(
             "{name}: {} events, {:.0} node-seconds, hash {}",
             world.trace.events,
-            world.node_seconds,
+            world.node_seconds(),
             world.trace.hash()
         );
         if let Some(converged) = converged {

@@ -215,7 +215,7 @@ impl World {
             end_ms: self.now.as_millis(),
             zones: (0..self.hosts.len()).map(|host| self.network.zone(host)).collect(),
             events: self.trace.events,
-            node_seconds: self.node_seconds,
+            node_seconds: self.node_seconds(),
             converged_ms: self.converged_after.map(|after| after.as_millis() as u64),
             checks: self.findings.checks.clone(),
             faults: self.faults.iter().map(|(kind, count)| ((*kind).into(), *count)).collect(),

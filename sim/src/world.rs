@@ -152,8 +152,8 @@ pub struct World {
     pub(crate) dials: crate::dials::Dials,
     /// How long after quiet the core agreed.
     pub converged_after: Option<Duration>,
-    /// Seconds that processes were up, summed up.
-    pub node_seconds: f64,
+    /// Nanoseconds that processes were up, summed up.
+    node_nanos: u128,
     log: Option<Vec<String>>,
 }
 
@@ -196,7 +196,7 @@ impl World {
             flip: None,
             dials: crate::dials::Dials::default(),
             converged_after: None,
-            node_seconds: 0.0,
+            node_nanos: 0,
             log: None,
             plan,
         };
@@ -263,7 +263,7 @@ impl World {
                 });
                 break;
             }
-            self.node_seconds += at.since(self.now).as_secs_f64() * self.up as f64;
+            self.node_nanos += at.since(self.now).as_nanos() * self.up as u128;
             (self.now, self.network.now) = (at, at);
             self.happen(happening);
             self.note_violations();

@@ -98,6 +98,33 @@ fn a_failing_plan_is_made_small_and_still_fails() {
 }
 
 #[test]
+fn a_run_is_a_page_at_once_or_later() {
+    let path = file("shown.plan", SMALL);
+    let within = |name: &str| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let (trace, now, later) = (within("trace"), within("now.html"), within("later.html"));
+    let [path, trace, now, later] = [&path, &trace, &now, &later].map(|path| path.to_str().unwrap());
+    let plain = sim(&["--json", "run", path, "--seed", "5"]);
+    let output = sim(&["--json", "run", path, "--seed", "5", "--trace", trace, "--report", now]);
+    assert_eq!((output.status.code(), json(&output)), (Some(0), json(&plain)), "looking changes nothing");
+    assert_eq!(sim(&["report", trace, "--out", later]).status.code(), Some(0));
+    let [now, later] = [now, later].map(|path| std::fs::read_to_string(path).expect("the page was written"));
+    assert!(now == later && now.contains(json(&plain)["hash"].as_str().unwrap()));
+    let output = sim(&["report", path, "--out", "never.html"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shown.plan: line 1"), "{output:?}");
+}
+
+#[test]
+fn an_experiment_shows_what_was_published_beside_what_is_measured() {
+    let answer = json(&sim(&["--json", "experiment", "swim"]));
+    let rows = answer["rows"].as_array().expect("rows");
+    let mean = |row: usize| rows[row]["measured"]["means"][0].as_f64().expect("a mean");
+    // A ping and its answer a member and period, whatever the size; and nobody goes at 10 % loss.
+    assert!((1.9..2.1).contains(&mean(1)), "{answer}");
+    assert_eq!(mean(3), 17.0, "{answer}");
+}
+
+#[test]
 fn wrong_usage_is_told_and_exits_with_two() {
     let good = file("good.plan", SMALL);
     let bad = file("bad.plan", "plan 1\nworld nodes=0\n");

@@ -99,7 +99,7 @@ impl Summary {
         for (kind, count) in &world.ledger.outcomes {
             *self.outcomes.entry((*kind).into()).or_insert(0) += count;
         }
-        self.node_seconds += world.node_seconds;
+        self.node_seconds += world.node_seconds();
         let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
         self.converged_ms_max = self.converged_ms_max.max(converged);
     }

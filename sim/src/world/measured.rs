@@ -66,14 +66,14 @@ impl World {
             handshakes_per_node_h: 0.0,
             downs: 0,
             false_downs: 0,
-            before: Some((self.network.total(), self.node_seconds)),
+            before: Some((self.network.total(), self.node_seconds())),
         });
         self.schedule(until, Happening::End(crate::faults::Ending::Measure(number)));
         1
     }
 
     pub(crate) fn end_measure(&mut self, number: usize) {
-        let (total, node_seconds, now) = (self.network.total(), self.node_seconds, self.now);
+        let (total, node_seconds, now) = (self.network.total(), self.node_seconds(), self.now);
         let measured = &mut self.measured[number];
         let Some((before, node_seconds_before)) = measured.before.take() else { return };
         measured.to_s = now.as_nanos() as f64 / 1e9;

@@ -28,6 +28,11 @@ impl Verdict {
 }
 
 impl World {
+    /// Seconds that processes were up, summed up.
+    pub fn node_seconds(&self) -> f64 {
+        self.node_nanos as f64 / 1e9
+    }
+
     /// What the run came to so far.
     pub fn verdict(&self) -> Verdict {
         if self.crashed {
