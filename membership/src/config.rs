@@ -39,7 +39,7 @@ pub struct Settings {
     pub suspicion_multiplier: u32,
     /// The least time to object, however few the members are: longer than a process commonly stands still.
     pub suspicion_floor: Duration,
-    /// The most time to object, as a multiple of the least; it shrinks with every confirmation. Too small: a node that
+    /// The most time to object, as a multiple of what `suspicion_multiplier` makes; it shrinks with every confirmation. Too small: a node that
     /// hears nobody removes the others before it can hear them again. memberlist's SuspicionMaxTimeoutMult.
     pub suspicion_stretch: u32,
     /// How many independent confirmations bring the time to object down to the least.
@@ -197,11 +197,12 @@ impl Config {
     /// How long one of `members` may object to a suspicion.
     pub(crate) fn suspicion(&self, members: usize) -> Window {
         let scale = log10_milli(u32::try_from(members).unwrap_or(u32::MAX)).max(1_000);
-        let min = (self.period(members) * self.suspicion_multiplier / 1_000 * scale).max(self.suspicion_floor);
+        let scaled = self.period(members) * self.suspicion_multiplier / 1_000 * scale;
+        let min = scaled.max(self.suspicion_floor);
         // With too few others to confirm anything, nobody waits for confirmations.
         let others = members.saturating_sub(2);
         let confirmations = if others < self.confirmations as usize { 0 } else { self.confirmations };
-        Window { min, max: min * self.suspicion_stretch, confirmations }
+        Window { min, max: min.max(scaled * self.suspicion_stretch), confirmations }
     }
 
     /// How often a rumour is told among `members`.
