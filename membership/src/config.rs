@@ -39,8 +39,9 @@ pub struct Settings {
     pub suspicion_multiplier: u32,
     /// The least time to object, however few the members are: longer than a process commonly stands still.
     pub suspicion_floor: Duration,
-    /// The most time to object, as a multiple of what `suspicion_multiplier` makes; it shrinks with every confirmation. Too small: a node that
-    /// hears nobody removes the others before it can hear them again. memberlist's SuspicionMaxTimeoutMult.
+    /// The most time to object, as a multiple of what `suspicion_multiplier` makes; it shrinks with every confirmation.
+    /// Too small: a node that hears nobody removes the others before it can hear them again. memberlist's
+    /// SuspicionMaxTimeoutMult.
     pub suspicion_stretch: u32,
     /// How many independent confirmations bring the time to object down to the least.
     pub confirmations: u32,
