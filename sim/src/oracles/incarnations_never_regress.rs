@@ -63,8 +63,7 @@ impl Oracle for Watch {
         // With nobody in the cluster to ask, nobody can know better.
         if *event == Event::Joined
             && let Some(Minted { incarnation: before, seen }) = self.before.get(&machine.id)
-            && self.somebody_met(facts, host, *seen)
-            && somebody_knew(facts, host)
+            && self.somebody_knew(facts, host, *seen)
         {
             out.check(facts, Property::M1, &[host], own.boot > before.boot, || {
                 format!("joined at {own}, but its name had lived up to {before}")
@@ -77,28 +76,26 @@ impl Oracle for Watch {
 const LOSS_MAX: u32 = 50_000;
 
 impl Watch {
-    /// Whether somebody is in the cluster who was when the earlier life was `seen` last.
-    fn somebody_met(&self, facts: &Facts<'_>, host: usize, seen: Instant) -> bool {
-        let met = |other: &&Host| {
-            let joined = self.joined.get(&other.index).filter(|(life, _)| *life == other.life);
-            other.index != host && other.is_up() && joined.is_some_and(|(_, at)| *at < seen)
+    /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do; and
+    /// whether every seed that may answer was in the cluster when the earlier life was `seen` last: whoever comes later is
+    /// told of those who are present only.
+    fn somebody_knew(&self, facts: &Facts<'_>, host: usize, seen: Instant) -> bool {
+        let settled = |since: Instant| facts.now.since(since) > Duration::from_secs(10);
+        let met = |seed: &Host| {
+            let joined = self.joined.get(&seed.index).filter(|(life, _)| *life == seed.life);
+            joined.is_some_and(|(_, at)| *at < seen)
         };
-        facts.hosts.iter().any(|other| met(&other))
+        let knew = |seed: &Host| {
+            let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
+            let well = seed.troubled.is_none_or(settled) && !seed.stands_still() && seed.slow == 1;
+            reached && settled(seed.started) && well
+        };
+        let joined = |seed: &&Host| seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
+        let others = facts.seeds().filter(|seed| seed.index != host && seed.is_up());
+        let (joined, others): (Vec<&Host>, Vec<&Host>) = others.partition(joined);
+        let knowing = joined.iter().filter(|seed| knew(seed)).count();
+        // Behind a shared address it is luck who answers.
+        let least = if facts.balanced { (joined.len() + others.len()).max(1) } else { 1 };
+        knowing >= least && joined.iter().all(|seed| met(seed)) && facts.network.worst_loss() <= LOSS_MAX
     }
-}
-
-/// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do.
-fn somebody_knew(facts: &Facts<'_>, host: usize) -> bool {
-    let settled = |since: Instant| facts.now.since(since) > Duration::from_secs(10);
-    let knew = |seed: &Host| {
-        let joined = seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
-        let reached = facts.network.reachable_since(host, seed.index).is_some_and(settled);
-        let well = seed.troubled.is_none_or(settled) && !seed.stands_still() && seed.slow == 1;
-        joined && reached && settled(seed.started) && well
-    };
-    let seeds: Vec<&Host> = facts.seeds().filter(|seed| seed.index != host && seed.is_up()).collect();
-    let knowing = seeds.iter().filter(|seed| knew(seed)).count();
-    // Behind a shared address it is luck who answers.
-    let least = if facts.balanced { seeds.len().max(1) } else { 1 };
-    knowing >= least && facts.network.worst_loss() <= LOSS_MAX
 }
