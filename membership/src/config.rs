@@ -35,7 +35,7 @@ pub struct Settings {
     pub helpers: usize,
     /// The least time to object, in periods times log10 of the members. Too small: slow nodes are removed. Too
     /// large: dead ones are kept. memberlist's SuspicionMult, which is 4 there: here everybody asks a suspect itself before
-    /// it is removed, and 2 made no false positive in the experiment of the Lifeguard paper.
+    /// it is removed, and with 2 no healthy member removed another one in the experiment of the Lifeguard paper.
     pub suspicion_multiplier: u32,
     /// The least time to object, however few the members are: longer than a process commonly stands still.
     pub suspicion_floor: Duration,
