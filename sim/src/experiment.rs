@@ -7,6 +7,20 @@ use serde::Serialize;
 
 use crate::progress::ProgressError;
 
+/// Why an experiment does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    /// What was done before cannot be read, or what is done cannot be kept.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// There is no such row.
+    #[error("there is no row {0}; there are {1}")]
+    Row(String, String),
+    /// It is over in seconds.
+    #[error("this experiment has no rows to choose from, and keeps no progress")]
+    Short,
+}
+
 mod lifeguard;
 mod swim;
 
@@ -43,10 +57,11 @@ struct Line<P, M> {
 /// Runs an experiment and prints what came of it.
 ///
 /// # Errors
-/// If what was done before cannot be read, or what is done cannot be kept.
-pub fn run(experiment: Experiment, extent: &Extent<'_>, json: bool) -> Result<ExitCode, ProgressError> {
+/// If something is asked for that it does not have, or what is done cannot be read or kept.
+pub fn run(experiment: Experiment, extent: &Extent<'_>, json: bool) -> Result<ExitCode, ExperimentError> {
     match experiment {
         Experiment::Lifeguard => lifeguard::run(extent, json),
+        Experiment::Swim if extent.only.is_some() || extent.kept_in.is_some() => Err(ExperimentError::Short),
         Experiment::Swim => Ok(swim::run(extent, json)),
     }
 }

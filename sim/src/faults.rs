@@ -73,6 +73,9 @@ impl World {
             }
         };
         let selected = std::mem::take(&mut self.selected);
+        if step.action == Action::Measure {
+            return;
+        }
         self.note(|| Event::Fault {
             kind: step.action.kind().into(),
             text: step.action.to_string(),

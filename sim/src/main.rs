@@ -122,7 +122,7 @@ enum Command {
         #[arg(value_enum)]
         experiment: Experiment,
         /// How often every cell of its grid.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
         repetitions: u64,
         /// Only the row of this name.
         #[arg(long)]
@@ -199,11 +199,13 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                 world.record();
             }
             let verdict = world.run(None);
+            // Whatever becomes of the files, what was found is told.
+            let code = tell(cli.json, &world, &verdict);
             if let Some(recording) = world.recording() {
                 trace.iter().try_for_each(|path| recording.write(path)).map_err(|problem| problem.to_string())?;
                 report.iter().try_for_each(|path| write_page(&recording, path))?;
             }
-            Ok(tell(cli.json, &world, &verdict))
+            Ok(code)
         }
         Command::Report { trace, out } => {
             let recording = Recording::read(trace).map_err(|problem| problem.to_string())?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use swimring_membership::{Instant, NodeId, State};
@@ -16,8 +17,12 @@ const DELIVERIES_MAX: usize = 20_000;
 const PASTS_MAX: usize = 10;
 /// Steps of a past.
 const STEPS_MAX: usize = 200;
-/// Calls that are kept.
-const CALLS_MAX: usize = 20_000;
+/// Calls that are kept: the first ones.
+pub(crate) const CALLS_MAX: u64 = 20_000;
+/// Events that are kept: the first ones, and every violation.
+const EVENTS_MAX: usize = 4_000_000;
+/// Packets on their way whose sending is known; those of which most will never be read are forgotten first.
+const SENT_MAX: usize = 200_000;
 /// How often in a run it is seen who owns what.
 const LOOKS: u32 = 240;
 /// Arcs of which it is seen.
@@ -100,6 +105,10 @@ pub(crate) struct Tail {
     pub(crate) end_ms: u64,
     pub(crate) zones: Vec<char>,
     pub(crate) events: u64,
+    /// Calls that were made, whether kept or not.
+    pub(crate) calls: u64,
+    /// Events for which there was no room.
+    pub(crate) not_kept: u64,
     pub(crate) node_seconds: f64,
     pub(crate) converged_ms: Option<u64>,
     pub(crate) checks: Counts,
@@ -179,18 +188,21 @@ fn text(value: &impl Serialize) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     events: Vec<(f64, Event)>,
-    calls: usize,
+    not_kept: u64,
     /// How many hold each view, and who holds which.
     views: BTreeMap<u128, usize>,
     held: BTreeMap<usize, u128>,
     by_id: BTreeMap<NodeId, usize>,
     /// When packets on their way were sent: by connection, end and number.
     sent: BTreeMap<(u64, usize, u64), Instant>,
-    /// The packet that is being read: who sent it, and when.
-    reading: Option<(usize, Instant)>,
+    /// The packet that is being read: who reads it, who sent it, and when.
+    reading: Option<(usize, usize, Instant)>,
     steps: VecDeque<Step>,
     violations: usize,
 }
+
+/// Longer than a packet is on its way, a process that stands still included.
+const LONGEST_WAY: Duration = Duration::from_secs(30);
 
 fn ms(at: Instant) -> f64 {
     (at.as_nanos() / 1_000) as f64 / 1_000.0
@@ -215,6 +227,8 @@ impl World {
             end_ms: self.now.as_millis(),
             zones: (0..self.hosts.len()).map(|host| self.network.zone(host)).collect(),
             events: self.trace.events,
+            calls: self.ledger.calls,
+            not_kept: recorder.not_kept,
             node_seconds: self.node_seconds(),
             converged_ms: self.converged_after.map(|after| after.as_millis() as u64),
             checks: self.findings.checks.clone(),
@@ -226,13 +240,7 @@ impl World {
 
     pub(crate) fn note(&mut self, event: impl FnOnce() -> Event) {
         if let Some(recorder) = &mut self.recorder {
-            let event = event();
-            recorder.calls += usize::from(matches!(event, Event::Call { .. }));
-            let call =
-                matches!(event, Event::Call { .. } | Event::Run { .. } | Event::Refused { .. } | Event::Outcome { .. });
-            if !call || recorder.calls <= CALLS_MAX {
-                recorder.events.push((ms(self.now), event));
-            }
+            recorder.keep(self.now, event());
         }
     }
 
@@ -248,7 +256,7 @@ impl World {
         recorder.by_id.insert(id, of);
         let what = format!("believes n{} to be {state:?}", of + 1).to_lowercase();
         recorder.step(self.now, by, what);
-        recorder.events.push((ms(self.now), Event::Belief { by, of, state }));
+        recorder.keep(self.now, Event::Belief { by, of, state });
     }
 
     /// A process may hold another view than before; or none, for it is gone.
@@ -276,7 +284,7 @@ impl World {
         }
         let now = recorder.views.len();
         if now != count {
-            recorder.events.push((ms(self.now), Event::Views { count: now }));
+            recorder.keep(self.now, Event::Views { count: now });
         }
     }
 
@@ -300,13 +308,17 @@ impl World {
         let now = self.now;
         if let Some(recorder) = &mut self.recorder {
             recorder.sent.insert((conn, end, number), now);
+            if recorder.sent.len() > SENT_MAX {
+                // What was lost is never read. What has been on its way for longer than any path takes is.
+                recorder.sent.retain(|_, sent| now.since(*sent) < LONGEST_WAY);
+            }
         }
     }
 
-    /// A packet is read that `from` has sent.
-    pub(crate) fn note_reading(&mut self, conn: u64, end: usize, number: u64, from: usize) {
+    /// A packet that `from` has sent is read by `to`.
+    pub(crate) fn note_reading(&mut self, conn: u64, end: usize, number: u64, [from, to]: [usize; 2]) {
         if let Some(recorder) = &mut self.recorder {
-            recorder.reading = recorder.sent.remove(&(conn, end, number)).map(|sent| (from, sent));
+            recorder.reading = recorder.sent.remove(&(conn, end, number)).map(|sent| (to, from, sent));
         }
     }
 
@@ -317,9 +329,10 @@ impl World {
         }
     }
 
-    /// Keeps the past of what was found since the last time.
+    /// Something has happened, with all that follows from it at once: keeps the past of what was found in it.
     pub(crate) fn note_violations(&mut self) {
         let Some(recorder) = &mut self.recorder else { return };
+        recorder.reading = None;
         while let Some(violation) = self.findings.violations.get(recorder.violations).cloned() {
             recorder.violations += 1;
             let nodes = violation.nodes.iter().filter_map(|name| name.strip_prefix('n')?.parse::<usize>().ok());
@@ -334,8 +347,23 @@ impl World {
 }
 
 impl Recorder {
+    fn keep(&mut self, now: Instant, event: Event) {
+        let fits = match event {
+            Event::Call { call, .. }
+            | Event::Run { call, .. }
+            | Event::Refused { call, .. }
+            | Event::Outcome { call, .. } => call <= CALLS_MAX,
+            _ => true,
+        };
+        if fits && self.events.len() < EVENTS_MAX {
+            self.events.push((ms(now), event));
+        } else {
+            self.not_kept += 1;
+        }
+    }
+
     fn step(&mut self, now: Instant, node: usize, what: String) {
-        let from = self.reading.map(|(from, sent)| (from, ms(sent)));
+        let from = self.reading.filter(|(to, ..)| *to == node).map(|(_, from, sent)| (from, ms(sent)));
         self.steps.push_back(Step { at_ms: ms(now), node, what, from });
         if self.steps.len() > DELIVERIES_MAX {
             self.steps.pop_front();

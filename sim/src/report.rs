@@ -26,7 +26,10 @@ fn data(recording: &Recording) -> Value {
     let mut quiet = Value::Null;
     for (at, event) in &recording.events {
         match event {
-            Event::Up { node } => lanes.push(json!([at, node, 1])),
+            Event::Up { node } => {
+                lanes.push(json!([at, node, 1]));
+                push_belief(&mut beliefs, *at, *node, EVERYBODY, Believed::Unknown);
+            }
             Event::Down { node } => lanes.push(json!([at, node, 0])),
             Event::Fault { kind, text, until_ms, nodes } => faults.push(json!([at, until_ms, kind, text, nodes])),
             Event::Belief { by, of, state } => push_belief(&mut beliefs, *at, *by, *of, *state),
@@ -65,6 +68,9 @@ fn data(recording: &Recording) -> Value {
         "unchecked": unchecked,
     })
 }
+
+/// Of everybody: a process that begins knows nobody.
+const EVERYBODY: usize = u16::MAX as usize;
 
 /// Nine bytes: the time in milliseconds, who, of whom, what.
 fn push_belief(bytes: &mut Vec<u8>, at: f64, by: usize, of: usize, state: Believed) {

@@ -249,6 +249,9 @@ impl World {
     pub fn run(&mut self, until: Option<Duration>) -> Verdict {
         let end = Instant::ORIGIN + until.unwrap_or_else(|| self.plan.end() + crate::quiet::SERVED);
         self.crashed |= catch_unwind(AssertUnwindSafe(|| self.run_to(end))).is_err();
+        if until.is_none() {
+            (0..self.measured.len()).for_each(|number| self.end_measure(number));
+        }
         self.verdict()
     }
 

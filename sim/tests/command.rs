@@ -109,6 +109,8 @@ fn a_run_is_a_page_at_once_or_later() {
     assert_eq!(sim(&["report", trace, "--out", later]).status.code(), Some(0));
     let [now, later] = [now, later].map(|path| std::fs::read_to_string(path).expect("the page was written"));
     assert!(now == later && now.contains(json(&plain)["hash"].as_str().unwrap()));
+    let output = sim(&["--json", "run", path, "--seed", "5", "--report", "no/such/directory"]);
+    assert_eq!((output.status.code(), json(&output)), (Some(2), json(&plain)), "what was found is told all the same");
     let output = sim(&["report", path, "--out", "never.html"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("shown.plan: line 1"), "{output:?}");
@@ -135,6 +137,10 @@ fn wrong_usage_is_told_and_exits_with_two() {
         (vec!["run", "no-such-file"], "no-such-file"),
         (vec!["sweep", "--profile", "pr", "--seeds", "9..3"], "A below B"),
         (vec!["shrink", good, "--seed", "5", "--budget", "60"], "has no unit"),
+        (vec!["run", good, "--report", "no/such/directory"], "no/such/directory"),
+        (vec!["experiment", "lifeguard", "--only", "nobody"], "there is no row nobody; there are swim, "),
+        (vec!["experiment", "swim", "--only", "swim"], "no rows to choose from"),
+        (vec!["experiment", "swim", "--repetitions", "0"], "0 is not in 1.."),
     ] {
         let output = sim(&arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");

@@ -11,10 +11,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use swimring_membership::{Instant, Preset, Rng};
 
-use super::{Extent, Line};
+use super::{ExperimentError, Extent, Line};
 use crate::memberlist::{Cluster, Failure, Model};
 use crate::plan::{Action, Expect, Latency, Limits, LinkRule, Pairs, Plan, Quiet, Select, Step as PlanStep, WorldSpec};
-use crate::progress::{Progress, ProgressError, Step};
+use crate::progress::{Progress, Step};
 use crate::world::World;
 
 /// How many members are slow.
@@ -225,8 +225,12 @@ fn percentiles(values: &[u32]) -> Option<[f64; 3]> {
     (!sorted.is_empty()).then(|| [at(0.5), at(0.99), at(0.999)])
 }
 
-pub(super) fn run(extent: &Extent<'_>, json: bool) -> Result<ExitCode, ProgressError> {
+pub(super) fn run(extent: &Extent<'_>, json: bool) -> Result<ExitCode, ExperimentError> {
     let contenders = contenders();
+    let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
+    if let Some(only) = extent.only.filter(|only| !names.contains(only)) {
+        return Err(ExperimentError::Row(only.into(), names.join(", ")));
+    }
     let wanted = |row: usize| extent.only.is_none_or(|only| contenders[row].name == only);
     let number = |repetition: u64, row: usize, cell: usize| {
         (repetition * contenders.len() as u64 + row as u64) * CELLS as u64 + cell as u64
@@ -343,19 +347,21 @@ fn print(contenders: &[Contender], tallies: &BTreeMap<String, Tally>, json: bool
         return;
     }
     crate::say!("false positives, and those at healthy members, of ten repetitions (scaled from those that were run)");
-    crate::say!("{:<14} {:>6} {:>20} {:>16} {:>22}", "", "runs", "published", "measured", "first detection, s");
+    crate::say!("{:<14} {:>6} {:>20} {:>20} {:>22}", "", "runs", "published", "measured", "first detection, s");
     for Line { name, published, measured } in &lines {
-        let repetitions = measured.runs as f64 / CELLS as f64;
-        let scaled = |count: u64| (count as f64 * 10.0 / repetitions).round();
+        // Cells differ: a repetition that is not whole cannot be scaled.
+        let whole = measured.runs.is_multiple_of(CELLS as u64);
+        let scaled = |count: u64| if whole { count * 10 * CELLS as u64 / measured.runs.max(1) } else { count };
         let told = published.false_positives.zip(published.false_positives_at_healthy);
         let told = told.map_or("-".into(), |(all, healthy)| format!("{all} / {healthy}"));
         let seen = format!("{} / {}", scaled(measured.false_positives), scaled(measured.false_positives_at_healthy));
+        let seen = if whole { seen } else { format!("{seen} so far") };
         let latency = |told: Option<f64>, seen: Option<[f64; 3]>| {
             let told = told.map_or("-".into(), |told| format!("{told:.2}"));
             format!("{told} / {}", seen.map_or("-".into(), |[median, ..]| format!("{median:.2}")))
         };
         let first = latency(published.first_median_s, measured.first_s);
-        crate::say!("{name:<14} {:>6} {told:>20} {seen:>16} {first:>22}", measured.runs);
+        crate::say!("{name:<14} {:>6} {told:>20} {seen:>20} {first:>22}", measured.runs);
     }
     crate::say!("by the number of slow members {SLOW:?}:");
     for Line { name, published, measured } in &lines {

@@ -195,7 +195,7 @@ impl World {
             return self.send_reset(conn, to.host, from);
         }
         held.ends[end].heard = now;
-        self.note_reading(conn, end, packet.number, from.host);
+        self.note_reading(conn, end, packet.number, [from.host, to.host]);
         let Some(held) = self.network.conns.get_mut(conn) else { return };
         let flow = &mut held.flows[1 - end];
         let mut ready = std::mem::take(&mut self.ready);
