@@ -45,6 +45,9 @@ pub struct Settings {
     pub suspicion_stretch: u32,
     /// How many independent confirmations bring the time to object down to the least.
     pub confirmations: u32,
+    /// Up to how many members everybody asks everybody, over connections that stay open. More members: each is asked by ten
+    /// fixed observers, and talks to twenty. Too high: connections and memory. Too low: nothing breaks.
+    pub mesh_max: usize,
     /// Time between two rounds of rumours.
     pub rumour_period: Duration,
     /// To how many members a round goes.
@@ -97,6 +100,7 @@ impl Settings {
             suspicion_floor: Duration::from_secs(2),
             suspicion_stretch: 12,
             confirmations: 2,
+            mesh_max: 256,
             rumour_period: Duration::from_millis(200),
             rumour_fanout: 3,
             rumour_multiplier: 2,
@@ -169,6 +173,9 @@ impl Config {
         }
         if s.suspicion_multiplier == 0 || s.suspicion_stretch == 0 {
             return fails("suspicion_multiplier", "leaves a suspect no time to object");
+        }
+        if s.mesh_max < 4 {
+            return fails("mesh_max", "is below 4, so that nobody could be asked by two others");
         }
         if s.rumour_period.is_zero() || s.rumour_fanout == 0 || s.rumour_multiplier == 0 {
             return fails("rumour_period", "or fanout or multiplier is zero, so that no news spreads");

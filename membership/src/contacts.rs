@@ -10,16 +10,21 @@ use crate::probe::Purpose;
 use crate::wire::Message;
 use crate::{Instant, NodeId, Peer, Rng};
 
+/// In every how many rounds a node tries a seed at the least, however many others do.
+const SEED_EVERY: usize = 30;
+
 /// Lost contacts, in the order in which they are tried.
 #[derive(Debug)]
 pub(crate) struct Contacts {
     lost: VecDeque<Peer>,
+    /// How many rounds there were.
+    rounds: usize,
     rng: Rng,
 }
 
 impl Contacts {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { lost: VecDeque::new(), rng }
+        Self { lost: VecDeque::new(), rounds: 0, rng }
     }
 
     /// Remembers where a member was. Whoever was lost last is tried next.
@@ -53,16 +58,22 @@ impl Contacts {
 }
 
 impl Membership {
-    /// Tries one lost contact and one seed that nobody present answers for.
+    /// Tries one lost contact and one seed that nobody present answers for; or leaves it to others. All together try each
+    /// contact about once in a round, however many they are.
     pub(crate) fn on_heal_round(&mut self, now: Instant) {
         self.confirm_if_alone();
         if self.me.gone {
             return;
         }
-        if let Some(contact) = self.contacts.next() {
+        let (present, lost) = (self.roster.present_count(), self.contacts.lost.len());
+        if self.rng.index(present.max(1)) < lost
+            && let Some(contact) = self.contacts.next()
+        {
             self.start_probe(now, contact, Purpose::Heal);
         }
+        self.contacts.rounds += 1;
         if self.joiner.joined
+            && self.contacts.rounds.is_multiple_of(present.clamp(1, SEED_EVERY))
             && let Some(seed) = self.absent_seed()
         {
             let ranges = self.sum_up_all();

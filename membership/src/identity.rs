@@ -243,7 +243,7 @@ impl Membership {
             self.timers.set(Timer::Suspicion(id), now + period);
         }
         self.timers.set(Timer::ProbeRound, now + period);
-        for peer in self.pick_present(CONFIRMING, None) {
+        for peer in self.pick_neighbours(CONFIRMING, None) {
             self.start_probe(now, peer, Purpose::Confirm);
         }
     }
@@ -283,7 +283,7 @@ impl Membership {
             incarnation,
             phase: self.me.phase,
         });
-        for (index, peer) in self.pick_present(GOODBYES_MAX, None).into_iter().enumerate() {
+        for (index, peer) in self.pick_neighbours(GOODBYES_MAX, None).into_iter().enumerate() {
             let delivery = if index < GOODBYE_STREAMS { Delivery::Stream } else { Delivery::Datagram };
             self.send(peer, Outgoing::Rumours { introduce: false, delivery });
         }

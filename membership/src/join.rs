@@ -108,7 +108,7 @@ impl Membership {
         }
         if self.joiner.is_patient_enough() {
             // No seed is there: whoever was met before, or has been met meanwhile, will do.
-            let met = self.pick_present(OTHERS_ASKED, None);
+            let met = self.pick_neighbours(OTHERS_ASKED, None);
             let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
             met.into_iter().chain(before).for_each(|peer| self.ask_seed(Destination::Peer(peer)));
         }

@@ -35,6 +35,7 @@ mod join;
 mod membership;
 mod merge;
 mod news;
+mod overlay;
 mod probe;
 mod record;
 mod rng;
@@ -45,6 +46,7 @@ mod suspicion;
 mod testing;
 mod time;
 mod timers;
+mod verdicts;
 pub mod wire;
 
 pub use config::{Config, InvalidConfig, Preset, Settings};

@@ -14,11 +14,13 @@ use crate::fence::Fences;
 use crate::identity::Me;
 use crate::join::Joiner;
 use crate::merge::Reconciler;
+use crate::overlay::Overlay;
 use crate::probe::{Helper, Prober, Recent};
 use crate::record::{Heard, InvalidProfile};
 use crate::rumours::Rumours;
 use crate::suspicion::Suspicion;
 use crate::timers::Timers;
+use crate::verdicts::Verdicts;
 use crate::wire::{self, Belief, Header, Message, UPDATES_MAX, Update};
 use crate::{Config, Instant, Member, Name, NodeId, Peer, Phase, Profile, Record, Rng, Roster, State};
 
@@ -108,6 +110,8 @@ pub struct Membership {
     pub(crate) roster: Roster,
     pub(crate) rumours: Rumours,
     pub(crate) suspicions: BTreeMap<NodeId, Suspicion>,
+    pub(crate) verdicts: Verdicts,
+    pub(crate) overlay: Overlay,
     pub(crate) prober: Prober,
     pub(crate) recent: Recent,
     pub(crate) health: u32,
@@ -139,6 +143,8 @@ impl Membership {
             joiner: Joiner::new(rng.fork(2)),
             contacts: Contacts::new(rng.fork(3)),
             rng: rng.fork(4),
+            overlay: Overlay::new(me.id),
+            verdicts: Verdicts::default(),
             me,
             roster,
             rumours: Rumours::default(),
@@ -390,6 +396,26 @@ impl Membership {
         self.roster.get(id)
     }
 
+    /// The present members that this node talks to: all of them, or in a larger cluster those beside it.
+    pub fn neighbours(&self) -> impl Iterator<Item = Peer> + '_ {
+        self.overlay.neighbours(&self.roster)
+    }
+
+    /// Whether this node talks to `id`, if it is present.
+    pub fn is_neighbour(&self, id: NodeId) -> bool {
+        self.overlay.is_neighbour(id)
+    }
+
+    /// Whether everybody talks to everybody, as in a small cluster.
+    pub fn is_mesh(&self) -> bool {
+        self.overlay.is_mesh()
+    }
+
+    /// Rises when other members become neighbours; in a small cluster everybody is, and it does not.
+    pub fn neighbours_version(&self) -> u64 {
+        self.overlay.version()
+    }
+
     /// Whether this node is in a cluster (of one, if it was started so).
     pub fn is_joined(&self) -> bool {
         self.joiner.joined
@@ -452,11 +478,11 @@ impl Membership {
         }
     }
 
-    /// Random present members other than this node and `except`, at most `count`.
-    pub(crate) fn pick_present(&mut self, count: usize, except: Option<NodeId>) -> Vec<Peer> {
-        let me = self.me.id;
-        let others = self.roster.iter().filter(|(id, m)| *id != me && Some(*id) != except && m.state == State::Alive);
-        let mut peers: Vec<Peer> = others.map(|(_, member)| member.record.peer()).collect();
+    /// Random neighbours that are alive, other than `except`, at most `count`.
+    pub(crate) fn pick_neighbours(&mut self, count: usize, except: Option<NodeId>) -> Vec<Peer> {
+        let alive = |peer: &Peer| self.roster.get(peer.id).is_some_and(|member| member.state == State::Alive);
+        let others = self.neighbours().filter(|peer| Some(peer.id) != except).filter(alive);
+        let mut peers: Vec<Peer> = others.collect();
         for index in 0..count.min(peers.len()) {
             let pick = index + self.rng.index(peers.len() - index);
             peers.swap(index, pick);

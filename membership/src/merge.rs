@@ -177,7 +177,11 @@ impl Membership {
     }
 
     /// Rows of a peer's view.
-    pub(crate) fn on_rows(&mut self, now: Instant, from: Peer, rows: Vec<RowBody>) -> Result<(), Malformed> {
+    pub(crate) fn on_rows(&mut self, now: Instant, from: Peer, mut rows: Vec<RowBody>) -> Result<(), Malformed> {
+        if !self.overlay.is_mesh() {
+            // Not all of them can be asked at once, and everybody should not ask the same ones first.
+            self.rng.shuffle(&mut rows);
+        }
         for row in rows {
             let record = self.parse_row(&row)?;
             if row.id == self.me.id {

@@ -3,6 +3,7 @@
 use crate::codec::Blob;
 use crate::event::Event;
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
+use crate::overlay;
 use crate::probe::Purpose;
 use crate::roster::Admitted;
 use crate::suspicion::Suspicion;
@@ -43,7 +44,7 @@ impl Membership {
                 }
             }
             Update::Suspect(id, incarnation, by) => self.on_accusation(now, id, State::Suspect, incarnation, by),
-            Update::Down(id, incarnation) => self.on_accusation(now, id, State::Down, incarnation, from.id),
+            Update::Down(id, incarnation, marks) => self.on_down(now, from.id, id, incarnation, &marks),
             Update::Left(id, incarnation) => self.on_accusation(now, id, State::Left, incarnation, from.id),
         }
     }
@@ -78,7 +79,14 @@ impl Membership {
         self.start_probe(now, subject, Purpose::Candidate);
     }
 
-    fn on_accusation(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation, by: NodeId) {
+    pub(crate) fn on_accusation(
+        &mut self,
+        now: Instant,
+        id: NodeId,
+        state: State,
+        incarnation: Incarnation,
+        by: NodeId,
+    ) {
         if id == self.me.id {
             return self.on_own_accusation(now, state, incarnation);
         }
@@ -96,7 +104,7 @@ impl Membership {
                 self.suspect(now, id, incarnation, by);
                 // Old news of a member that is suspected anew does not shorten its time.
                 if self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation) {
-                    self.on_suspicion_due(now, id);
+                    if self.overlay.observes(id) { self.on_suspicion_due(now, id) } else { self.weigh(now, id) }
                 }
             }
             (_, Some(_)) => self.conclude(now, id, state, incarnation),
@@ -144,7 +152,12 @@ impl Membership {
         self.on_changed(now, id, before);
         self.arm_suspicion(now, id);
         // A few can confirm as well as all: whoever is slow is suspected often, and all of them would ask all the time.
-        if by != self.me.id && self.rng.index(self.roster.present_count()) < CHECKERS {
+        let checks = if self.overlay.is_mesh() {
+            self.rng.index(self.roster.present_count()) < CHECKERS
+        } else {
+            self.overlay.observes(id)
+        };
+        if by != self.me.id && checks {
             self.check_soon(now, id);
         }
     }
@@ -161,6 +174,9 @@ impl Membership {
     }
 
     pub(crate) fn on_suspicion_due(&mut self, now: Instant, id: NodeId) {
+        if !self.overlay.observes(id) && !self.must_ask_itself(now, id) {
+            return;
+        }
         let Some(peer) = self.roster.get(id).map(|member| member.record.peer()) else {
             return;
         };
@@ -178,7 +194,7 @@ impl Membership {
     pub(crate) fn on_last_word(&mut self, now: Instant, id: NodeId) {
         let window = self.config.suspicion(self.roster.present_count());
         if let Some(suspicion) = self.suspicions.get_mut(&id) {
-            suspicion.last_word = false;
+            (suspicion.last_word, suspicion.removed_at) = (false, None);
             self.timers.set(Timer::Suspicion(id), now + window.min);
         }
     }
@@ -187,6 +203,7 @@ impl Membership {
     pub(crate) fn on_no_last_word(&mut self, now: Instant, id: NodeId, incarnation: Incarnation) {
         match self.suspicions.get(&id) {
             Some(suspicion) if suspicion.incarnation == incarnation => {
+                self.verdicts.add(id, incarnation, &[overlay::mark(self.me.id)]);
                 self.conclude(now, id, State::Down, incarnation);
             }
             // It has refuted meanwhile, and is suspected anew: that suspicion has a timer of its own.
@@ -195,10 +212,10 @@ impl Membership {
     }
 
     /// Admits that `id` is down or left, and tells it.
-    fn conclude(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation) {
+    pub(crate) fn conclude(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation) {
         let update = match state {
             State::Left => Update::Left(id, incarnation),
-            State::Down => Update::Down(id, incarnation),
+            State::Down => self.down(id, incarnation),
             State::Alive | State::Suspect => return,
         };
         if let Admitted::Changed(before) = self.roster.admit_state(now, id, state, incarnation) {
@@ -219,15 +236,19 @@ impl Membership {
             self.suspicions.remove(&id);
             self.timers.cancel(Timer::Suspicion(id));
         }
+        if state == State::Alive {
+            self.verdicts.forget(id);
+        }
         if id != self.me.id {
             let was_present = before.is_some_and(|(state, _)| state.is_present());
             match (was_present, state.is_present()) {
                 (false, true) => {
-                    self.prober.add(id);
+                    self.on_presence(id, true);
                     self.contacts.found(id);
                     self.timers.cancel(Timer::Reap(id));
                 }
                 (true, false) => {
+                    self.on_presence(id, false);
                     if state == State::Down {
                         self.contacts.lose(peer, self.config.contacts_max);
                     }
@@ -243,6 +264,7 @@ impl Membership {
     pub(crate) fn on_reap_due(&mut self, now: Instant, id: NodeId) {
         if let Some(member) = self.roster.reap(now, id, self.config.tombstones_max) {
             self.prober.forget(id);
+            self.verdicts.forget(id);
             self.events.push_back(Event::Reaped { id, incarnation: member.incarnation });
         }
     }
@@ -260,7 +282,7 @@ impl Membership {
             return;
         }
         self.rumours.last_round = now;
-        for peer in self.pick_present(self.config.rumour_fanout, None) {
+        for peer in self.pick_neighbours(self.config.rumour_fanout, None) {
             self.send(peer, Outgoing::Rumours { introduce: false, delivery: Delivery::Datagram });
         }
         self.timers.set_earlier(Timer::Rumours, now + self.rng.jitter(self.config.rumour_period));

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
+use crate::suspicion::Suspicion;
 use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
@@ -16,6 +17,8 @@ use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
 const PROBES_MAX: usize = 1_024;
+/// Most questions under way to members that may have to be dialled for it, where few are neighbours.
+pub(crate) const ASKED_AFAR_MAX: usize = 32;
 /// What whoever has to dial first needs at least.
 const DIAL: Duration = Duration::from_secs(1);
 /// Longest that a requester of an indirect ping may wait.
@@ -73,6 +76,8 @@ struct Probe {
     nacks: u32,
     helpers_asked: bool,
     waited_again: bool,
+    /// This node was isolated at the start, or when the verdict was due.
+    isolated: bool,
 }
 
 /// A ping on behalf of another node.
@@ -116,6 +121,8 @@ pub(crate) struct Prober {
     probes: BTreeMap<u32, Probe>,
     relays: BTreeMap<u32, Relay>,
     round_trips: BTreeMap<NodeId, Duration>,
+    /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
+    rounds: u8,
     rng: Rng,
 }
 
@@ -129,6 +136,7 @@ impl Prober {
             probes: BTreeMap::new(),
             relays: BTreeMap::new(),
             round_trips: BTreeMap::new(),
+            rounds: u8::MAX,
             rng,
         }
     }
@@ -144,17 +152,17 @@ impl Prober {
         }
     }
 
-    /// The next member of the round for which `present` holds; a pass ends with a shuffle.
-    fn next_target(&mut self, present: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+    /// The next member of the round for which `asked` holds; a pass ends with a shuffle.
+    fn next_target(&mut self, asked: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         for _ in 0..=self.order.len() {
             if self.next >= self.order.len() {
-                self.order.retain(|id| present(*id));
+                self.order.retain(|id| asked(*id));
                 self.rng.shuffle(&mut self.order);
                 self.next = 0;
             }
             let id = *self.order.get(self.next)?;
             self.next += 1;
-            if present(id) {
+            if asked(id) {
                 return Some(id);
             }
         }
@@ -189,6 +197,17 @@ impl Prober {
         *smooth = (*smooth * 7 + sample) / 8;
     }
 
+    /// Whether more than one of the last eight rounds was answered.
+    fn is_answered(&self) -> bool {
+        self.rounds.count_ones() > 1
+    }
+
+    /// How many last questions are under way to members for which `afar` holds.
+    pub(crate) fn last_words(&self, afar: impl Fn(NodeId) -> bool) -> usize {
+        let last = |probe: &&Probe| matches!(probe.purpose, Purpose::LastWord { .. }) && afar(probe.target.id);
+        self.probes.values().filter(last).count()
+    }
+
     fn is_probing(&self, target: Peer, same: impl Fn(Purpose) -> bool) -> bool {
         self.probes.values().any(|probe| probe.target == target && same(probe.purpose))
     }
@@ -197,8 +216,8 @@ impl Prober {
 impl Membership {
     pub(crate) fn on_probe_round(&mut self, now: Instant) {
         self.confirm_if_alone();
-        let roster = &self.roster;
-        let target = self.prober.next_target(|id| roster.present(id).is_some());
+        let (roster, overlay) = (&self.roster, &self.overlay);
+        let target = self.prober.next_target(|id| overlay.observes(id) && roster.present(id).is_some());
         if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
             && !self.me.gone
         {
@@ -220,9 +239,15 @@ impl Membership {
         if self.me.gone || self.prober.is_probing(target, |same| same == purpose) {
             return;
         }
-        // Questions that merges raise must not keep those from being asked that decide.
-        let most = if purpose.is_thorough() { PROBES_MAX } else { PROBES_MAX / 2 };
-        if self.prober.probes.len() >= most {
+        // Questions that merges raise must not keep those from being asked that decide, nor make everybody dial everybody.
+        let full = if purpose.is_thorough() {
+            self.prober.probes.len() >= PROBES_MAX
+        } else if self.overlay.is_mesh() {
+            self.prober.probes.len() >= PROBES_MAX / 2
+        } else {
+            self.prober.probes.values().filter(|probe| !probe.purpose.is_thorough()).count() >= ASKED_AFAR_MAX
+        };
+        if full {
             self.stats.shed += 1;
             if let Purpose::LastWord { .. } = purpose {
                 self.on_last_word(now, target.id);
@@ -246,6 +271,7 @@ impl Membership {
             nacks: 0,
             helpers_asked: false,
             waited_again: false,
+            isolated: !self.prober.is_answered(),
         };
         self.stats.probes += 1;
         let seq = self.prober.next_seq();
@@ -294,7 +320,7 @@ impl Membership {
     }
 
     fn ask_helpers(&mut self, now: Instant, seq: u32, target: Peer) {
-        let helpers = self.pick_present(self.config.helpers, Some(target.id));
+        let helpers = self.pick_neighbours(self.config.helpers, Some(target.id));
         let probe = self.prober.probes.get_mut(&seq).expect("the step that asks helpers has its probe");
         probe.helpers_asked = true;
         probe.helpers = helpers.iter().map(|helper| helper.id).collect();
@@ -307,24 +333,23 @@ impl Membership {
 
     /// Nobody answered. Silence is evidence only if the ping left, the verdict came on time, and somebody else
     /// was heard meanwhile; with nobody else to hear, the verdict waits once more and then stands, for
-    /// isolation and death look alike.
+    /// isolation and death look alike. A last word waits for longer while this node is isolated.
     fn on_verdict(&mut self, now: Instant, due: Instant, seq: u32) {
-        let period = self.config.period(self.roster.present_count());
-        let others = self.roster.present_count() > 2;
-        let Some(probe) = self.prober.probes.get_mut(&seq) else {
+        let Some(probe) = self.prober.probes.get(&seq) else {
             return;
         };
+        let period = self.config.period(self.roster.present_count());
         let late = now.since(due) > period / 4;
-        let heard = self.recent.other_since(probe.target.id, probe.started);
-        let doubtful = late || probe.sent == 0 || (others && !heard);
-        if probe.purpose.is_thorough() && doubtful && !probe.waited_again {
-            probe.waited_again = true;
-            probe.verdict_at = now + period;
-            self.timers.set(Timer::Probe(seq), now + period / 4);
-            return;
+        let unsound = late || probe.sent == 0;
+        let unheard = self.roster.present_count() > 2 && !self.recent.other_since(probe.target.id, probe.started);
+        let thorough = probe.purpose.is_thorough();
+        let isolated = self.is_isolated(now, probe);
+        if isolated || thorough && (unsound || unheard) && !probe.waited_again {
+            return self.wait_again(now, seq, if isolated { self.stall_limit() } else { period });
         }
-        // What never left, or was judged late twice, stays no evidence; silence all around does not.
-        let doubtful = probe.purpose.is_thorough() && (late || probe.sent == 0);
+        // What never left, or was judged late twice, stays no evidence, and what was asked while this node was isolated is
+        // none once it is not; silence all around is.
+        let doubtful = thorough && (unsound || probe.isolated && self.prober.is_answered());
         let Some(probe) = self.prober.probes.remove(&seq) else {
             return;
         };
@@ -339,8 +364,19 @@ impl Membership {
         self.on_silence(now, probe);
     }
 
+    fn wait_again(&mut self, now: Instant, seq: u32, wait: Duration) {
+        let isolated = !self.prober.is_answered();
+        let Some(probe) = self.prober.probes.get_mut(&seq) else { return };
+        (probe.waited_again, probe.verdict_at) = (true, now + wait);
+        probe.isolated |= isolated;
+        self.timers.set(Timer::Probe(seq), now + wait / 4);
+    }
+
     fn on_silence(&mut self, now: Instant, probe: Probe) {
         let id = probe.target.id;
+        if probe.purpose == Purpose::Round {
+            self.prober.rounds <<= 1;
+        }
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
             // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
@@ -413,6 +449,16 @@ impl Membership {
         self.on_digest(now, from, digest);
     }
 
+    /// Of the last eight rounds one was answered at most: that so many others are dead is less likely than that this node is cut off,
+    /// or slower than they wait. With one or two others it is not.
+    fn is_isolated(&self, now: Instant, probe: &Probe) -> bool {
+        let Purpose::LastWord { .. } = probe.purpose else { return false };
+        let until = self.suspicions.get(&probe.target.id).map(Suspicion::isolated_until);
+        self.prober.rounds.count_ones() <= 1
+            && self.roster.present_count() > 3
+            && until.is_some_and(|until| now < until)
+    }
+
     /// The probe `seq` was answered, by its target or through a helper.
     fn on_answer(&mut self, now: Instant, seq: u32, probe: &Probe) {
         self.prober.probes.remove(&seq);
@@ -421,13 +467,14 @@ impl Membership {
             self.health = self.health.saturating_sub(1);
         }
         match probe.purpose {
+            Purpose::Round => self.prober.rounds = self.prober.rounds << 1 | 1,
             Purpose::LastWord { .. } => self.on_last_word(now, probe.target.id),
             Purpose::Rival { incarnation } => self.on_rival_alive(probe.target, incarnation),
             Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
             // It has introduced itself; what else it knows comes by the digests.
             Purpose::Candidate if self.roster.present(probe.target.id).is_some() => {}
             Purpose::Heal | Purpose::Candidate => self.reconcile(now, probe.target),
-            Purpose::Round | Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}
+            Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}
         }
     }
 

@@ -173,7 +173,7 @@ mod tests {
 
     fn down(subject: u128, count: u32) -> (NodeId, Incarnation, Update) {
         let incarnation = Incarnation::new(1, count);
-        (node(subject), incarnation, Update::Down(node(subject), incarnation))
+        (node(subject), incarnation, Update::Down(node(subject), incarnation, Vec::new()))
     }
 
     fn queue(news: &[(NodeId, Incarnation, Update)]) -> Rumours {

@@ -14,6 +14,8 @@ use crate::{Incarnation, NodeId, Peer, State};
 pub const VERSION: u8 = 1;
 /// Bytes before the body.
 pub const ENVELOPE_BYTES: usize = 4;
+/// Most marks of observers in one update.
+pub const MARKS_MAX: usize = 16;
 /// Most updates in one message.
 pub const UPDATES_MAX: usize = 128;
 /// Most rows in one reconciliation message.
@@ -35,10 +37,16 @@ pub enum Update {
     Notice(NodeId, Incarnation),
     /// The last node suspects the subject.
     Suspect(NodeId, Incarnation, NodeId),
-    /// The subject was not heard of in time.
-    Down(NodeId, Incarnation),
+    /// The subject was not heard of in time, by those of its observers that have these marks.
+    Down(NodeId, Incarnation, Vec<u16>),
     /// The subject said goodbye.
     Left(NodeId, Incarnation),
+}
+
+impl Update {
+    fn keeps_caps(&self) -> bool {
+        !matches!(self, Self::Down(_, _, marks) if marks.len() > MARKS_MAX)
+    }
 }
 
 /// What every gossip message carries about its sender.
@@ -279,7 +287,9 @@ impl Message {
             | Self::PingReq { header, .. }
             | Self::Reached { header, .. }
             | Self::Nack { header, .. }
-            | Self::Rumours { header } => header.updates.len() <= UPDATES_MAX,
+            | Self::Rumours { header } => {
+                header.updates.len() <= UPDATES_MAX && header.updates.iter().all(Update::keeps_caps)
+            }
             Self::JoinRequest { .. } | Self::JoinHeld { .. } | Self::JoinRefused { .. } => true,
             Self::JoinReply { part, parts, rows, .. } => part < parts && rows.len() <= ROWS_MAX,
             Self::Rows { rows, .. } => rows.len() <= ROWS_MAX,

@@ -256,7 +256,8 @@ impl Host {
             life: self.rng.next_u64(),
             seed: self.rng.next_u64(),
         };
-        let config = Config::new(Settings::preset(spec.preset)).expect("presets are valid");
+        let settings = Settings { mesh_max: spec.mesh, ..Settings::preset(spec.preset) };
+        let config = Config::new(settings).expect("a preset is valid with any mesh that a plan can say");
         let local = self.local(now);
         let mut control = Control::new(local, config, peers_config(Class::Gossip, spec.limits), start, [7; 16])
             .expect("the profile keeps its limits");

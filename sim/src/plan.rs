@@ -54,6 +54,8 @@ pub struct WorldSpec {
     pub balanced: bool,
     /// How much their processes allow.
     pub limits: Limits,
+    /// Up to how many members everybody asks everybody.
+    pub mesh: usize,
 }
 
 /// How much processes allow: connections, dials, the age of a connection, calls.

@@ -60,6 +60,11 @@ const END: Duration = Duration::from_secs(600);
 /// Share of the plans at whose end everybody leaves at once, in millionths: a moment at which nobody owns any key.
 const EVERYBODY_LEAVES: u32 = 150_000;
 
+/// Half of the clusters are full meshes, whatever their size; of the others only the small ones are.
+fn draw_mesh(mut rng: Rng) -> usize {
+    if rng.chance(500_000) { 256 } else { log_uniform(&mut rng, 4, 32) as usize }
+}
+
 /// The plan of `seed`.
 pub fn plan(profile: Profile, seed: u64) -> Plan {
     let mut rng = Rng::new(seed).fork(0x706c_616e);
@@ -73,6 +78,7 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         arcs: 10,
         balanced: rng.chance(250_000),
         limits: Limits::Tight,
+        mesh: draw_mesh(rng.fork(2)),
     };
     let link = draw_link(&mut rng);
     let load = draw_load(&mut rng, profile);

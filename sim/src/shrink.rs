@@ -168,6 +168,7 @@ impl Search<'_> {
     fn simplify(&mut self) {
         self.change(|plan| plan.load = None);
         self.change(|plan| plan.world.balanced = false);
+        self.change(|plan| plan.world.mesh = 256);
         self.change(|plan| plan.world.zones = 1);
         self.change(|plan| plan.world.seeds = 1);
         self.change(|plan| plan.links.clear());

@@ -34,7 +34,7 @@ fn messages() -> Vec<Message> {
             Update::Alive(Blob(vec![1, 2, 3])),
             Update::Notice(node(1), Incarnation::new(1, 0)),
             Update::Suspect(node(1), Incarnation::new(1, 1), node(2)),
-            Update::Down(node(1), Incarnation::new(1, 1)),
+            Update::Down(node(1), Incarnation::new(1, 1), vec![7, 40_000]),
             Update::Left(node(1), Incarnation::new(1, 2)),
         ],
     };

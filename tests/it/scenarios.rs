@@ -70,6 +70,63 @@ fn a_node_cut_off_from_all_others_comes_back_by_itself() {
 }
 
 #[test]
+fn a_node_that_nobody_answers_does_not_remove_everybody_soon() {
+    // The nine others remove it within 13 s; it waits for the better part of a minute, and then it goes on alone.
+    let cut = |seconds: u64| {
+        let end = 60 + seconds;
+        format!(
+            "plan 1
+            world nodes=10 seeds=2 limits=shipped
+            at 60s cut isolate n4 for {seconds}s
+            at 60s measure for {seconds}s
+            quiet at {end}s core=100%
+            expect converged<=10s"
+        )
+    };
+    assert_eq!(tell(&cut(40), 1).measured[0].downs, 9, "only the others conclude");
+    assert_eq!(tell(&cut(90), 1).measured[0].downs, 18);
+}
+
+#[test]
+fn whoever_was_isolated_asks_again_before_it_removes_anybody() {
+    // Its last questions were asked while nobody could answer them; their time ends after the cut does.
+    let plan = "plan 1
+        world nodes=32 seeds=1 arcs=2^10
+        at 3s cut isolate n10 for 56s
+        quiet at 62s core=100%";
+    [10, 24, 26, 12_078].into_iter().for_each(|seed| _ = tell(plan, seed));
+}
+
+#[test]
+fn with_few_neighbours_a_death_is_known_to_all_and_nobody_dials_the_dead() {
+    let plan = "plan 1
+        world nodes=100 seeds=2 arcs=2^8 limits=shipped mesh=16
+        at 60s crash n50
+        at 61s measure for 19s
+        quiet at 80s core=100%";
+    let measured = &tell(plan, 3).measured[0];
+    assert_eq!((measured.downs, measured.false_downs), (99, 0), "{measured}");
+    // Its twenty neighbours try to reach it until it is removed, and so do the helpers that they ask; then about ten pairs
+    // become neighbours. Everybody else hears of it and dials nobody.
+    assert!(measured.handshakes_per_node_h < 200.0, "{measured}");
+}
+
+#[test]
+fn a_cut_between_nodes_with_few_neighbours_heals() {
+    for seconds in [4, 9, 40, 200] {
+        let end = 70 + seconds;
+        let plan = format!(
+            "plan 1
+            world nodes=64 seeds=2 arcs=2^8 mesh=16
+            at 70s cut half for {seconds}s
+            quiet at {end}s core=100%
+            expect converged<=15s"
+        );
+        tell(&plan, seconds);
+    }
+}
+
+#[test]
 fn two_nodes_that_lost_each_other_find_each_other() {
     let plan = "plan 1
         world nodes=2 seeds=1

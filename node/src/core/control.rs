@@ -3,7 +3,7 @@
 //! Composes [`Membership`] and [`Peers`] and decides only what lies between them: which connection a message
 //! takes, what waits for a dial, and who is kept warm.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use swimring_membership::codec::Malformed;
@@ -17,6 +17,10 @@ use super::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEv
 
 /// Most messages that wait for one dial; the newest are refused, for old news is told again.
 const WAITING_MAX: usize = 16;
+/// How often connections that nobody wants are looked for, where not everybody is connected to everybody.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// For how long nothing went over one before it is closed.
+const UNUSED: Duration = Duration::from_secs(20);
 /// How much longer the higher id waits before it dials a new member itself: the lower id dials first.
 const COURTESY: Duration = Duration::from_millis(400);
 
@@ -30,6 +34,10 @@ pub struct Control {
     fingerprint: [u8; 16],
     /// Members that should be connected and are not yet.
     wanted: Timers<Peer>,
+    /// Of which neighbours `wanted` was made.
+    neighbours: u64,
+    /// When connections that nobody wants are looked for next.
+    sweep: Option<Instant>,
     waiting: BTreeMap<Target, Vec<(Delivery, Vec<u8>)>>,
     ready: VecDeque<(ConnId, Delivery, Vec<u8>)>,
     events: VecDeque<ControlEvent>,
@@ -80,6 +88,8 @@ impl Control {
             life,
             fingerprint,
             wanted: Timers::default(),
+            neighbours: 0,
+            sweep: None,
             waiting: BTreeMap::new(),
             ready: VecDeque::new(),
             events: VecDeque::new(),
@@ -135,6 +145,7 @@ impl Control {
         let Some(peer) = self.peers.peer(conn) else {
             return Ok(());
         };
+        self.peers.note_use(now, conn);
         let result = self.membership.handle_message(now, peer, bytes);
         if result.is_err() {
             self.peers.expel(conn);
@@ -180,12 +191,20 @@ impl Control {
         while let Some((_, peer)) = self.wanted.pop_due(now) {
             self.keep_warm(now, peer);
         }
+        if self.sweep.is_some_and(|at| at <= now) {
+            self.sweep = (!self.membership.is_mesh()).then(|| now + SWEEP_EVERY);
+            let neighbours: BTreeSet<Peer> = self.membership.neighbours().collect();
+            self.peers.close_unused(now, UNUSED, |peer| neighbours.contains(&peer));
+        }
         self.settle(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.membership.poll_timeout(), self.peers.poll_timeout(), self.wanted.next()].into_iter().flatten().min()
+        [self.membership.poll_timeout(), self.peers.poll_timeout(), self.wanted.next(), self.sweep]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Appends the next message to `out` and says where it goes.
@@ -200,6 +219,7 @@ impl Control {
             let target = target_of(transmit.to);
             match self.peers.route(now, target) {
                 Route::Connected(conn) => {
+                    self.peers.note_use(now, conn);
                     return Some(Sending { conn, delivery: transmit.delivery, transmit: Some(transmit) });
                 }
                 Route::Dialling => {
@@ -254,6 +274,9 @@ impl Control {
             }
             self.events.push_back(ControlEvent::Membership(event));
         }
+        if self.neighbours != self.membership.neighbours_version() {
+            self.on_neighbours(now);
+        }
         while let Some(event) = self.peers.poll_event() {
             self.on_peers_event(now, &event);
             self.events.push_back(ControlEvent::Peers(event));
@@ -268,19 +291,36 @@ impl Control {
         if peer.id == self.me.id {
             return;
         }
-        if state.is_present() && self.peers.connection(peer).is_none() {
-            let courtesy = if self.me.id < peer.id { Duration::ZERO } else { self.rng.jitter(COURTESY) };
-            self.wanted.set_earlier(peer, now + courtesy);
+        if state.is_present() {
+            self.want(now, peer);
         } else if was_present && !state.is_present() {
             self.wanted.cancel(peer);
             self.peers.forget(peer, life, Goodbye::Gone);
         }
     }
 
-    /// Probes never dial: a present member is connected before its turn comes, and stays so.
+    /// Others are neighbours now. Those that are none any more stay connected until nothing has gone there for a while, so
+    /// that the new ones are warm before.
+    fn on_neighbours(&mut self, now: Instant) {
+        self.neighbours = self.membership.neighbours_version();
+        if !self.membership.is_mesh() && self.sweep.is_none() {
+            self.sweep = Some(now + SWEEP_EVERY);
+        }
+        let neighbours: Vec<Peer> = self.membership.neighbours().collect();
+        neighbours.into_iter().for_each(|peer| self.want(now, peer));
+    }
+
+    fn want(&mut self, now: Instant, peer: Peer) {
+        if self.membership.is_neighbour(peer.id) && self.peers.connection(peer).is_none() {
+            let courtesy = if self.me.id < peer.id { Duration::ZERO } else { self.rng.jitter(COURTESY) };
+            self.wanted.set_earlier(peer, now + courtesy);
+        }
+    }
+
+    /// Probes never dial: a neighbour is connected before its turn comes, and stays so.
     fn keep_warm(&mut self, now: Instant, peer: Peer) {
         let current = self.membership.roster().present(peer.id).is_some_and(|member| member.record.peer() == peer);
-        if !current {
+        if !current || !self.membership.is_neighbour(peer.id) {
             return;
         }
         if !matches!(self.peers.route(now, Target::Peer(peer, peer.address)), Route::Connected(_)) {

@@ -37,6 +37,8 @@ struct Conn {
     /// What was dialled, if this end did.
     dialled: Option<Target>,
     retired: bool,
+    /// When something went over it last.
+    used: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -183,6 +185,22 @@ impl Peers {
         self.commands.push_back(Command::Dial { dial, address, expect });
     }
 
+    /// Something goes over a connection.
+    pub fn note_use(&mut self, now: Instant, conn: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.used = now;
+        }
+    }
+
+    /// Closes connections to peers that are not `wanted`, over which nothing went for so long.
+    pub fn close_unused(&mut self, now: Instant, unused: Duration, wanted: impl Fn(Peer) -> bool) {
+        let idle = self.conns.iter().filter(|(_, conn)| now.since(conn.used) >= unused && !wanted(conn.peer));
+        for conn in idle.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Unused });
+            self.handle_closed(conn);
+        }
+    }
+
     /// The connection to use for `peer`.
     pub fn connection(&self, peer: Peer) -> Option<ConnId> {
         self.by_peer.get(&peer).and_then(|conns| conns.first()).copied()
@@ -313,7 +331,7 @@ impl Peers {
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
         let peer = hello.peer;
-        let conn = Conn { peer, life: hello.life, dialled, retired: false };
+        let conn = Conn { peer, life: hello.life, dialled, retired: false, used: now };
         let age = self.rng.jitter(self.config.age_max);
         if dialled.is_some() {
             self.timers.set(Timer::Age(id), now + age);

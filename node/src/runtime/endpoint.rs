@@ -280,6 +280,7 @@ pub(crate) fn close_code(why: Goodbye) -> VarInt {
         Goodbye::Malformed => 4,
         Goodbye::Full => 5,
         Goodbye::Late => 6,
+        Goodbye::Unused => 7,
     })
 }
 

@@ -303,6 +303,7 @@ fn plan(course: &Course) -> Plan {
             arcs: 8,
             balanced: false,
             limits: Limits::Shipped,
+            mesh: 256,
         },
         links: vec![LinkRule { latency, loss: 0, dup: 0, corrupt: 0, reorder: Duration::ZERO, pairs: Pairs::All }],
         load: None,

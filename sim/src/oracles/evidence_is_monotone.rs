@@ -18,7 +18,7 @@ impl Oracle for Watch {
             return;
         }
         for update in header.map(|header| header.updates.as_slice()).unwrap_or_default() {
-            let (Update::Suspect(id, told, _) | Update::Down(id, told) | Update::Left(id, told)) = update else {
+            let (Update::Suspect(id, told, _) | Update::Down(id, told, _) | Update::Left(id, told)) = update else {
                 continue;
             };
             if let Some((state, held)) = membership.roster().belief(*id)

@@ -12,6 +12,9 @@ use super::{Facts, Findings, Oracle, Property};
 
 /// How long two nodes must have reached each other: a probe that was lost before takes that long.
 const REACHABLE: Duration = Duration::from_secs(2);
+/// How long everybody must have reached the subject where a node believes its observers: what they found takes that long
+/// to get around, and to be objected to.
+const REACHABLE_BY_ALL: Duration = Duration::from_secs(8);
 /// How long a machine must have been without trouble: what it missed in a pause has effects for a while.
 const WELL: Duration = Duration::from_secs(60);
 /// Loss above this excuses a verdict, in millionths.
@@ -39,8 +42,13 @@ impl Oracle for Watch {
             let quiet = machine.troubled.is_none_or(|since| facts.now.since(since) > WELL);
             quiet && !machine.stands_still() && facts.now.since(machine.started) > WELL
         };
-        let reached =
-            facts.network.reachable_since(host, subject.index).is_some_and(|since| facts.now.since(since) > REACHABLE);
+        let reached_by = |other: usize, least: Duration| {
+            let since = facts.network.reachable_since(other, subject.index);
+            since.is_some_and(|since| facts.now.since(since) > least)
+        };
+        let mesh = facts.hosts[host].control.as_ref().is_none_or(|control| control.membership().is_mesh());
+        let reached = reached_by(host, REACHABLE)
+            && (mesh || (0..facts.hosts.len()).all(|other| reached_by(other, REACHABLE_BY_ALL)));
         let alive = subject.control.as_ref().is_some_and(|control| {
             control.membership().is_confirmed() && control.membership().record().incarnation().boot == incarnation.boot
         });

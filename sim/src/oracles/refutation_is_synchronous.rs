@@ -37,7 +37,7 @@ impl Oracle for Watch {
 fn accusation(header: &Header, me: NodeId) -> Option<Incarnation> {
     let belief = header.belief.filter(|(state, _)| matches!(state, State::Suspect | State::Down));
     let updates = header.updates.iter().filter_map(|update| match update {
-        Update::Suspect(id, at, _) | Update::Down(id, at) if *id == me => Some(*at),
+        Update::Suspect(id, at, _) | Update::Down(id, at, _) if *id == me => Some(*at),
         _ => None,
     });
     updates.chain(belief.map(|(_, at)| at)).max()

@@ -12,6 +12,9 @@ use super::{
 /// Most nodes of a world.
 const NODES_MAX: usize = 65_536;
 
+/// Up to how many members everybody asks everybody, as shipped.
+pub(super) const MESH: usize = 256;
+
 type Parsed<T> = Result<T, String>;
 
 pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
@@ -24,6 +27,7 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
             arcs: 14,
             balanced: false,
             limits: Limits::Tight,
+            mesh: MESH,
         },
         links: Vec::new(),
         load: None,
@@ -213,6 +217,7 @@ fn world<'a>(world: &mut WorldSpec, words: impl Iterator<Item = &'a str>) -> Par
             ("balanced", "no") => world.balanced = false,
             ("limits", "tight") => world.limits = Limits::Tight,
             ("limits", "shipped") => world.limits = Limits::Shipped,
+            ("mesh", value) => world.mesh = number(value)?,
             ("preset", "lan") => world.preset = Preset::Lan,
             ("preset", "wan") => world.preset = Preset::Wan,
             ("preset", "local") => world.preset = Preset::Local,
@@ -224,8 +229,9 @@ fn world<'a>(world: &mut WorldSpec, words: impl Iterator<Item = &'a str>) -> Par
         }
     }
     let bad = world.nodes == 0 || world.nodes > NODES_MAX || !(1..=26).contains(&world.zones);
+    let bad = bad || world.mesh < 4;
     if bad || world.seeds == 0 || world.seeds > world.nodes || !(8..=24).contains(&world.arcs) {
-        return Err("a world has 1 to 65,536 nodes, 1 to 26 zones, at least one seed and 2^8 to 2^24 arcs".into());
+        return Err("a world has 1 to 65,536 nodes, 1 to 26 zones, at least one seed, 2^8 to 2^24 arcs and a mesh of 4 at least".into());
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use swimring_membership::Preset;
 
+use super::parse::MESH;
 use super::{Action, Cut, Keys, Latency, Limits, Memory, Pairs, Plan, Select, Side};
 
 pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
@@ -17,7 +18,11 @@ pub(super) fn plan(plan: &Plan, f: &mut Formatter<'_>) -> Result {
     writeln!(f, "plan 1")?;
     write!(f, "world nodes={} zones={} seeds={} preset={preset} arcs=2^{}", w.nodes, w.zones, w.seeds, w.arcs)?;
     write!(f, "{}", if w.balanced { " balanced=yes" } else { "" })?;
-    writeln!(f, "{}", if w.limits == Limits::Shipped { " limits=shipped" } else { "" })?;
+    write!(f, "{}", if w.limits == Limits::Shipped { " limits=shipped" } else { "" })?;
+    if w.mesh != MESH {
+        write!(f, " mesh={}", w.mesh)?;
+    }
+    writeln!(f)?;
     for rule in &plan.links {
         write!(f, "link latency={} loss={}", latency(rule.latency), percent(rule.loss))?;
         write!(f, " dup={} reorder={} corrupt={}", percent(rule.dup), time(rule.reorder), percent(rule.corrupt))?;

@@ -2,7 +2,7 @@ use super::*;
 
 const EVERYTHING: &str = r#"
 plan 1
-world nodes=50 zones=3 seeds=3 preset=lan arcs=2^14 balanced=yes limits=shipped
+world nodes=50 zones=3 seeds=3 preset=lan arcs=2^14 balanced=yes limits=shipped mesh=24
 link latency=uniform(0.2ms,1ms) loss=0.1% dup=1% reorder=1ms corrupt=0.01% between zone:a zone:b
 link latency=exp(20ms) from n7 to n9
 link latency=bimodal(1ms,50ms,1%) between n1 n2

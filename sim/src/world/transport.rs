@@ -285,7 +285,7 @@ impl World {
     }
 
     fn idle(&self) -> Duration {
-        IDLE + IDLE_PER_NODE * self.hosts.len() as u32
+        IDLE + IDLE_PER_NODE * self.hosts.len().min(self.plan.world.mesh) as u32
     }
 
     pub(super) fn on_idle(&mut self, conn: u64, process: Process) {

@@ -107,6 +107,8 @@ pub enum Goodbye {
     Full,
     /// The other end broke the protocol.
     Malformed,
+    /// Nothing went over it for a while, and the peer is no neighbour.
+    Unused,
 }
 
 /// What became of a route.
