@@ -259,24 +259,33 @@ fn hash(bytes: &[u8]) -> u128 {
 }
 
 /// How many records are kept to be recognised.
-const HEARD: usize = 16;
+const HEARD: usize = 1_024;
 
-/// The last records that were heard: a rumour comes many times, and need not be read and hashed each time.
+/// The last records that were heard: a rumour comes many times, and need not be read and hashed each time. Each has its
+/// place, which the next one with the same place takes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Heard {
-    records: [Option<Record>; HEARD],
-    next: usize,
+    records: Vec<Option<Record>>,
+}
+
+/// The place of a record: FNV-1a over all of it, for records of one node differ in a few bytes only.
+fn place(bytes: &[u8]) -> usize {
+    let mixed = bytes.iter().fold(bytes.len() as u32, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    mixed as usize % HEARD
 }
 
 impl Heard {
     /// Reads a record, or recognises it.
     pub(crate) fn parse(&mut self, cluster: &Name, bytes: Vec<u8>) -> Result<Record, Malformed> {
-        if let Some(known) = self.records.iter().flatten().find(|known| known.0.bytes == bytes) {
+        if self.records.is_empty() {
+            self.records.resize(HEARD, None);
+        }
+        let held = &mut self.records[place(&bytes)];
+        if let Some(known) = held.as_ref().filter(|known| known.0.bytes == bytes) {
             return Ok(known.clone());
         }
         let record = Record::parse(cluster, bytes)?;
-        self.records[self.next] = Some(record.clone());
-        self.next = (self.next + 1) % HEARD;
+        *held = Some(record.clone());
         Ok(record)
     }
 }
@@ -319,9 +328,10 @@ mod tests {
         };
         let first = heard.parse(&cluster(), record(0)).unwrap();
         assert!(Arc::ptr_eq(&first.0, &heard.parse(&cluster(), record(0)).unwrap().0));
-        for count in 1..=HEARD as u32 {
+        for count in 1..=10 * HEARD as u32 {
             assert_eq!(heard.parse(&cluster(), record(count)).unwrap().incarnation(), Incarnation::new(1, count));
         }
+        assert_eq!(heard.records.len(), HEARD);
         assert!(!Arc::ptr_eq(&first.0, &heard.parse(&cluster(), record(0)).unwrap().0), "only the last ones are kept");
         assert!(heard.parse(&cluster(), alloc::vec![0xff; 20]).is_err());
     }

@@ -46,6 +46,8 @@ pub(crate) struct Rumours {
 const SEVERE: u8 = 0;
 const SUSPECT: u8 = 1;
 const MILD: u8 = 2;
+/// How many rumours are looked at to fill one message: what does not fit is as long as others behind it.
+const LOOKED_AT_MAX: usize = 64;
 /// No update is shorter.
 const SMALLEST_UPDATE_BYTES: usize = 18;
 
@@ -93,7 +95,7 @@ impl Rumours {
         self.last.clear();
         let mut updates = Vec::new();
         let mut left = budget;
-        for &(_, _, key) in &self.order {
+        for &(_, _, key) in self.order.iter().take(most + LOOKED_AT_MAX) {
             let rumour = &self.rumours[&key];
             if rumour.bytes <= left {
                 left -= rumour.bytes;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
-use swimring::core::link::{Arrival, Link, LinkLimits, Outbound};
+use swimring::core::link::{Arrival, Link, Outbound};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
@@ -27,7 +27,10 @@ use crate::network::draw;
 use crate::oracles::Property;
 use crate::world::{Happening, World};
 
+use self::links::Links;
+
 mod connections;
+mod links;
 mod load;
 mod serving;
 
@@ -93,9 +96,9 @@ pub(crate) struct App {
     peer: Peer,
     pub(crate) publishing: Publishing,
     /// The highest fence under which each key ran here.
-    held: BTreeMap<Vec<u8>, u64>,
+    held: BTreeMap<Arc<[u8]>, u64>,
     pub(crate) peers: Peers,
-    pub(crate) links: BTreeMap<Instance, Link<Token, Arc<[u8]>>>,
+    pub(crate) links: Links,
     conns: BTreeMap<ConnId, Instance>,
     waiting: BTreeMap<Peer, BTreeSet<Instance>>,
     admission: Admission,
@@ -122,7 +125,7 @@ impl App {
             publishing,
             held: BTreeMap::new(),
             peers: Peers::new(Class::Calls, peer, me.life, peers, rng.fork(1)),
-            links: BTreeMap::new(),
+            links: Links::default(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
             admission: Admission::new(me, LIMITS),
@@ -165,15 +168,17 @@ impl App {
         self.waiting.values().map(BTreeSet::len).sum()
     }
 
-    /// A process for which calls wait that no connection, and no dial, will end.
-    pub(crate) fn stuck(&self) -> Option<Instance> {
+    /// A process for which calls wait that no connection, and no dial, will end; of those whose links have changed.
+    pub(crate) fn stuck(&mut self) -> Option<Instance> {
+        let changed = self.links.take_changed();
         let dialled = |to: &Instance| self.waiting.values().any(|waiting| waiting.contains(to));
         let connected = |to: &Instance| self.conns.values().any(|other| other == to);
-        let stuck = |(to, link): &(&Instance, &Link<Token, Arc<[u8]>>)| {
+        let stuck = |to: &Instance| {
+            let Some(link) = self.links.get(to) else { return false };
             let queued = link.queued_count();
             (queued > 0 && !link.is_connected() && !dialled(to)) || (link.open_count() > queued && !connected(to))
         };
-        self.links.iter().find(stuck).map(|(to, _)| *to)
+        changed.into_iter().find(stuck)
     }
 
     pub(crate) fn remembered(&self) -> swimring::forwarder::Remembered {
@@ -187,7 +192,9 @@ impl App {
 
     /// Tells everybody that this process goes.
     pub(crate) fn say_goodbye(&mut self) {
-        self.links.values_mut().for_each(|link| link.send(&Frame::Goodbye, &[]));
+        for to in self.links.ends().collect::<Vec<_>>() {
+            self.links.get_mut(&to).into_iter().for_each(|link| link.send(&Frame::Goodbye, &[]));
+        }
     }
 
     /// The view that is in use.
@@ -478,7 +485,7 @@ impl World {
             hop,
             record: active.record.clone().filter(|_| hop > 1),
         };
-        let link = app.links.entry(to).or_insert_with(|| Link::new(now, to, LinkLimits::default()));
+        let link = app.links.to(now, to);
         match link.enqueue(outbound, token) {
             Ok(seq) => (active.sent, active.hop) = (Some((to, seq)), hop),
             Err((_, proof)) => {

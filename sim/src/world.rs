@@ -26,6 +26,7 @@ use crate::recording::{self, Believed};
 use crate::trace::{Flip, Trace};
 
 mod checks;
+mod lives;
 mod measured;
 mod transport;
 mod verdict;
@@ -136,6 +137,8 @@ pub struct World {
     pub(crate) load_rng: Rng,
     pub(crate) overload: u32,
     pub(crate) runs: u64,
+    /// At which hosts each key ran.
+    pub(crate) ran_at: BTreeMap<Arc<[u8]>, BTreeSet<usize>>,
     pub(crate) rings: Arc<swimring::core::view::Rings>,
     /// Digests of rings by which calls went.
     pub(crate) used_rings: BTreeSet<u128>,
@@ -186,6 +189,7 @@ impl World {
             load_rng: rng.fork(3),
             overload: 1,
             runs: 0,
+            ran_at: BTreeMap::new(),
             rings: Arc::default(),
             used_rings: BTreeSet::new(),
             hasher: Self::sim_hasher(),
@@ -412,46 +416,6 @@ impl World {
         for oracle in &mut self.oracles {
             each(oracle.as_mut(), &facts, &mut self.findings);
         }
-    }
-
-    /// Starts a process and lets it have its first outputs.
-    pub(crate) fn start(&mut self, index: usize, memory: Memory) {
-        if self.hosts[index].is_up() {
-            return;
-        }
-        let seeds = self.seeds_for(index);
-        let zone = self.network.zone(index);
-        let rings = Arc::clone(&self.rings);
-        self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds, &rings);
-        self.up += 1;
-        self.start_keeping_house(self.hosts[index].process());
-        self.say(|| format!("start n{}", index + 1));
-        self.note(|| recording::Event::Up { node: index });
-        self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
-        self.pump(index);
-    }
-
-    /// Every node knows the seeds, itself among them if it is one; the first node of a world that begins is a cluster of one, on purpose.
-    fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
-        let first = index == 0 && self.hosts[0].life == 0;
-        let seeds = self.hosts.iter().take(self.plan.world.seeds);
-        match (first, self.plan.world.balanced) {
-            (true, _) => Vec::new(),
-            (false, true) => vec![transport::balancer()],
-            (false, false) => seeds.map(|seed| seed.address).collect(),
-        }
-    }
-
-    /// Ends a process without a word.
-    pub(crate) fn kill(&mut self, index: usize) {
-        let process = self.hosts[index].process();
-        self.up -= usize::from(self.hosts[index].is_up());
-        self.hosts[index].kill();
-        self.network.conns.close_process(process);
-        self.dials.end_process(process);
-        self.say(|| format!("end n{}", index + 1));
-        self.note(|| recording::Event::Down { node: index });
-        self.note_view(index);
     }
 
     /// Takes everything a process has to say, until it has nothing left.

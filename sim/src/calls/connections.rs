@@ -17,7 +17,7 @@ impl World {
         }
         let instance = Instance { node: hello.peer.id, life: hello.life };
         app.conns.insert(conn, instance);
-        let link = app.links.entry(instance).or_insert_with(|| Link::new(now, instance, LinkLimits::default()));
+        let link = app.links.to(now, instance);
         link.connected(now, conn, asked, hello.clock());
         link.prefer(app.peers.connection(hello.peer));
         // Whoever waits for another process of this node waits in vain.
@@ -65,7 +65,8 @@ impl World {
         }
         if !host.stands_still() {
             let now = host.local(self.now);
-            let links: Vec<Instance> = host.app.iter().flat_map(|app| app.links.keys().copied()).collect();
+            host.app.iter_mut().for_each(|app| app.links.touch_all());
+            let links: Vec<Instance> = host.app.iter().flat_map(|app| app.links.ends()).collect();
             for to in links {
                 let app = self.hosts[process.host].app.as_mut();
                 if let Some(link) = app.and_then(|app| app.links.get_mut(&to)).filter(|link| link.is_connected()) {
@@ -134,9 +135,7 @@ impl World {
                 }
                 continue;
             }
-            let has_work = |link: &Link<Token, Arc<[u8]>>| link.has_work() || link.has_large_work();
-            let ready = app.links.iter_mut().find(|(_, link)| link.is_connected() && has_work(link));
-            let Some((_, link)) = ready else { break };
+            let Some(link) = app.links.next_ready() else { break };
             let Some(conn) = link.preferred() else { break };
             let mut bytes = Vec::new();
             link.take(now, conn, BATCH, &mut bytes);

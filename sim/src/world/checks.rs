@@ -76,7 +76,7 @@ impl World {
 
     /// Every call that has been queued or handed over waits for something that will end.
     pub(crate) fn check_calls(&mut self, index: usize) {
-        let stuck = self.hosts[index].app.as_ref().and_then(crate::calls::App::stuck);
+        let stuck = self.hosts[index].app.as_mut().and_then(crate::calls::App::stuck);
         self.check(index, Property::P4, stuck.is_none(), || format!("calls to {stuck:?} wait for nothing"));
     }
 

@@ -1,0 +1,73 @@
+//! The links of one process: which of them was touched, so that nobody has to look at all of them after every event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use swimring::core::link::{Link, LinkLimits};
+use swimring_membership::{Instance, Instant};
+
+use super::Token;
+
+type Held = Link<Token, Arc<[u8]>>;
+
+/// Every link, by the process at its other end.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    by_end: BTreeMap<Instance, Held>,
+    /// What may have something to write.
+    touched: BTreeSet<Instance>,
+    /// What has changed since it was looked at whether it is stuck.
+    changed: BTreeSet<Instance>,
+}
+
+impl Links {
+    pub(crate) fn get(&self, to: &Instance) -> Option<&Held> {
+        self.by_end.get(to)
+    }
+
+    pub(crate) fn get_mut(&mut self, to: &Instance) -> Option<&mut Held> {
+        self.touch(*to);
+        self.by_end.get_mut(to)
+    }
+
+    /// The link to `to`, made if there is none.
+    pub(crate) fn to(&mut self, now: Instant, to: Instance) -> &mut Held {
+        self.touch(to);
+        self.by_end.entry(to).or_insert_with(|| Link::new(now, to, LinkLimits::default()))
+    }
+
+    fn touch(&mut self, to: Instance) {
+        self.touched.insert(to);
+        self.changed.insert(to);
+    }
+
+    pub(crate) fn touch_all(&mut self) {
+        let all: Vec<Instance> = self.ends().collect();
+        all.into_iter().for_each(|to| self.touch(to));
+    }
+
+    pub(crate) fn remove(&mut self, to: &Instance) {
+        self.by_end.remove(to);
+    }
+
+    pub(crate) fn ends(&self) -> impl Iterator<Item = Instance> {
+        self.by_end.keys().copied()
+    }
+
+    /// The first connected link that has something to write.
+    pub(crate) fn next_ready(&mut self) -> Option<&mut Held> {
+        let ready = |link: &Held| link.is_connected() && (link.has_work() || link.has_large_work());
+        while let Some(to) = self.touched.first().copied() {
+            if self.by_end.get(&to).is_some_and(ready) {
+                return self.by_end.get_mut(&to);
+            }
+            self.touched.pop_first();
+        }
+        None
+    }
+
+    /// Those that have changed since the last time.
+    pub(crate) fn take_changed(&mut self) -> BTreeSet<Instance> {
+        std::mem::take(&mut self.changed)
+    }
+}

@@ -1,0 +1,45 @@
+//! How processes begin and end.
+
+use super::*;
+
+impl World {
+    /// Starts a process and lets it have its first outputs.
+    pub(crate) fn start(&mut self, index: usize, memory: Memory) {
+        if self.hosts[index].is_up() {
+            return;
+        }
+        let seeds = self.seeds_for(index);
+        let zone = self.network.zone(index);
+        let rings = Arc::clone(&self.rings);
+        self.hosts[index].start(self.now, &self.plan.world, zone, memory, &seeds, &rings);
+        self.up += 1;
+        self.start_keeping_house(self.hosts[index].process());
+        self.say(|| format!("start n{}", index + 1));
+        self.note(|| recording::Event::Up { node: index });
+        self.with_oracles(|oracle, facts, out| oracle.on_start(facts, index, out));
+        self.pump(index);
+    }
+
+    /// Every node knows the seeds, itself among them if it is one; the first node of a world that begins is a cluster of one, on purpose.
+    fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
+        let first = index == 0 && self.hosts[0].life == 0;
+        let seeds = self.hosts.iter().take(self.plan.world.seeds);
+        match (first, self.plan.world.balanced) {
+            (true, _) => Vec::new(),
+            (false, true) => vec![transport::balancer()],
+            (false, false) => seeds.map(|seed| seed.address).collect(),
+        }
+    }
+
+    /// Ends a process without a word.
+    pub(crate) fn kill(&mut self, index: usize) {
+        let process = self.hosts[index].process();
+        self.up -= usize::from(self.hosts[index].is_up());
+        self.hosts[index].kill();
+        self.network.conns.close_process(process);
+        self.dials.end_process(process);
+        self.say(|| format!("end n{}", index + 1));
+        self.note(|| recording::Event::Down { node: index });
+        self.note_view(index);
+    }
+}
