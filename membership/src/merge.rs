@@ -4,7 +4,7 @@
 //! remote *down* about a member that is alive here is not admitted: the member is asked to outbid it. An
 //! unknown or lost member that a merge names enters only after it has answered somebody here.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::codec::{Blob, Malformed};
@@ -19,10 +19,16 @@ const LEAF_MEMBERS: u32 = 64;
 /// Into how many parts a range is split.
 const SPLIT: u128 = 16;
 
-/// Since when which peers' views differ, and which processes wait for a name.
+/// How many digests other than this node's own are remembered.
+const DIGESTS_MAX: usize = 16;
+
+/// Since when which peers' views differ, since when which other views are met at anybody, and which processes wait for a
+/// name.
 #[derive(Debug, Default)]
 pub(crate) struct Reconciler {
     differing: BTreeMap<NodeId, Instant>,
+    /// The digests of other views, the one met first in front.
+    others: VecDeque<(u128, Instant)>,
     pub(crate) claims: BTreeMap<NodeId, Record>,
 }
 
@@ -30,19 +36,45 @@ impl Reconciler {
     pub(crate) fn forget(&mut self, id: NodeId) {
         self.differing.remove(&id);
     }
+
+    /// A peer has another view than this node: since when that is so, of the peer or of the view.
+    fn differs(&mut self, now: Instant, peer: NodeId, digest: u128) -> Instant {
+        let of_peer = *self.differing.entry(peer).or_insert(now);
+        let met = self.others.iter().find(|(other, _)| *other == digest).map(|(_, since)| *since);
+        let of_view = met.unwrap_or_else(|| {
+            if self.others.len() >= DIGESTS_MAX {
+                self.others.pop_front();
+            }
+            self.others.push_back((digest, now));
+            now
+        });
+        of_peer.min(of_view)
+    }
+
+    /// A peer has the same view, or none to compare.
+    fn agrees(&mut self, peer: NodeId, digest: u128) {
+        self.differing.remove(&peer);
+        self.others.retain(|(other, _)| *other != digest);
+    }
+
+    /// The two views are being compared: not with everybody else who has the same one at once.
+    fn compares(&mut self, now: Instant, peer: NodeId) {
+        self.differing.insert(peer, now);
+        self.others.clear();
+    }
 }
 
 impl Membership {
     /// The digest of a peer that this node has asked.
     pub(crate) fn on_digest(&mut self, now: Instant, from: Peer, digest: u128) {
         if digest == self.roster.digest() || !self.joiner.joined {
-            self.reconciler.differing.remove(&from.id);
+            self.reconciler.agrees(from.id, digest);
             return;
         }
         if self.roster.present(from.id).is_none() {
             return;
         }
-        let since = *self.reconciler.differing.entry(from.id).or_insert(now);
+        let since = self.reconciler.differs(now, from.id, digest);
         let patience = self.config.reconcile_after.max(self.config.dissemination(self.roster.present_count()));
         if now.since(since) >= patience {
             self.reconcile(now, from);
@@ -52,13 +84,13 @@ impl Membership {
     /// The digest of a peer that asks this node: it will compare; only agreement is noted.
     pub(crate) fn on_digest_of_pinger(&mut self, _now: Instant, from: Peer, digest: u128) {
         if digest == self.roster.digest() {
-            self.reconciler.differing.remove(&from.id);
+            self.reconciler.agrees(from.id, digest);
         }
     }
 
     /// Compares this node's view with that of `peer`.
     pub(crate) fn reconcile(&mut self, now: Instant, peer: Peer) {
-        self.reconciler.differing.insert(peer.id, now);
+        self.reconciler.compares(now, peer.id);
         self.stats.reconciliations += 1;
         let ranges = self.sum_up_all();
         self.send_whole(peer, Message::Ranges { ranges });

@@ -103,8 +103,9 @@ impl Membership {
             (State::Down, Some((State::Alive | State::Suspect, _))) => {
                 self.suspect(now, id, incarnation, by);
                 // Old news of a member that is suspected anew does not shorten its time.
-                if self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation) {
-                    if self.overlay.observes(id) { self.on_suspicion_due(now, id) } else { self.weigh(now, id) }
+                let current = self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation);
+                if current && self.overlay.observes(id) {
+                    self.on_suspicion_due(now, id);
                 }
             }
             (_, Some(_)) => self.conclude(now, id, state, incarnation),

@@ -116,7 +116,16 @@ impl Overlay {
 
 /// Who observes `subject` in this view, each once; whether it is present itself does not matter.
 pub(crate) fn observers(subject: NodeId, roster: &Roster) -> Vec<NodeId> {
-    let rings: Vec<Next> = (0..RINGS).map(|ring| before(ring, subject, roster)).collect();
+    let mine: [u64; RINGS] = core::array::from_fn(|ring| place(ring, subject));
+    let mut rings: [Next; RINGS] = [None; RINGS];
+    for other in others(roster, subject) {
+        for ring in 0..RINGS {
+            let far = (mine[ring].wrapping_sub(place(ring, other)), other);
+            if rings[ring].is_none_or(|held| far < held) {
+                rings[ring] = Some(far);
+            }
+        }
+    }
     distinct(rings.iter())
 }
 

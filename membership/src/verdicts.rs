@@ -7,36 +7,60 @@ use crate::membership::{Membership, Timer};
 use crate::overlay;
 use crate::probe::ASKED_AFAR_MAX;
 use crate::wire::{MARKS_MAX, Update};
-use crate::{Incarnation, Instant, NodeId, State};
+use crate::{Incarnation, Instant, NodeId, Roster, State};
 
-/// By whom a member was found silent, at which incarnation.
+/// Who found which member silent.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Verdicts(BTreeMap<NodeId, (Incarnation, Vec<u16>)>);
+pub(crate) struct Verdicts(BTreeMap<NodeId, Verdict>);
+
+#[derive(Clone, Debug, Default)]
+struct Verdict {
+    incarnation: Incarnation,
+    /// Of whoever found it silent.
+    marks: Vec<u16>,
+    /// Who observed it when that was asked last: it is asked often, and the view is long.
+    observers: Vec<NodeId>,
+}
 
 impl Verdicts {
     /// Those with these marks found `id` silent at `incarnation`; whether that is news.
     pub(crate) fn add(&mut self, id: NodeId, incarnation: Incarnation, marks: &[u16]) -> bool {
-        let (held, by) = self.0.entry(id).or_default();
-        if incarnation < *held {
+        let held = self.0.entry(id).or_default();
+        if incarnation < held.incarnation {
             return false;
         }
-        if incarnation > *held {
-            (*held, *by) = (incarnation, Vec::new());
+        if incarnation > held.incarnation {
+            *held = Verdict { incarnation, ..Verdict::default() };
         }
-        let before = by.len();
+        let before = held.marks.len();
         for mark in marks {
-            if by.len() < MARKS_MAX && !by.contains(mark) {
-                by.push(*mark);
+            if held.marks.len() < MARKS_MAX && !held.marks.contains(mark) {
+                held.marks.push(*mark);
             }
         }
-        by.len() > before
+        held.marks.len() > before
     }
 
     /// The marks of those who found `id` silent at `incarnation`.
     pub(crate) fn marks(&self, id: NodeId, incarnation: Incarnation) -> &[u16] {
-        match self.0.get(&id) {
-            Some((held, by)) if *held == incarnation => by,
-            _ => &[],
+        self.at(id, incarnation).map_or(&[], |held| &held.marks)
+    }
+
+    fn at(&self, id: NodeId, incarnation: Incarnation) -> Option<&Verdict> {
+        self.0.get(&id).filter(|held| held.incarnation == incarnation)
+    }
+
+    /// Looks up who observes `id`, unless that was done for this incarnation.
+    fn note_observers(&mut self, id: NodeId, roster: &Roster) {
+        if self.0.get(&id).is_some_and(|held| held.observers.is_empty()) {
+            self.observe_anew(id, roster);
+        }
+    }
+
+    /// Looks up who observes `id`, if somebody found it silent.
+    fn observe_anew(&mut self, id: NodeId, roster: &Roster) {
+        if let Some(held) = self.0.get_mut(&id) {
+            held.observers = overlay::observers(id, roster);
         }
     }
 
@@ -50,13 +74,20 @@ impl Membership {
     /// Somebody says that `id` is down: those of its observers that have these marks found it silent.
     pub(crate) fn on_down(&mut self, now: Instant, from: NodeId, id: NodeId, incarnation: Incarnation, marks: &[u16]) {
         let listed = self.roster.get(id).is_some() && self.is_plausible(id, incarnation);
-        let enough = listed && !self.overlay.is_mesh() && self.is_found_silent(id, incarnation, false);
+        let enough = !self.overlay.is_mesh() && self.is_found_silent(id, incarnation, false);
         let grew = listed && self.verdicts.add(id, incarnation, marks);
         self.on_accusation(now, id, State::Down, incarnation, from);
+        if !grew || self.overlay.is_mesh() {
+            return;
+        }
+        let belief = self.roster.belief(id);
+        if belief == Some((State::Suspect, incarnation)) && !self.overlay.observes(id) {
+            self.verdicts.note_observers(id, &self.roster);
+            self.weigh(now, id);
+        }
         // Whoever does not ask it believes a majority only: each verdict has to get around until there is one.
-        let stands =
-            matches!(self.roster.belief(id), Some((State::Suspect | State::Down, held)) if held == incarnation);
-        if grew && stands && !enough && !self.overlay.is_mesh() {
+        let stands = matches!(belief, Some((State::Suspect | State::Down, held)) if held == incarnation);
+        if stands && !enough {
             self.rumours.push(id, incarnation, self.down(id, incarnation));
             self.hasten_rumours(now);
         }
@@ -70,13 +101,13 @@ impl Membership {
     /// Whether most of those who observe `id` found it silent: of all of them, or of those that are not suspected
     /// themselves.
     fn is_found_silent(&self, id: NodeId, incarnation: Incarnation, of_unsuspected: bool) -> bool {
-        let marks = self.verdicts.marks(id, incarnation);
-        let mut observers = overlay::observers(id, &self.roster);
-        if of_unsuspected {
-            observers.retain(|id| self.roster.get(*id).is_some_and(|member| member.state == State::Alive));
-        }
-        let silent = observers.iter().filter(|id| marks.contains(&overlay::mark(**id))).count();
-        !marks.is_empty() && silent > observers.len() / 2
+        let Some(verdict) = self.verdicts.at(id, incarnation) else { return false };
+        let alive = |id: &&NodeId| self.roster.get(**id).is_some_and(|member| member.state == State::Alive);
+        let observers = verdict.observers.iter().filter(|id| !of_unsuspected || alive(id));
+        let (silent, all) = observers.fold((0, 0), |(silent, all), id| {
+            (silent + usize::from(verdict.marks.contains(&overlay::mark(*id))), all + 1)
+        });
+        silent > all / 2
     }
 
     /// A verdict has come about a suspect that this node does not ask itself. When there are enough, the suspect still has
@@ -102,6 +133,7 @@ impl Membership {
     /// The time of a suspect that others observe is over. Their verdicts decide; without them it is asked from here after
     /// all, one of a few at a time: rumours may have been missed.
     pub(crate) fn must_ask_itself(&mut self, now: Instant, id: NodeId) -> bool {
+        self.verdicts.observe_anew(id, &self.roster);
         self.weigh(now, id);
         let members = self.roster.present_count();
         let Some(suspicion) = self.suspicions.get(&id) else { return false };

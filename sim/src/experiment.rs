@@ -19,8 +19,12 @@ pub enum ExperimentError {
     /// It is over in seconds.
     #[error("this experiment has no rows to choose from, and keeps no progress")]
     Short,
+    /// It is over in minutes.
+    #[error("this experiment keeps no progress")]
+    NoProgress,
 }
 
+mod bootstrap;
 mod lifeguard;
 mod swim;
 
@@ -29,6 +33,8 @@ mod swim;
 pub enum Experiment {
     /// False positives and latency of detection while members are slow (Dadgar, Phillips, Currey: Lifeguard, §V).
     Lifeguard,
+    /// A large cluster that starts through one seed (Suresh et al.: Rapid, §7).
+    Bootstrap,
     /// Detection, load and loss (Das, Gupta, Motivala: SWIM, §5).
     Swim,
 }
@@ -61,6 +67,7 @@ struct Line<P, M> {
 pub fn run(experiment: Experiment, extent: &Extent<'_>, json: bool) -> Result<ExitCode, ExperimentError> {
     match experiment {
         Experiment::Lifeguard => lifeguard::run(extent, json),
+        Experiment::Bootstrap => bootstrap::run(extent, json),
         Experiment::Swim if extent.only.is_some() || extent.kept_in.is_some() => Err(ExperimentError::Short),
         Experiment::Swim => Ok(swim::run(extent, json)),
     }

@@ -12,6 +12,7 @@ macro_rules! say {
     }};
 }
 
+pub mod bench;
 mod calls;
 pub mod conns;
 pub mod determinism;

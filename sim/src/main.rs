@@ -134,6 +134,12 @@ enum Command {
         #[arg(long)]
         progress: Option<PathBuf>,
     },
+    /// Measures how fast worlds run and what memory they take, one size after another on one core.
+    Bench {
+        /// How many nodes.
+        #[arg(long, value_delimiter = ',', default_value = "100,1000", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+        nodes: Vec<u64>,
+    },
     /// Prints the plan of a seed.
     Plan {
         /// Which family of plans.
@@ -245,6 +251,10 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
                 kept_in: progress.as_deref(),
             };
             experiment::run(*experiment, &extent, cli.json).map_err(|problem| problem.to_string())
+        }
+        Command::Bench { nodes } => {
+            let sizes: Vec<usize> = nodes.iter().map(|nodes| *nodes as usize).collect();
+            Ok(swimring_sim::bench::run(&sizes, cli.json))
         }
         Command::Mutants { only, patch, seeds, profile } => {
             let trial = Trial { sources: ".".into(), profile: profile.to_string(), seeds: *seeds };

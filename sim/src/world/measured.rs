@@ -86,6 +86,12 @@ impl World {
         measured.handshakes_per_node_h = per_node_s(total.handshakes, before.handshakes) * 3_600.0;
     }
 
+    /// How many members everybody who is up sees.
+    pub fn sizes(&self) -> impl Iterator<Item = usize> {
+        let up = self.hosts.iter().filter_map(|host| host.control.as_ref());
+        up.map(|control| control.membership().roster().present_count())
+    }
+
     /// From now on keeps who declares whom down.
     pub fn keep_downs(&mut self) {
         self.downs = Some(Vec::new());
