@@ -487,17 +487,16 @@ impl Peers {
         self.conns.get(&id).is_some_and(|conn| self.connection(conn.peer) == Some(id))
     }
 
-    /// The connection is old: the one that is dialled now will be kept instead, if it is still the one that is kept.
+    /// The connection is old: the one that is dialled now will be kept instead, if it is still the one that is kept. If not,
+    /// it may be again: the other one may end first.
     fn renew(&mut self, now: Instant, id: ConnId) {
-        let Some(&Conn { peer, dialled, .. }) = self.conns.get(&id) else { return };
-        if self.is_kept(id)
-            && let Some(target) = dialled
-        {
+        let Some(&Conn { peer, dialled: Some(target), .. }) = self.conns.get(&id) else { return };
+        if self.is_kept(id) {
             let own = matches!(target, Target::Peer(..)).then_some(target);
             self.route_anew(now, own.unwrap_or(Target::Peer(peer, peer.address)));
-            let again = self.rng.jitter(self.config.age_max / 16);
-            self.timers.set(Timer::Age(id), now + again);
         }
+        let again = self.rng.jitter(self.config.age_max / 16);
+        self.timers.set(Timer::Age(id), now + again);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.

@@ -151,3 +151,26 @@ fn an_old_connection_is_replaced_by_a_new_one_before_it_is_closed() {
     low.handle_timeout(old + config.linger);
     assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Duplicate }));
 }
+
+#[test]
+fn an_old_connection_that_is_kept_again_is_replaced_after_all() {
+    let config = PeersConfig { linger: Duration::from_secs(24 * 3_600), ..PeersConfig::default() };
+    let mut low = Peers::new(Class::Gossip, peer(1), 1, config, Rng::new(1));
+    let next = |low: &mut Peers| {
+        let at = low.poll_timeout().expect("it grows old");
+        low.handle_timeout(at);
+        at
+    };
+    low.route(Instant::ORIGIN, target(2));
+    let dial = dialled(&mut low);
+    low.handle_dialled(Instant::ORIGIN, dial, ConnId(1), &hello(2, 2));
+    let old = next(&mut low);
+    let again = dialled(&mut low);
+    low.handle_dialled(old, again, ConnId(2), &hello(2, 2));
+    // It is looked at while the new one stands; then the new one ends.
+    assert!(next(&mut low) > old && low.poll_command().is_none());
+    low.handle_closed(ConnId(2));
+    assert_eq!(low.connection(peer(2)), Some(ConnId(1)));
+    next(&mut low);
+    dialled(&mut low);
+}
