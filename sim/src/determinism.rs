@@ -6,8 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use serde::Serialize;
 
-use crate::profile::{self, Profile};
-use crate::sweep::Extent;
+use crate::sweep::{Extent, Source};
 use crate::trace::Flip;
 use crate::world::World;
 
@@ -98,15 +97,15 @@ fn hashes(extent: &Extent) -> Hashes {
     crate::parallel::each(
         &seeds,
         extent.jobs,
-        |seed| run(extent.profile, seed, None).0,
+        |seed| run(&extent.source, seed, None).0,
         |seed, hash| hashes.insert(seed, hash).is_none(),
     );
     hashes
 }
 
 /// The hash of a seed's run, and how many messages it had.
-fn run(profile: Profile, seed: u64, flip: Option<Flip>) -> (String, u64) {
-    let mut world = World::new(profile::plan(profile, seed), seed);
+fn run(source: &Source, seed: u64, flip: Option<Flip>) -> (String, u64) {
+    let mut world = World::new(source.plan(seed), seed);
     world.flip = flip;
     world.run(None);
     (world.trace.hash(), world.trace.messages)
@@ -117,8 +116,8 @@ fn flipped(extent: &Extent, hashes: &Hashes) -> (usize, Vec<u64>) {
     let seeds: Vec<u64> = hashes.keys().copied().step_by(FLIPPED).collect();
     let (mut flips, mut unseen) = (0, Vec::new());
     let both = |seed| {
-        let half = run(extent.profile, seed, None).1 / 2;
-        [Flip::Bit { message: half }, Flip::Draw { message: half }].map(|flip| run(extent.profile, seed, Some(flip)).0)
+        let half = run(&extent.source, seed, None).1 / 2;
+        [Flip::Bit { message: half }, Flip::Draw { message: half }].map(|flip| run(&extent.source, seed, Some(flip)).0)
     };
     crate::parallel::each(&seeds, extent.jobs, both, |seed, others| {
         flips += others.len();
@@ -131,7 +130,7 @@ fn flipped(extent: &Extent, hashes: &Hashes) -> (usize, Vec<u64>) {
 fn of_another_process(extent: &Extent) -> Result<Hashes, DeterminismError> {
     let other = |problem: std::io::Error| DeterminismError::Other(problem.to_string());
     let output = Command::new(std::env::current_exe().map_err(other)?)
-        .args(["determinism", "--profile", &extent.profile.to_string(), "--jobs", &extent.jobs.to_string()])
+        .args(["determinism", &extent.source.argument(), "--jobs", &extent.jobs.to_string()])
         .args(["--seeds", &format!("{}..{}", extent.seeds.start, extent.seeds.end)])
         .args(["--write", "-"])
         .stderr(Stdio::inherit())

@@ -10,7 +10,7 @@ use swimring_sim::mutants::{Mutant, Trial};
 use swimring_sim::plan::Plan;
 use swimring_sim::profile::{self, Profile};
 use swimring_sim::recording::Recording;
-use swimring_sim::sweep::Extent;
+use swimring_sim::sweep::{Extent, Source};
 use swimring_sim::world::{Verdict, World};
 use swimring_sim::{determinism, report, say};
 
@@ -155,8 +155,11 @@ enum Command {
 #[derive(Args)]
 struct Plans {
     /// Which family of plans.
-    #[arg(long, value_enum, default_value = "pr")]
+    #[arg(long, value_enum, default_value = "pr", conflicts_with = "plan")]
     profile: Profile,
+    /// Always this plan, from a file.
+    #[arg(long)]
+    plan: Option<PathBuf>,
     /// The seeds, half-open: A..B.
     #[arg(long, value_parser = seeds)]
     seeds: std::ops::Range<u64>,
@@ -166,8 +169,12 @@ struct Plans {
 }
 
 impl Plans {
-    fn extent(&self) -> Extent {
-        Extent { profile: self.profile, seeds: self.seeds.clone(), jobs: self.jobs }
+    fn extent(&self) -> Result<Extent, String> {
+        let source = match &self.plan {
+            Some(path) => Source::File(path.clone(), Box::new(read(path)?)),
+            None => Source::Profile(self.profile),
+        };
+        Ok(Extent { source, seeds: self.seeds.clone(), jobs: self.jobs })
     }
 }
 
@@ -233,13 +240,13 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Sweep { plans, until_failure, progress } => {
-            swimring_sim::sweep::run(&plans.extent(), *until_failure, progress.as_deref(), cli.json)
+            swimring_sim::sweep::run(&plans.extent()?, *until_failure, progress.as_deref(), cli.json)
                 .map_err(|problem| problem.to_string())
         }
         Command::Determinism { plans, expect, write } => {
             let compared = match write {
-                Some(path) => determinism::write(&plans.extent(), path),
-                None => determinism::compare(&plans.extent(), expect.as_deref(), cli.json),
+                Some(path) => determinism::write(&plans.extent()?, path),
+                None => determinism::compare(&plans.extent()?, expect.as_deref(), cli.json),
             };
             compared.map_err(|problem| problem.to_string())
         }

@@ -1,9 +1,11 @@
 //! The plans of many seeds.
 
+use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::plan::Plan;
 use crate::profile::{self, Profile};
 use crate::progress::{Progress, ProgressError, Step};
 use crate::world::World;
@@ -15,11 +17,57 @@ use summary::Summary;
 /// The simulator itself failed.
 const ITSELF: u8 = 4;
 
+/// Where the plan of a seed comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The seed draws it from a family.
+    Profile(Profile),
+    /// It is always this one, which stands in a file.
+    File(PathBuf, Box<Plan>),
+}
+
+impl Source {
+    /// The plan of `seed`.
+    pub fn plan(&self, seed: u64) -> Plan {
+        match self {
+            Self::Profile(profile) => profile::plan(*profile, seed),
+            Self::File(_, plan) => (**plan).clone(),
+        }
+    }
+
+    /// As an argument of a command.
+    pub fn argument(&self) -> String {
+        match self {
+            Self::Profile(profile) => format!("--profile={profile}"),
+            Self::File(path, _) => format!("--plan={}", path.display()),
+        }
+    }
+
+    /// The command that runs `seed` again.
+    pub(crate) fn replay(&self, seed: u64) -> String {
+        match self {
+            Self::Profile(profile) => {
+                format!("swimring-sim plan --profile {profile} --seed {seed} | swimring-sim run - --seed {seed}")
+            }
+            Self::File(path, _) => format!("swimring-sim run {} --seed {seed}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Profile(profile) => profile.fmt(f),
+            Self::File(path, _) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Which plans to run.
 #[derive(Clone, Debug)]
 pub struct Extent {
-    /// Which family of plans.
-    pub profile: Profile,
+    /// Where they come from.
+    pub source: Source,
     /// Which seeds.
     pub seeds: Range<u64>,
     /// How many at once.
@@ -38,12 +86,12 @@ pub fn run(
     kept_in: Option<&Path>,
     json: bool,
 ) -> Result<ExitCode, ProgressError> {
-    let mut progress = Progress::<Summary>::read(kept_in, format!("a sweep of {}", extent.profile))?;
-    progress.sum.profile = extent.profile.to_string();
+    let mut progress = Progress::<Summary>::read(kept_in, format!("a sweep of {}", extent.source))?;
+    progress.sum.profile = extent.source.to_string();
     let before = progress.sum.wall_s;
-    let one = |seed| one(extent.profile, seed, until_failure);
+    let one = |seed| one(&extent.source, seed, until_failure);
     let kept = progress.go_through(extent.seeds.clone(), extent.jobs, kept_in, one, |sum, seed, world, now| {
-        let failure = sum.add(seed, &world);
+        let failure = sum.add(seed, extent.source.replay(seed), &world);
         sum.wall_s = before + now;
         Step {
             say: failure.filter(|_| !json).map(|failure| failure.to_string()),
@@ -70,8 +118,8 @@ fn exit_code(summary: &Summary) -> ExitCode {
 }
 
 /// The world of a seed after its run.
-fn one(profile: Profile, seed: u64, hasty: bool) -> World {
-    let mut world = World::new(profile::plan(profile, seed), seed);
+fn one(source: &Source, seed: u64, hasty: bool) -> World {
+    let mut world = World::new(source.plan(seed), seed);
     world.hasty = hasty;
     world.run(None);
     world

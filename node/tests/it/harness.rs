@@ -108,17 +108,10 @@ impl Site {
     /// The command that starts a node.
     pub(crate) fn node(&self, identity: &str, socket: &str, seeds: &[String], more: &[&str]) -> Command {
         let mut command = swimring();
-        command.args([
-            "node",
-            "--http",
-            "127.0.0.1:0",
-            "--preset",
-            "local",
-            "--log-format",
-            "json",
-            "--identity",
-            &self.at(identity),
-        ]);
+        command.args(["node", "--http", "127.0.0.1:0", "--log-format", "json", "--identity", &self.at(identity)]);
+        if !more.contains(&"--preset") {
+            command.args(["--preset", "local"]);
+        }
         if !more.contains(&"--admin") {
             command.args(["--admin", &self.at(&format!("{socket}.sock"))]);
         }

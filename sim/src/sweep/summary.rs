@@ -38,7 +38,21 @@ pub(super) struct Summary {
     hops_max: u8,
     node_seconds: f64,
     converged_ms_max: u64,
+    /// Of the stretches that plans measure.
+    #[serde(default)]
+    measured: Measured,
     pub(super) wall_s: f64,
+}
+
+/// What passed while plans measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Measured {
+    stretches: u64,
+    downs: u64,
+    false_downs: u64,
+    sent_bytes_per_node_s_max: f64,
+    received_bytes_per_node_s_max: f64,
+    handshakes_per_node_h_max: f64,
 }
 
 impl fmt::Display for Failure {
@@ -57,10 +71,8 @@ impl Summary {
     }
 
     /// Adds what a plan came to; the failure, if it is one.
-    pub(super) fn add(&mut self, seed: u64, world: &World) -> Option<Failure> {
+    pub(super) fn add(&mut self, seed: u64, replay: String, world: &World) -> Option<Failure> {
         self.plans += 1;
-        let replay =
-            format!("swimring-sim plan --profile {} --seed {seed} | swimring-sim run - --seed {seed}", self.profile);
         let failure = |oracle: &str, message| Failure { seed, oracle: oracle.into(), replay, message };
         let failure = match world.verdict() {
             Verdict::Crash => {
@@ -102,6 +114,16 @@ impl Summary {
         self.node_seconds += world.node_seconds();
         let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
         self.converged_ms_max = self.converged_ms_max.max(converged);
+        for stretch in &world.measured {
+            let sum = &mut self.measured;
+            sum.stretches += 1;
+            sum.downs += stretch.downs;
+            sum.false_downs += stretch.false_downs;
+            sum.sent_bytes_per_node_s_max = sum.sent_bytes_per_node_s_max.max(stretch.sent_bytes_per_node_s);
+            sum.received_bytes_per_node_s_max =
+                sum.received_bytes_per_node_s_max.max(stretch.received_bytes_per_node_s);
+            sum.handshakes_per_node_h_max = sum.handshakes_per_node_h_max.max(stretch.handshakes_per_node_h);
+        }
     }
 
     pub(super) fn print(&self, json: bool) {
@@ -126,6 +148,19 @@ impl Summary {
         }
         say!("calls: {} ({}), at most {} hops", self.calls, list(self.outcomes.iter()), self.hops_max);
         say!("slowest agreement: {} ms", self.converged_ms_max);
+        let measured = &self.measured;
+        if measured.stretches > 0 {
+            say!(
+                "measured {} times: declared down {} times, of them {} somebody who was up; a node sent {:.0} and got {:.0} bytes a \
+                 second at most, and began {:.1} handshakes an hour",
+                measured.stretches,
+                measured.downs,
+                measured.false_downs,
+                measured.sent_bytes_per_node_s_max,
+                measured.received_bytes_per_node_s_max,
+                measured.handshakes_per_node_h_max
+            );
+        }
     }
 }
 
