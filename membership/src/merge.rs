@@ -295,6 +295,63 @@ fn split(low: NodeId, high: NodeId) -> Vec<(NodeId, NodeId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::Destination;
+    use crate::testing::{cluster, node, profile};
+    use crate::{Incarnation, Phase};
+
+    /// A record of at most 256 bytes that somebody says of himself, for the second time if `again`.
+    fn record(number: u16, again: bool) -> Record {
+        let name = alloc::format!("node-{number}");
+        let mut one = profile(&name, number);
+        one.tags = ["one", "two"].map(|key| (key.into(), "x".repeat(80))).into();
+        Record::mint(&cluster(), &one, Incarnation::new(1, u32::from(again)), Phase::Ready, u64::from(number))
+    }
+
+    /// Hands everything that each has for the other to it, until both are quiet; how many bytes that were.
+    fn exchange(now: Instant, one: &mut Membership, other: &mut Membership) -> usize {
+        let mut bytes = 0;
+        for _ in 0..20 {
+            for turn in 0..2 {
+                let (from, to) = if turn == 0 { (&mut *one, &mut *other) } else { (&mut *other, &mut *one) };
+                let (sender, receiver) = (from.record().peer(), Destination::Peer(to.record().peer()));
+                let mut message = Vec::new();
+                while let Some(transmit) = from.poll_transmit(now, &mut message) {
+                    if transmit.to == receiver {
+                        bytes += message.len();
+                        to.handle_message(now, sender, &message).unwrap();
+                    }
+                    message.clear();
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn one_record_that_differs_among_a_thousand_is_mended_with_four_kilobytes() {
+        let now = Instant::ORIGIN;
+        let (mut one, mut other) = (node("a"), node("b"));
+        one.join(now, &[]);
+        other.join(now, &[]);
+        let records = [one.record().clone(), other.record().clone()];
+        let somebody = NodeId::from_u128(1);
+        for node in [&mut one, &mut other] {
+            for record in records.iter().cloned().chain((2..1_000).map(|number| record(number, false))) {
+                node.merge_record(now, somebody, record.bytes()).unwrap();
+            }
+        }
+        assert_eq!((one.roster().digest(), one.roster().len()), (other.roster().digest(), 1_000));
+        let newer = record(500, true);
+        assert!((200..=256).contains(&newer.bytes().len()));
+        other.merge_record(now, somebody, newer.bytes()).unwrap();
+        // What is told besides: rumours are not to mend it here.
+        exchange(now, &mut one, &mut other);
+        assert_ne!(one.roster().digest(), other.roster().digest());
+        one.reconcile(now, other.record().peer());
+        let bytes = exchange(now, &mut one, &mut other);
+        assert_eq!(one.roster().digest(), other.roster().digest());
+        assert!(bytes <= 4_096, "{bytes} bytes");
+    }
 
     #[test]
     fn a_split_covers_the_range_without_gaps() {

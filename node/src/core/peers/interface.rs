@@ -54,7 +54,7 @@ impl Default for PeersConfig {
             connections_max: 2_048,
             connections_of_node_max: 8,
             dials_max: 256,
-            age_max: Duration::from_secs(6 * 3_600),
+            age_max: Duration::from_secs(12 * 3_600),
         }
     }
 }
