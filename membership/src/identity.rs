@@ -238,6 +238,7 @@ impl Membership {
         self.me.confirmed = self.roster.present_count() == 1;
         // What did not come while nobody was listening proves nothing.
         self.abandon_probes();
+        self.doubt_verdicts();
         let period = self.config.period(self.roster.present_count());
         for id in self.suspicions.keys().copied().collect::<alloc::vec::Vec<_>>() {
             self.timers.set(Timer::Suspicion(id), now + period);

@@ -80,6 +80,7 @@ pub(crate) enum Timer {
     Rumours,
     Join,
     Heal,
+    Mesh,
     Reap(NodeId),
 }
 
@@ -288,6 +289,7 @@ impl Membership {
                 Timer::Rumours => self.on_rumour_round(now),
                 Timer::Join => self.on_join_due(now),
                 Timer::Heal => self.on_heal_round(now),
+                Timer::Mesh => self.on_mesh_again(),
                 Timer::Reap(id) => self.on_reap_due(now, id),
             }
         }

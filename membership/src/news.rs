@@ -1,5 +1,7 @@
 //! What is heard of others: which news is admitted, who is suspected, who is down.
 
+use alloc::collections::BTreeMap;
+
 use crate::codec::Blob;
 use crate::event::Event;
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
@@ -101,10 +103,15 @@ impl Membership {
             (State::Suspect, Some(_)) => self.suspect(now, id, incarnation, by),
             // Nobody is removed by hearsay: the member has its last word here too.
             (State::Down, Some((State::Alive | State::Suspect, _))) => {
-                self.suspect(now, id, incarnation, by);
+                let is_current = |suspicions: &BTreeMap<NodeId, Suspicion>| {
+                    suspicions.get(&id).is_some_and(|s| s.incarnation == incarnation)
+                };
+                // Where few ask it, whoever tells it on is no other witness.
+                if self.overlay.is_mesh() || !is_current(&self.suspicions) {
+                    self.suspect(now, id, incarnation, by);
+                }
                 // Old news of a member that is suspected anew does not shorten its time.
-                let current = self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation);
-                if current && self.overlay.observes(id) {
+                if is_current(&self.suspicions) && self.overlay.observes(id) {
                     self.on_suspicion_due(now, id);
                 }
             }
@@ -170,7 +177,8 @@ impl Membership {
             return;
         };
         if !suspicion.last_word {
-            self.timers.set(Timer::Suspicion(id), (suspicion.deadline() - period).max(now));
+            let at = (suspicion.deadline() - period).max(now);
+            self.timers.set(Timer::Suspicion(id), suspicion.removed_at.map_or(at, |removed_at| at.min(removed_at)));
         }
     }
 
@@ -204,7 +212,9 @@ impl Membership {
     pub(crate) fn on_no_last_word(&mut self, now: Instant, id: NodeId, incarnation: Incarnation) {
         match self.suspicions.get(&id) {
             Some(suspicion) if suspicion.incarnation == incarnation => {
-                self.verdicts.add(id, incarnation, &[overlay::mark(self.me.id)]);
+                if self.overlay.stands_before(id) {
+                    self.verdicts.add(id, incarnation, &[overlay::mark(self.me.id)]);
+                }
                 self.conclude(now, id, State::Down, incarnation);
             }
             // It has refuted meanwhile, and is suspected anew: that suspicion has a timer of its own.
@@ -244,12 +254,12 @@ impl Membership {
             let was_present = before.is_some_and(|(state, _)| state.is_present());
             match (was_present, state.is_present()) {
                 (false, true) => {
-                    self.on_presence(id, true);
+                    self.on_presence(now, id, true);
                     self.contacts.found(id);
                     self.timers.cancel(Timer::Reap(id));
                 }
                 (true, false) => {
-                    self.on_presence(id, false);
+                    self.on_presence(now, id, false);
                     if state == State::Down {
                         self.contacts.lose(peer, self.config.contacts_max);
                     }

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Config, NodeId, Peer, Roster};
+use crate::{NodeId, Peer, Roster};
 
 /// How many rings there are, and so how many observe a node, and whom a node observes.
 pub(crate) const RINGS: usize = 10;
@@ -72,13 +72,10 @@ impl Overlay {
         changed
     }
 
-    /// Decides anew whether everybody asks everybody; whether that has changed. It takes a quarter less members to begin
-    /// with it again than to end it, so that one who comes and goes does not make everybody dial.
-    pub(crate) fn resize(&mut self, present: usize, config: &Config) -> bool {
-        let most = if self.mesh { config.mesh_max } else { config.mesh_max - config.mesh_max / 4 };
-        let before = core::mem::replace(&mut self.mesh, present <= most);
-        self.version += u64::from(before != self.mesh);
-        before != self.mesh
+    /// From now on everybody asks everybody, or does not.
+    pub(crate) fn set_mesh(&mut self, mesh: bool) {
+        self.mesh = mesh;
+        self.version += 1;
     }
 
     /// Whether everybody asks everybody.
@@ -89,6 +86,11 @@ impl Overlay {
     /// Whether this node asks `id` in its rounds, and hears itself whether it is silent.
     pub(crate) fn observes(&self, id: NodeId) -> bool {
         self.mesh || contains(&self.behind, id)
+    }
+
+    /// Whether this node is one of those who observe `id` by the rings.
+    pub(crate) fn stands_before(&self, id: NodeId) -> bool {
+        contains(&self.behind, id)
     }
 
     /// Whom this node observes by the rings, each once.
@@ -168,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{cluster, profile};
-    use crate::{Incarnation, Instant, Phase, Preset, Record, Settings, State};
+    use crate::{Incarnation, Instant, Phase, Record, State};
 
     fn record(number: u16) -> Record {
         let name = alloc::format!("n{number}");
@@ -230,13 +232,5 @@ mod tests {
         }
         assert_eq!(reached.len(), 500);
         assert!(steps <= 5, "in {steps} steps");
-    }
-
-    #[test]
-    fn a_cluster_at_the_border_does_not_change_its_mind_with_every_member() {
-        let config = Config::new(Settings { mesh_max: 20, ..Settings::preset(Preset::Lan) }).unwrap();
-        let mut one = Overlay::new(record(0).id());
-        assert!(!one.resize(20, &config) && one.resize(21, &config) && !one.is_mesh());
-        assert!(!one.resize(16, &config) && one.resize(15, &config) && one.is_mesh());
     }
 }

@@ -9,10 +9,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
-use crate::suspicion::Suspicion;
 use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
+/// How many times the longest time to object a node waits before it concludes anything while nobody answers it.
+const ISOLATION: u32 = 4;
 /// Most pings under way for other nodes.
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
@@ -123,6 +124,8 @@ pub(crate) struct Prober {
     round_trips: BTreeMap<NodeId, Duration>,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
+    /// Since when they are hardly answered.
+    isolated_since: Option<Instant>,
     rng: Rng,
 }
 
@@ -137,6 +140,7 @@ impl Prober {
             relays: BTreeMap::new(),
             round_trips: BTreeMap::new(),
             rounds: u8::MAX,
+            isolated_since: None,
             rng,
         }
     }
@@ -195,6 +199,11 @@ impl Prober {
     fn measure(&mut self, id: NodeId, sample: Duration) {
         let smooth = self.round_trips.entry(id).or_insert(sample);
         *smooth = (*smooth * 7 + sample) / 8;
+    }
+
+    fn note_round(&mut self, now: Instant, answered: bool) {
+        self.rounds = self.rounds << 1 | u8::from(answered);
+        self.isolated_since = if self.is_answered() { None } else { self.isolated_since.or(Some(now)) };
     }
 
     /// Whether more than one of the last eight rounds was answered.
@@ -257,7 +266,9 @@ impl Membership {
         let period = self.config.period(self.roster.present_count());
         let patience = match purpose {
             Purpose::Rival { .. } | Purpose::Claim { .. } => (period * (self.health + 1)).max(DIAL),
-            _ if purpose.is_thorough() => period * (self.health + 1),
+            _ if purpose.is_thorough() && self.overlay.observes(target.id) => period * (self.health + 1),
+            // It has to be dialled, and so have those who help.
+            _ if purpose.is_thorough() => (period * (self.health + 1)).max(DIAL * 2),
             _ => (period * 2).max(DIAL),
         };
         let probe = Probe {
@@ -343,7 +354,7 @@ impl Membership {
         let unsound = late || probe.sent == 0;
         let unheard = self.roster.present_count() > 2 && !self.recent.other_since(probe.target.id, probe.started);
         let thorough = probe.purpose.is_thorough();
-        let isolated = self.is_isolated(now, probe);
+        let isolated = matches!(probe.purpose, Purpose::LastWord { .. }) && self.is_isolated(now);
         if isolated || thorough && (unsound || unheard) && !probe.waited_again {
             return self.wait_again(now, seq, if isolated { self.stall_limit() } else { period });
         }
@@ -355,7 +366,7 @@ impl Membership {
         };
         if doubtful {
             self.stats.probes_doubted += 1;
-            self.worsen(1);
+            self.worsen(u32::from(!probe.isolated));
             if matches!(probe.purpose, Purpose::LastWord { .. }) {
                 self.on_last_word(now, probe.target.id);
             }
@@ -375,7 +386,7 @@ impl Membership {
     fn on_silence(&mut self, now: Instant, probe: Probe) {
         let id = probe.target.id;
         if probe.purpose == Purpose::Round {
-            self.prober.rounds <<= 1;
+            self.prober.note_round(now, false);
         }
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
@@ -449,14 +460,12 @@ impl Membership {
         self.on_digest(now, from, digest);
     }
 
-    /// Of the last eight rounds one was answered at most: that so many others are dead is less likely than that this node is cut off,
-    /// or slower than they wait. With one or two others it is not.
-    fn is_isolated(&self, now: Instant, probe: &Probe) -> bool {
-        let Purpose::LastWord { .. } = probe.purpose else { return false };
-        let until = self.suspicions.get(&probe.target.id).map(Suspicion::isolated_until);
-        self.prober.rounds.count_ones() <= 1
-            && self.roster.present_count() > 3
-            && until.is_some_and(|until| now < until)
+    /// Of the last eight rounds one was answered at most: that so many others are dead is less likely than that this node
+    /// is cut off, or slower than they wait. With one or two others it is not, and after a while it has to do.
+    pub(crate) fn is_isolated(&self, now: Instant) -> bool {
+        let members = self.roster.present_count();
+        let longest = self.config.suspicion(members).max * ISOLATION;
+        members > 3 && self.prober.isolated_since.is_some_and(|since| now < since + longest)
     }
 
     /// The probe `seq` was answered, by its target or through a helper.
@@ -467,8 +476,11 @@ impl Membership {
             self.health = self.health.saturating_sub(1);
         }
         match probe.purpose {
-            Purpose::Round => self.prober.rounds = self.prober.rounds << 1 | 1,
-            Purpose::LastWord { .. } => self.on_last_word(now, probe.target.id),
+            Purpose::Round => self.prober.note_round(now, true),
+            Purpose::LastWord { .. } => {
+                self.suspicions.entry(probe.target.id).and_modify(|suspicion| suspicion.answered = true);
+                self.on_last_word(now, probe.target.id);
+            }
             Purpose::Rival { incarnation } => self.on_rival_alive(probe.target, incarnation),
             Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
             // It has introduced itself; what else it knows comes by the digests.

@@ -8,9 +8,6 @@ use core::time::Duration;
 
 use crate::{Incarnation, Instant, NodeId};
 
-/// How many times the longest time to object a node waits before it concludes anything while nobody answers it.
-const ISOLATION: u32 = 4;
-
 /// A suspicion of one member at one incarnation.
 #[derive(Clone, Debug)]
 pub(crate) struct Suspicion {
@@ -22,6 +19,8 @@ pub(crate) struct Suspicion {
     pub(crate) last_word: bool,
     /// Enough of its observers found it silent: when it is removed, unless it objects.
     pub(crate) removed_at: Option<Instant>,
+    /// It has answered this node's own last question since: what others found does not count here.
+    pub(crate) answered: bool,
 }
 
 /// The shortest and the longest time to object, and how many confirmations lead from one to the other.
@@ -36,7 +35,7 @@ impl Suspicion {
     pub(crate) fn new(now: Instant, incarnation: Incarnation, window: Window, by: NodeId) -> Self {
         let mut suspectors = Vec::with_capacity(2);
         suspectors.push(by);
-        Self { incarnation, started: now, window, suspectors, last_word: false, removed_at: None }
+        Self { incarnation, started: now, window, suspectors, last_word: false, removed_at: None, answered: false }
     }
 
     /// Counts `by` as one more suspector; false when it was counted or none is needed any more.
@@ -46,11 +45,6 @@ impl Suspicion {
         }
         self.suspectors.push(by);
         true
-    }
-
-    /// Until when a node that nobody answers does not conclude anything from it.
-    pub(crate) fn isolated_until(&self) -> Instant {
-        self.started + self.window.max * ISOLATION
     }
 
     /// When the time to object ends.

@@ -2,12 +2,18 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::membership::{Membership, Timer};
 use crate::overlay;
 use crate::probe::ASKED_AFAR_MAX;
+use crate::suspicion::Suspicion;
 use crate::wire::{MARKS_MAX, Update};
 use crate::{Incarnation, Instant, NodeId, Roster, State};
+
+/// For how long a cluster is small enough before everybody asks everybody again: one that is as large as that now and
+/// then must not make everybody dial each time, and equal views must end in the same.
+const MESH_AGAIN: Duration = Duration::from_secs(120);
 
 /// Who found which member silent.
 #[derive(Clone, Debug, Default)]
@@ -112,35 +118,41 @@ impl Membership {
 
     /// A verdict has come about a suspect that this node does not ask itself. When there are enough, the suspect still has
     /// the time that its objection takes to get here: it may have been cut off a moment ago, and not hear of it before.
+    /// Whoever stood still meanwhile, or is answered by nobody, may have missed the objection, and gives it that time again.
     pub(crate) fn weigh(&mut self, now: Instant, id: NodeId) {
-        let Some(suspicion) = self.suspicions.get(&id) else { return };
-        let (incarnation, overdue) = (suspicion.incarnation, now >= suspicion.deadline());
-        if !self.is_found_silent(id, incarnation, overdue) {
+        let Some(suspicion) = self.suspicions.get(&id).filter(|suspicion| !suspicion.answered) else { return };
+        let (incarnation, removed_at) = (suspicion.incarnation, suspicion.removed_at);
+        if !self.is_found_silent(id, incarnation, now >= suspicion.deadline()) {
             return;
         }
-        let told_by = now + self.config.dissemination(self.roster.present_count());
-        let Some(suspicion) = self.suspicions.get_mut(&id) else { return };
-        match suspicion.removed_at {
-            None => {
-                suspicion.removed_at = Some(told_by);
+        let members = self.roster.present_count();
+        let late = |at: Instant| now.since(at) > self.config.period(members) / 4;
+        match removed_at {
+            Some(at) if now < at => {}
+            Some(at) if !late(at) && !self.is_isolated(now) => self.conclude(now, id, State::Down, incarnation),
+            _ => {
+                let told_by = now + self.config.dissemination(members);
                 self.timers.set(Timer::Suspicion(id), told_by);
+                self.suspicions.entry(id).and_modify(|suspicion| suspicion.removed_at = Some(told_by));
             }
-            Some(at) if now >= at => self.conclude(now, id, State::Down, incarnation),
-            Some(_) => {}
         }
     }
 
     /// The time of a suspect that others observe is over. Their verdicts decide; without them it is asked from here after
     /// all, one of a few at a time: rumours may have been missed.
     pub(crate) fn must_ask_itself(&mut self, now: Instant, id: NodeId) -> bool {
-        self.verdicts.observe_anew(id, &self.roster);
-        self.weigh(now, id);
         let members = self.roster.present_count();
         let Some(suspicion) = self.suspicions.get(&id) else { return false };
         let told_by = suspicion.deadline() + self.config.dissemination(members) * 2;
         let next = suspicion.removed_at.unwrap_or(told_by);
         if now < next {
             self.timers.set(Timer::Suspicion(id), next);
+            return false;
+        }
+        self.verdicts.observe_anew(id, &self.roster);
+        self.weigh(now, id);
+        let waits = |suspicion: &Suspicion| suspicion.removed_at.is_some_and(|at| now < at);
+        if self.suspicions.get(&id).is_none_or(waits) {
             return false;
         }
         let busy = self.prober.last_words(|id| !self.overlay.observes(id)) >= ASKED_AFAR_MAX;
@@ -150,20 +162,46 @@ impl Membership {
         !busy
     }
 
-    /// `id` is present, or is not any more: whom this node asks in its rounds follows.
-    pub(crate) fn on_presence(&mut self, id: NodeId, present: bool) {
-        let changed = if present { self.overlay.add(id) } else { self.overlay.remove(id, &self.roster) };
-        let resized = self.overlay.resize(self.roster.present_count(), &self.config);
-        if !self.overlay.is_mesh() {
-            if changed || resized {
-                self.overlay.observed().into_iter().for_each(|id| self.prober.add(id));
-            }
-        } else if resized {
-            let neighbours: Vec<NodeId> = self.neighbours().map(|peer| peer.id).collect();
-            neighbours.into_iter().for_each(|id| self.prober.add(id));
-        } else if present {
-            self.prober.add(id);
+    /// This node stood still: what it held of verdicts may be over.
+    pub(crate) fn doubt_verdicts(&mut self) {
+        for (id, suspicion) in &mut self.suspicions {
+            suspicion.removed_at = None;
+            self.verdicts.forget(*id);
         }
+    }
+
+    /// `id` is present, or is not any more: whom this node asks in its rounds follows.
+    pub(crate) fn on_presence(&mut self, now: Instant, id: NodeId, present: bool) {
+        let changed = if present { self.overlay.add(id) } else { self.overlay.remove(id, &self.roster) };
+        let is_large = self.roster.present_count() > self.config.mesh_max;
+        if self.overlay.is_mesh() && is_large {
+            self.overlay.set_mesh(false);
+            self.ask_observed();
+        } else if self.overlay.is_mesh() {
+            if present {
+                self.prober.add(id);
+            }
+        } else {
+            if changed {
+                self.ask_observed();
+            }
+            if is_large {
+                self.timers.cancel(Timer::Mesh);
+            } else if self.timers.deadline(Timer::Mesh).is_none() {
+                self.timers.set(Timer::Mesh, now + MESH_AGAIN);
+            }
+        }
+    }
+
+    fn ask_observed(&mut self) {
+        self.overlay.observed().into_iter().for_each(|id| self.prober.add(id));
+    }
+
+    /// The cluster has been small enough for a while: everybody asks everybody again.
+    pub(crate) fn on_mesh_again(&mut self) {
+        self.overlay.set_mesh(true);
+        let neighbours: Vec<NodeId> = self.neighbours().map(|peer| peer.id).collect();
+        neighbours.into_iter().for_each(|id| self.prober.add(id));
     }
 }
 

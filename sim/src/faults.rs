@@ -49,6 +49,7 @@ impl World {
             Action::Leave(who) => self.each(who, Self::leave),
             Action::Quit(who) => self.each(who, Self::quit),
             Action::Drain(who) => self.each(who, Self::drain),
+            Action::Replace(who) => self.replace(who),
             Action::Strangers(count, who) => {
                 let hosts = self.select(who);
                 self.strangers(&hosts, *count, until)
@@ -230,6 +231,23 @@ impl World {
             if let Some((after, memory)) = restart {
                 self.schedule(self.now + after, Happening::End(Ending::Start(*host, memory)));
             }
+        }
+        hosts.len()
+    }
+
+    /// Others take the addresses of machines that end; a seed's address stays a seed's.
+    fn replace(&mut self, who: &Select) -> usize {
+        let mut hosts = self.select(who);
+        hosts.retain(|host| *host >= self.plan.world.seeds);
+        for host in &hosts {
+            self.kill(*host);
+            self.hosts[*host].replaced = true;
+            let address = self.hosts[*host].address;
+            let next = self.add_host();
+            self.by_address.remove(&self.hosts[next].address);
+            self.hosts[next].address = address;
+            self.by_address.insert(address, next);
+            self.start(next, Memory::Kept);
         }
         hosts.len()
     }

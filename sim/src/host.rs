@@ -80,6 +80,8 @@ pub struct Host {
     /// Its state directory, and an old copy of it.
     pub disk: Disk,
     stale_disk: Disk,
+    /// Another machine has its address: nothing runs here any more.
+    pub replaced: bool,
     /// Standing still.
     pub paused: bool,
     /// Standing before it sends and after it has received, while its timers go on.
@@ -171,6 +173,7 @@ impl Host {
             troubled: None,
             disk: Disk::default(),
             stale_disk: Disk::default(),
+            replaced: false,
             paused: false,
             blocked: false,
             leaving: false,

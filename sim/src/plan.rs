@@ -213,6 +213,8 @@ pub enum Action {
     Quit(Select),
     /// Processes take no new keys, and go on.
     Drain(Select),
+    /// Machines end, and others with names of their own take their addresses at once. Seeds stay.
+    Replace(Select),
     /// New nodes come, within a time.
     Join(usize, Duration),
     /// The load is so many times higher.
@@ -320,6 +322,7 @@ impl Action {
             Self::Hole(..) => "hole",
             Self::Quit(_) => "quit",
             Self::Drain(_) => "drain",
+            Self::Replace(_) => "replace",
             Self::Crash(_, None | Some((_, Memory::Kept))) => "crash",
             Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
             Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",

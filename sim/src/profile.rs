@@ -231,6 +231,11 @@ fn fault(rng: &mut Rng, class: Class, nodes: usize, zones: usize) -> (Action, Du
         Class::Drift => (Action::Drift(some(rng, nodes), rng.below(1_000) as i32 - 500), forever),
         Class::Churn if rng.chance(100_000) => (Action::Quit(Select::Random(1)), forever),
         Class::Churn if rng.chance(100_000) => (Action::Drain(Select::Random(1)), forever),
+        Class::Churn if rng.chance(150_000) => (Action::Replace(some(rng, nodes)), forever),
+        // Many at once, now and then.
+        Class::Churn if rng.chance(100_000) => {
+            (Action::Join(4 + rng.index(nodes / 2 + 1), millis(rng, 10, 1_000)), forever)
+        }
         Class::Churn if rng.chance(400_000) => (Action::Leave(Select::Random(1)), forever),
         Class::Churn => (Action::Join(1 + rng.index(4), secs(rng, 1, 10)), forever),
         // Now and then more than a node takes.

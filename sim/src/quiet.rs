@@ -29,7 +29,8 @@ impl World {
     /// Chaos is over: a random core is healed and started, the rest is gone for good.
     pub(crate) fn quiet(&mut self) {
         let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
-        let mut hosts: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0).collect();
+        let mut hosts: Vec<usize> =
+            (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0 && !self.hosts[*host].replaced).collect();
         self.rng.shuffle(&mut hosts);
         let least = (hosts.len() * share as usize).div_ceil(100).max(1);
         let size = least + self.rng.index(hosts.len() - least + 1);

@@ -248,6 +248,7 @@ fn weaken(action: &mut Action) {
         | Action::Leave(who)
         | Action::Quit(who)
         | Action::Drain(who)
+        | Action::Replace(who)
         | Action::Cut(Cut::Isolate(who)) => fewer(who),
         Action::Join(count, _) => *count = count.div_ceil(2),
         Action::Strangers(count, who) => {
@@ -284,6 +285,7 @@ fn highest_node(action: &Action) -> usize {
         | Action::Leave(who)
         | Action::Quit(who)
         | Action::Drain(who)
+        | Action::Replace(who)
         | Action::Strangers(_, who) => select(who),
         Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_))
         | Action::Bursts(_)

@@ -90,8 +90,9 @@ pub(crate) enum Happening {
 pub(crate) struct Handshake {
     dialler: Process,
     dial: DialId,
-    /// The host that answers there.
+    /// The host that answers there, and who should.
     there: usize,
+    expect: Option<swimring_membership::NodeId>,
     class: Class,
     asked: Instant,
     stage: u8,

@@ -269,6 +269,9 @@ impl Control {
                 let was_present = before.is_some_and(|(state, _)| state.is_present());
                 self.on_changed(now, id, was_present, state);
             }
+            if matches!(event, Event::Joined) {
+                self.on_neighbours(now);
+            }
             if matches!(event, Event::JoinRetrying { .. }) {
                 self.peers.try_seeds_anew();
             }
@@ -311,7 +314,9 @@ impl Control {
     }
 
     fn want(&mut self, now: Instant, peer: Peer) {
-        if self.membership.is_neighbour(peer.id) && self.peers.connection(peer).is_none() {
+        // A list that comes in parts makes others neighbours with each part.
+        if self.membership.is_joined() && self.membership.is_neighbour(peer.id) && self.peers.connection(peer).is_none()
+        {
             let courtesy = if self.me.id < peer.id { Duration::ZERO } else { self.rng.jitter(COURTESY) };
             self.wanted.set_earlier(peer, now + courtesy);
         }

@@ -135,6 +135,10 @@ impl Peers {
         if self.timers.deadline(Timer::Retry(target)).is_some() {
             return Route::Unreachable;
         }
+        // Another node had this address once: nobody but this process can answer there.
+        if matches!(target, Target::Peer(peer, _) if peer != self.me && peer.address == self.me.address) {
+            return Route::Unreachable;
+        }
         if self.is_oneself(target) {
             if let Target::Seed(address) = target {
                 self.say_oneself(now, address);

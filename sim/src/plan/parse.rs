@@ -329,6 +329,7 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
             | Action::Leave(_)
             | Action::Quit(_)
             | Action::Drain(_)
+            | Action::Replace(_)
             | Action::Join(..)
             | Action::Drift(..)
     );
@@ -360,6 +361,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("hole", [bytes, "of", who]) => Action::Hole(number(bytes)?, Some(select(who)?)),
         ("quit", [who]) => Action::Quit(select(who)?),
         ("drain", [who]) => Action::Drain(select(who)?),
+        ("replace", [who]) => Action::Replace(select(who)?),
         ("crash", [who]) => Action::Crash(select(who)?, None),
         ("block", [who]) => Action::Block(select(who)?),
         ("pause", [who]) => Action::Pause(select(who)?),

@@ -128,6 +128,7 @@ fn action(action: &Action) -> String {
         Action::Hole(bytes, None) => format!("hole {bytes}"),
         Action::Hole(bytes, Some(who)) => format!("hole {bytes} of {}", select(who)),
         Action::Quit(who) => format!("quit {}", select(who)),
+        Action::Replace(who) => format!("replace {}", select(who)),
         Action::Drain(who) => format!("drain {}", select(who)),
         Action::Crash(who, None) => format!("crash {}", select(who)),
         Action::Crash(who, Some((after, memory))) => {

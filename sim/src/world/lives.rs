@@ -5,7 +5,7 @@ use super::*;
 impl World {
     /// Starts a process and lets it have its first outputs.
     pub(crate) fn start(&mut self, index: usize, memory: Memory) {
-        if self.hosts[index].is_up() {
+        if self.hosts[index].is_up() || self.hosts[index].replaced {
             return;
         }
         let seeds = self.seeds_for(index);

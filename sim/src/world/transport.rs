@@ -348,7 +348,17 @@ impl World {
         let asked = self.hosts[dialler.host].local(self.now);
         self.network.traffic[dialler.host].handshakes += 1;
         if let Some(there) = self.host_at(class, address) {
-            self.send_handshake(Handshake { dialler, dial, there, class, asked, stage: 0, tries: 0, conn: None });
+            self.send_handshake(Handshake {
+                dialler,
+                dial,
+                there,
+                expect,
+                class,
+                asked,
+                stage: 0,
+                tries: 0,
+                conn: None,
+            });
         }
     }
 
@@ -431,6 +441,10 @@ impl World {
             return;
         }
         match handshake.stage {
+            // The certificate names somebody else.
+            2 if handshake.expect.is_some_and(|id| id != self.hosts[there].id) => {
+                self.dialled(&handshake, Err(Refusal::Identity));
+            }
             2 => {
                 handshake.asked = self.hosts[here.host].local(self.now);
                 self.send_handshake(handshake);

@@ -120,6 +120,14 @@ fn a_peer_whose_address_is_this_process_is_tried_again_after_a_while() {
 }
 
 #[test]
+fn whoever_had_this_address_before_is_not_looked_for_here() {
+    let mut low = peers(1);
+    let before = Peer { id: NodeId::from_u128(9), address: peer(1).address };
+    assert_eq!(low.route(Instant::ORIGIN, Target::Peer(before, before.address)), Route::Unreachable);
+    assert_eq!(low.poll_command(), None);
+}
+
+#[test]
 fn a_hello_is_refused_for_each_reason() {
     let low = peers(1);
     let certified = NodeId::from_u128(2);
