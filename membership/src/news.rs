@@ -1,7 +1,5 @@
 //! What is heard of others: which news is admitted, who is suspected, who is down.
 
-use alloc::collections::BTreeMap;
-
 use crate::codec::Blob;
 use crate::event::Event;
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
@@ -103,15 +101,12 @@ impl Membership {
             (State::Suspect, Some(_)) => self.suspect(now, id, incarnation, by),
             // Nobody is removed by hearsay: the member has its last word here too.
             (State::Down, Some((State::Alive | State::Suspect, _))) => {
-                let is_current = |suspicions: &BTreeMap<NodeId, Suspicion>| {
-                    suspicions.get(&id).is_some_and(|s| s.incarnation == incarnation)
-                };
                 // Where few ask it, whoever tells it on is no other witness.
-                if self.overlay.is_mesh() || !is_current(&self.suspicions) {
+                if self.overlay.is_mesh() || !self.is_suspected(id, incarnation) {
                     self.suspect(now, id, incarnation, by);
                 }
                 // Old news of a member that is suspected anew does not shorten its time.
-                if is_current(&self.suspicions) && self.overlay.observes(id) {
+                if self.is_suspected(id, incarnation) && self.overlay.observes(id) {
                     self.on_suspicion_due(now, id);
                 }
             }
@@ -120,6 +115,10 @@ impl Membership {
                 self.roster.admit_state(now, id, state, incarnation);
             }
         }
+    }
+
+    fn is_suspected(&self, id: NodeId, incarnation: Incarnation) -> bool {
+        self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation)
     }
 
     fn on_own_accusation(&mut self, now: Instant, state: State, incarnation: Incarnation) {
