@@ -5,11 +5,17 @@
 //! A function of the view: whoever sees the same members sees the same rings.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use crate::{NodeId, Peer, Roster};
+use crate::membership::{Membership, Timer};
+use crate::{Instant, NodeId, Peer, Roster};
 
 /// How many rings there are, and so how many observe a node, and whom a node observes.
 pub(crate) const RINGS: usize = 10;
+
+/// For how long a cluster is small enough before everybody asks everybody again: one that is as large as that now and
+/// then must not make everybody dial each time, and equal views must end in the same.
+const MESH_AGAIN: Duration = Duration::from_secs(120);
 
 /// The next node on a ring, and how far away it is.
 type Next = Option<(u64, NodeId)>;
@@ -116,6 +122,42 @@ impl Overlay {
     }
 }
 
+impl Membership {
+    /// `id` is present, or is not any more: whom this node asks in its rounds follows.
+    pub(crate) fn on_presence(&mut self, now: Instant, id: NodeId, present: bool) {
+        let changed = if present { self.overlay.add(id) } else { self.overlay.remove(id, &self.roster) };
+        let is_large = self.roster.present_count() > self.config.mesh_max;
+        if self.overlay.is_mesh() && is_large {
+            self.overlay.set_mesh(false);
+            self.ask_observed();
+        } else if self.overlay.is_mesh() {
+            if present {
+                self.prober.add(id);
+            }
+        } else {
+            if changed {
+                self.ask_observed();
+            }
+            if is_large {
+                self.timers.cancel(Timer::Mesh);
+            } else if self.timers.deadline(Timer::Mesh).is_none() {
+                self.timers.set(Timer::Mesh, now + MESH_AGAIN);
+            }
+        }
+    }
+
+    fn ask_observed(&mut self) {
+        self.overlay.observed().into_iter().for_each(|id| self.prober.add(id));
+    }
+
+    /// The cluster has been small enough for a while: everybody asks everybody again.
+    pub(crate) fn on_mesh_again(&mut self) {
+        self.overlay.set_mesh(true);
+        let neighbours: Vec<NodeId> = self.neighbours().map(|peer| peer.id).collect();
+        neighbours.into_iter().for_each(|id| self.prober.add(id));
+    }
+}
+
 /// Who observes `subject` in this view, each once; whether it is present itself does not matter.
 pub(crate) fn observers(subject: NodeId, roster: &Roster) -> Vec<NodeId> {
     let mine: [u64; RINGS] = core::array::from_fn(|ring| place(ring, subject));
@@ -170,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{cluster, profile};
-    use crate::{Incarnation, Instant, Phase, Record, State};
+    use crate::{Incarnation, Phase, Record, State};
 
     fn record(number: u16) -> Record {
         let name = alloc::format!("n{number}");

@@ -2,7 +2,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use crate::membership::{Membership, Timer};
 use crate::overlay;
@@ -10,10 +9,6 @@ use crate::probe::ASKED_AFAR_MAX;
 use crate::suspicion::Suspicion;
 use crate::wire::{MARKS_MAX, Update};
 use crate::{Incarnation, Instant, NodeId, Roster, State};
-
-/// For how long a cluster is small enough before everybody asks everybody again: one that is as large as that now and
-/// then must not make everybody dial each time, and equal views must end in the same.
-const MESH_AGAIN: Duration = Duration::from_secs(120);
 
 /// Who found which member silent.
 #[derive(Clone, Debug, Default)]
@@ -168,40 +163,6 @@ impl Membership {
             suspicion.removed_at = None;
             self.verdicts.forget(*id);
         }
-    }
-
-    /// `id` is present, or is not any more: whom this node asks in its rounds follows.
-    pub(crate) fn on_presence(&mut self, now: Instant, id: NodeId, present: bool) {
-        let changed = if present { self.overlay.add(id) } else { self.overlay.remove(id, &self.roster) };
-        let is_large = self.roster.present_count() > self.config.mesh_max;
-        if self.overlay.is_mesh() && is_large {
-            self.overlay.set_mesh(false);
-            self.ask_observed();
-        } else if self.overlay.is_mesh() {
-            if present {
-                self.prober.add(id);
-            }
-        } else {
-            if changed {
-                self.ask_observed();
-            }
-            if is_large {
-                self.timers.cancel(Timer::Mesh);
-            } else if self.timers.deadline(Timer::Mesh).is_none() {
-                self.timers.set(Timer::Mesh, now + MESH_AGAIN);
-            }
-        }
-    }
-
-    fn ask_observed(&mut self) {
-        self.overlay.observed().into_iter().for_each(|id| self.prober.add(id));
-    }
-
-    /// The cluster has been small enough for a while: everybody asks everybody again.
-    pub(crate) fn on_mesh_again(&mut self) {
-        self.overlay.set_mesh(true);
-        let neighbours: Vec<NodeId> = self.neighbours().map(|peer| peer.id).collect();
-        neighbours.into_iter().for_each(|id| self.prober.add(id));
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swimring::forwarder::{Outcome, Why};
-use swimring::membership::{NodeId, Preset};
+use swimring::membership::{NodeId, Preset, Settings};
 use swimring::runtime::Answered;
 use swimring::runtime::builder::Builder;
 use swimring::runtime::node::{CallRequest, Swimring};
@@ -198,4 +198,30 @@ fn a_node_that_leaves_under_load_costs_nobody_a_call() {
         failures
     });
     assert!(failures.is_empty(), "{failures:?}");
+}
+
+#[test]
+fn where_few_ask_each_member_all_hear_that_one_is_down() {
+    // Everybody would ask everybody up to 256 members: here up to four.
+    let settings = Settings { mesh_max: 4, ..Settings::preset(Preset::Local) };
+    let (site, runtime) = (Site::new(), tokio::runtime::Runtime::new().expect("a runtime"));
+    let mut nodes: Vec<Swimring> = Vec::new();
+    for number in 0..16 {
+        let name = format!("n{number}");
+        site.issue("ca", &name, &name, "2");
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let mut builder = Swimring::builder(site.at(&name)).listen(listen).settings(settings.clone());
+        if let Some(seed) = nodes.first() {
+            builder = builder.seed(seed.gossip_address().to_string());
+        }
+        nodes.push(runtime.block_on(builder.start()).expect("it starts"));
+    }
+    let all_see = |nodes: &[Swimring], count: usize| {
+        let present = |node: &Swimring| node.members().iter().filter(|member| member.state.is_present()).count();
+        eventually(&format!("all see {count}"), SOON, || nodes.iter().all(|node| present(node) == count).then_some(()));
+    };
+    all_see(&nodes, 16);
+    let gone = nodes.pop().expect("there are some");
+    runtime.block_on(gone.close());
+    all_see(&nodes, 15);
 }
