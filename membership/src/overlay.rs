@@ -260,6 +260,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_shrinks_is_a_mesh_again_after_a_while() {
+        let now = Instant::from_millis(1_000);
+        let mut one = crate::testing::node("a");
+        let most = one.config.mesh_max as u16;
+        let come = |one: &mut Membership, number: u16| {
+            one.roster.admit_record(now, &record(number));
+            one.on_presence(now, record(number).id(), true);
+        };
+        (0..most - 1).for_each(|number| come(&mut one, number));
+        assert!(one.is_mesh(), "this node and 255 others");
+        come(&mut one, most);
+        assert!(!one.is_mesh() && one.timers.deadline(Timer::Mesh).is_none());
+        let go = |one: &mut Membership, number: u16| {
+            one.roster.admit_state(now, record(number).id(), State::Left, Incarnation::new(1, 0));
+            one.on_presence(now, record(number).id(), false);
+        };
+        go(&mut one, 0);
+        assert!(!one.is_mesh(), "it may come back");
+        come(&mut one, most + 1);
+        assert!(one.timers.deadline(Timer::Mesh).is_none(), "another one has come");
+        go(&mut one, 1);
+        one.handle_timeout(now + MESH_AGAIN);
+        assert!(one.is_mesh() && one.overlay.observes(record(200).id()));
+    }
+
+    #[test]
     fn rumours_along_the_rings_reach_everybody() {
         let roster = roster(500);
         let mut reached = BTreeSet::from([record(0).id()]);

@@ -168,7 +168,81 @@ impl Membership {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
     use super::*;
+    use crate::testing::{cluster, node, profile};
+    use crate::{Phase, Record};
+
+    const NOW: Instant = Instant::from_millis(10_000);
+    const SOMEBODY: NodeId = NodeId::from_u128(1);
+
+    fn record(number: u16) -> Record {
+        let name = alloc::format!("n{number}");
+        Record::mint(&cluster(), &profile(&name, number), Incarnation::new(1, 0), Phase::Ready, 1)
+    }
+
+    /// A node among many, a member that it does not observe, and the marks of those who do.
+    fn one_of_many() -> (Membership, NodeId, Vec<u16>) {
+        let mut node = node("a");
+        node.handle_timeout(NOW);
+        (2..400).for_each(|number| node.merge_record(NOW, SOMEBODY, record(number).bytes()).unwrap());
+        assert!(!node.is_mesh());
+        let afar = (2..400).map(|number| record(number).id()).find(|id| !node.overlay.is_neighbour(*id)).unwrap();
+        let marks: Vec<u16> = overlay::observers(afar, &node.roster).into_iter().map(overlay::mark).collect();
+        assert!(marks.len() >= 8);
+        (node, afar, marks)
+    }
+
+    fn state(node: &Membership, id: NodeId) -> State {
+        node.member(id).unwrap().state
+    }
+
+    #[test]
+    fn a_majority_of_observers_is_believed_after_an_objection_could_have_come() {
+        let (mut node, subject, marks) = one_of_many();
+        let (few, enough) = (marks.len() / 2, marks.len() / 2 + 1);
+        node.on_down(NOW, SOMEBODY, subject, Incarnation::new(1, 0), &marks[..few]);
+        assert_eq!(node.suspicions[&subject].removed_at, None, "half of them are no majority");
+        node.on_down(NOW, SOMEBODY, subject, Incarnation::new(1, 0), &marks[few..enough]);
+        let at = node.suspicions[&subject].removed_at.expect("they add up");
+        node.on_suspicion_due(at - Duration::from_millis(1), subject);
+        assert_eq!(state(&node, subject), State::Suspect);
+        node.on_suspicion_due(at, subject);
+        assert_eq!(state(&node, subject), State::Down);
+    }
+
+    #[test]
+    fn marks_of_those_who_do_not_observe_do_not_count() {
+        let (mut node, subject, marks) = one_of_many();
+        let others: Vec<u16> = (0..u16::MAX).filter(|mark| !marks.contains(mark)).take(MARKS_MAX).collect();
+        node.on_down(NOW, SOMEBODY, subject, Incarnation::new(1, 0), &others);
+        assert_eq!(node.suspicions[&subject].removed_at, None);
+    }
+
+    #[test]
+    fn whoever_looks_late_gives_the_time_again() {
+        let (mut node, subject, marks) = one_of_many();
+        node.on_down(NOW, SOMEBODY, subject, Incarnation::new(1, 0), &marks);
+        let at = node.suspicions[&subject].removed_at.expect("they are enough");
+        let late = at + Duration::from_secs(1);
+        node.on_suspicion_due(late, subject);
+        assert_eq!(state(&node, subject), State::Suspect, "an objection may wait to be read");
+        let again = node.suspicions[&subject].removed_at.expect("they are still enough");
+        assert!(again > late);
+        node.on_suspicion_due(again, subject);
+        assert_eq!(state(&node, subject), State::Down);
+    }
+
+    #[test]
+    fn an_answer_outweighs_what_others_found() {
+        let (mut node, subject, marks) = one_of_many();
+        node.on_down(NOW, SOMEBODY, subject, Incarnation::new(1, 0), &marks);
+        let at = node.suspicions[&subject].removed_at.expect("they are enough");
+        node.suspicions.entry(subject).and_modify(|suspicion| suspicion.answered = true);
+        node.weigh(at, subject);
+        assert_eq!(state(&node, subject), State::Suspect);
+    }
 
     #[test]
     fn verdicts_add_up_within_an_incarnation_and_are_bounded() {

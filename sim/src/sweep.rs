@@ -43,6 +43,17 @@ impl Source {
         }
     }
 
+    /// What tells its plans from others: a file may say something else the next time.
+    fn identity(&self) -> String {
+        match self {
+            Self::Profile(profile) => profile.to_string(),
+            Self::File(path, plan) => {
+                let hash = blake3::hash(plan.to_string().as_bytes()).to_hex();
+                format!("{} ({})", path.display(), &hash[..8])
+            }
+        }
+    }
+
     /// The command that runs `seed` again.
     pub(crate) fn replay(&self, seed: u64) -> String {
         match self {
@@ -86,7 +97,7 @@ pub fn run(
     kept_in: Option<&Path>,
     json: bool,
 ) -> Result<ExitCode, ProgressError> {
-    let mut progress = Progress::<Summary>::read(kept_in, format!("a sweep of {}", extent.source))?;
+    let mut progress = Progress::<Summary>::read(kept_in, format!("a sweep of {}", extent.source.identity()))?;
     progress.sum.profile = extent.source.to_string();
     let before = progress.sum.wall_s;
     let one = |seed| one(&extent.source, seed, until_failure);
