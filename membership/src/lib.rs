@@ -32,6 +32,7 @@ mod fence;
 mod id;
 mod identity;
 mod join;
+mod members;
 mod membership;
 mod merge;
 mod news;
@@ -52,6 +53,7 @@ pub mod wire;
 pub use config::{Config, InvalidConfig, Preset, Settings};
 pub use event::{Event, Stats};
 pub use id::{Incarnation, Instance, InvalidName, NAME_BYTES_MAX, Name, NodeId, Peer};
+pub use members::Members;
 pub use membership::{Delivery, Destination, Membership, Start, Transmit};
 pub use record::{
     InvalidProfile, Phase, Profile, RECORD_BYTES_MAX, Record, TAG_KEY_BYTES_MAX, TAG_VALUE_BYTES_MAX, TAGS_MAX,

@@ -390,9 +390,12 @@ impl Membership {
         }
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
-            // A helper that does not even say that it failed is a sign of trouble here (Lifeguard §IV-A).
-            let asked = probe.helpers.len() as u32 + probe.nacks;
-            self.worsen(if asked == 0 { 1 } else { asked - probe.nacks });
+            // What others noticed as well is no sign of trouble here: many may have died at once, the helpers too.
+            if !self.suspicions.get(&id).is_some_and(|suspicion| suspicion.is_shared(self.me.id)) {
+                // A helper that does not even say that it failed is one (Lifeguard §IV-A).
+                let asked = probe.helpers.len() as u32 + probe.nacks;
+                self.worsen(if asked == 0 { 1 } else { asked - probe.nacks });
+            }
         }
         match probe.purpose {
             Purpose::Round | Purpose::Check => self.accuse(now, probe.target),

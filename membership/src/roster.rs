@@ -7,6 +7,7 @@ use alloc::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::members::Members;
 use crate::wire::Belief;
 use crate::{Incarnation, Instant, NodeId, Phase, Record};
 
@@ -47,6 +48,12 @@ impl Member {
     /// Whether the member owns keys: present, ready, and with a weight.
     pub fn owns(&self) -> bool {
         self.state.is_present() && self.record.phase() == Phase::Ready && self.record.profile().weight > 0
+    }
+
+    /// Of an owner: its weight and zone.
+    fn ownership(&self) -> Option<(u16, Option<&str>)> {
+        let profile = self.record.profile();
+        self.owns().then_some((profile.weight, profile.zone.as_deref()))
     }
 
     fn belief(&self) -> (State, Incarnation) {
@@ -92,17 +99,18 @@ fn rank((state, incarnation): (State, Incarnation)) -> (u32, bool, u32, State) {
 /// All members that this node knows, itself included.
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
-    members: BTreeMap<NodeId, Member>,
+    members: Members,
     tombstones: BTreeMap<NodeId, Tombstone>,
     digest: u128,
     counts: [usize; 4],
     version: u64,
+    owners_version: u64,
 }
 
 impl Roster {
     /// The row of `id`.
     pub fn get(&self, id: NodeId) -> Option<&Member> {
-        self.members.get(&id)
+        self.members.get(id)
     }
 
     /// The row of `id`, if it is alive or suspect.
@@ -120,15 +128,20 @@ impl Roster {
         self.get(id).map(Member::belief).or_else(|| self.tombstone(id).map(|t| (t.state, t.incarnation)))
     }
 
+    /// All rows. A copy of them costs little.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
     /// All rows in the order of ids.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Member)> {
-        self.members.iter().map(|(id, member)| (*id, member))
+        self.members.iter()
     }
 
     /// The rows from `low` to `high`, both inclusive.
     pub fn range(&self, low: NodeId, high: NodeId) -> impl Iterator<Item = (NodeId, &Member)> {
         let bounds = (low <= high).then_some(low..=high);
-        bounds.into_iter().flat_map(|bounds| self.members.range(bounds)).map(|(id, member)| (*id, member))
+        bounds.into_iter().flat_map(|bounds| self.members.range(*bounds.start(), *bounds.end()))
     }
 
     /// How many rows are in `state`.
@@ -161,12 +174,17 @@ impl Roster {
         self.version
     }
 
+    /// Rises with every change of who owns keys, how heavy it is or where.
+    pub fn owners_version(&self) -> u64 {
+        self.owners_version
+    }
+
     /// Admits a record: its subject is alive at its incarnation.
     pub fn admit_record(&mut self, now: Instant, record: &Record) -> Admitted {
         let id = record.id();
         let new = (State::Alive, record.incarnation());
         let before = self.belief(id);
-        match self.members.get_mut(&id) {
+        match self.members.get(id) {
             Some(member) if supersedes(new, member.belief()) => {
                 let since = if member.state == State::Alive { member.since } else { now };
                 let row = Member { record: record.clone(), state: State::Alive, incarnation: new.1, since };
@@ -194,7 +212,7 @@ impl Roster {
     /// Admits that `id` is suspect, down or left at `incarnation`.
     pub fn admit_state(&mut self, now: Instant, id: NodeId, state: State, incarnation: Incarnation) -> Admitted {
         debug_assert!(state != State::Alive, "alive comes with a record");
-        let Some(member) = self.members.get(&id) else {
+        let Some(member) = self.members.get(id) else {
             return match self.tombstones.get_mut(&id) {
                 Some(tombstone) if supersedes((state, incarnation), (tombstone.state, tombstone.incarnation)) => {
                     if !state.is_present() {
@@ -220,8 +238,8 @@ impl Roster {
 
     /// Turns the row of a down or left member into a tombstone; keeps at most `tombstones_max`, newest first.
     pub fn reap(&mut self, now: Instant, id: NodeId, tombstones_max: usize) -> Option<Member> {
-        let member = self.members.get(&id).filter(|member| !member.state.is_present())?.clone();
-        self.members.remove(&id);
+        let member = self.members.get(id).filter(|member| !member.state.is_present())?.clone();
+        self.members.remove(id);
         self.counts[member.state as usize] -= 1;
         self.version += 1;
         if self.tombstones.len() >= tombstones_max
@@ -235,6 +253,9 @@ impl Roster {
     }
 
     fn replace(&mut self, id: NodeId, row: Member) {
+        if self.members.get(id).and_then(Member::ownership) != row.ownership() {
+            self.owners_version += 1;
+        }
         if row.state.is_present() {
             self.digest = self.digest.wrapping_add(row.record.hash());
         }
@@ -250,8 +271,8 @@ impl Roster {
 
     /// Recomputes what is kept incrementally, to check it.
     pub fn digest_from_scratch(&self) -> u128 {
-        let present = self.members.values().filter(|member| member.state.is_present());
-        present.fold(0, |sum, member| sum.wrapping_add(member.record.hash()))
+        let present = self.members.iter().filter(|(_, member)| member.state.is_present());
+        present.fold(0, |sum, (_, member)| sum.wrapping_add(member.record.hash()))
     }
 }
 

@@ -47,6 +47,11 @@ impl Suspicion {
         true
     }
 
+    /// Whether somebody else than `me` suspects it.
+    pub(crate) fn is_shared(&self, me: NodeId) -> bool {
+        self.suspectors.iter().any(|by| *by != me)
+    }
+
     /// When the time to object ends.
     pub(crate) fn deadline(&self) -> Instant {
         let confirmed = self.suspectors.len() as u32 - 1;

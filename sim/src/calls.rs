@@ -537,11 +537,14 @@ impl World {
         let (Some(control), Some(app)) = (&mut host.control, &mut host.app) else {
             unreachable!("only running processes look at their views")
         };
-        if let Some(edition) = app.publishing.next(now, control) {
-            host.disk.fence = host.disk.fence.max(edition.view.fence());
-            app.view = Some(Arc::new(edition.view));
-        }
-        Arc::clone(app.view.as_ref().expect("the first view is published when it is first looked at"))
+        let Some(edition) = app.publishing.next(now, control) else {
+            return Arc::clone(app.view.as_ref().expect("the first view is published when it is first looked at"));
+        };
+        host.disk.fence = host.disk.fence.max(edition.view.fence());
+        let view = Arc::new(edition.view);
+        app.view = Some(Arc::clone(&view));
+        self.check_owners(index, &view);
+        view
     }
 
     /// Hands a batch of frames to the connection, one by one, in order: on the lane whose writer came first.

@@ -12,6 +12,7 @@ macro_rules! say {
     }};
 }
 
+mod asked;
 pub mod bench;
 mod calls;
 pub mod conns;
@@ -34,6 +35,7 @@ mod queue;
 mod quiet;
 pub mod recording;
 pub mod report;
+mod rings;
 pub mod shrink;
 mod strangers;
 pub mod sweep;

@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use swimring::core::hello::Class;
-use swimring::ring::Ring;
-use swimring_membership::NodeId;
 
 use crate::oracles::Property;
 use crate::plan::Memory;
@@ -20,8 +18,6 @@ pub(crate) const SERVED: Duration = Duration::from_secs(35);
 /// How long after the agreement calls may still fail: rings are agreed on a moment after views, and what is under
 /// way on connections to the dead ends with them.
 const GRACE: Duration = Duration::from_secs(3);
-/// For how many keys the views of the core are compared.
-const KEYS: u32 = 512;
 /// How many gaps the numbers of all callers have at most when nothing has failed for a while.
 const GAPS: usize = 3;
 
@@ -106,6 +102,7 @@ impl World {
         });
         self.check_remembered();
         self.check_rings(&core);
+        self.check_asked(&core);
         core.iter().for_each(|host| self.check_shared_address(*host));
         // One, and for a moment the one that it replaces; behind a shared address, one that each of the two replaces.
         // Those of calls may linger longer than the world lasts.
@@ -114,20 +111,6 @@ impl World {
             self.check(one.host, Property::P1, count <= most, || {
                 format!("{count} connections to n{} are left", other.host + 1)
             });
-        }
-    }
-
-    /// Every view of the core names the same owner for every key, who takes keys.
-    fn check_rings(&mut self, core: &[usize]) {
-        let keys: Vec<_> = (0..KEYS).map(|key: u32| self.hasher.hash(&key.to_le_bytes())).collect();
-        let owners = |ring: &Ring| keys.iter().map(|key| ring.owner(*key).ok()).collect::<Vec<_>>();
-        let mut first = None;
-        for host in core {
-            let view = self.view(*host);
-            let named = owners(view.ring());
-            let ready = |id: &Option<NodeId>| id.and_then(|id| view.member(id)).is_some_and(|member| member.owns());
-            let one = named.iter().all(ready) && *first.get_or_insert_with(|| named.clone()) == named;
-            self.check(*host, Property::O3, one, || "names another owner for a key, or one who takes none".into());
         }
     }
 

@@ -141,8 +141,8 @@ pub struct World {
     /// At which hosts each key ran.
     pub(crate) ran_at: BTreeMap<Arc<[u8]>, BTreeSet<usize>>,
     pub(crate) rings: Arc<swimring::core::view::Rings>,
-    /// Digests of rings by which calls went.
-    pub(crate) used_rings: BTreeSet<u128>,
+    pub(crate) rings_seen: crate::rings::Seen,
+    pub(crate) asked: crate::asked::Asked,
     pub(crate) hasher: swimring::ring::KeyHasher,
     /// Nothing is left to see.
     pub(crate) over: bool,
@@ -192,7 +192,8 @@ impl World {
             runs: 0,
             ran_at: BTreeMap::new(),
             rings: Arc::default(),
-            used_rings: BTreeSet::new(),
+            rings_seen: crate::rings::Seen::default(),
+            asked: crate::asked::Asked::default(),
             hasher: Self::sim_hasher(),
             over: false,
             crashed: false,

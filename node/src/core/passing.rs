@@ -2,6 +2,7 @@
 //! what it holds of that may be old.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use swimring_membership::{Incarnation, Member, NodeId, Phase, State};
 use swimring_ring::RingMember;
@@ -13,7 +14,7 @@ use super::view::ring_member;
 pub struct Passing {
     me: NodeId,
     /// The owners of the last view, in the order of ids.
-    last: Vec<RingMember>,
+    last: Arc<[RingMember]>,
     /// Who owned, or may have owned, since: each as heavy as it was seen.
     seen: BTreeMap<NodeId, RingMember>,
     /// What this node itself was since.
@@ -34,7 +35,7 @@ pub struct Passed {
 impl Passing {
     /// Nothing has been seen, and this node owned nothing.
     pub fn new(me: NodeId) -> Self {
-        Self { me, last: Vec::new(), seen: BTreeMap::new(), own: Vec::new(), joining: BTreeMap::new() }
+        Self { me, last: Arc::default(), seen: BTreeMap::new(), own: Vec::new(), joining: BTreeMap::new() }
     }
 
     /// A member was believed to be this; its row may be ahead by now.
@@ -63,15 +64,15 @@ impl Passing {
     }
 
     /// A view with these owners is not the next one.
-    pub fn note_view(&mut self, owners: Vec<RingMember>) {
-        if find(&owners, self.me).is_none() {
+    pub fn note_view(&mut self, owners: &[RingMember]) {
+        if find(owners, self.me).is_none() {
             self.own.push(None);
         }
-        owners.into_iter().for_each(|owner| self.note_owner(owner));
+        owners.iter().for_each(|owner| self.note_owner(owner.clone()));
     }
 
     /// The next view has these owners, in the order of ids: what passed between it and the last one?
-    pub fn next(&mut self, owners: Vec<RingMember>) -> Passed {
+    pub fn next(&mut self, owners: Arc<[RingMember]>) -> Passed {
         let (seen, own) = (std::mem::take(&mut self.seen), std::mem::take(&mut self.own));
         let last = std::mem::replace(&mut self.last, owners);
         let before = find(&last, self.me).cloned();
@@ -113,7 +114,7 @@ mod tests {
 
     fn since_a_view_of(owners: &[RingMember]) -> Passing {
         let mut passing = Passing::new(ME);
-        passing.next(owners.to_vec());
+        passing.next(owners.into());
         passing
     }
 
@@ -121,8 +122,8 @@ mod tests {
     fn whoever_came_and_went_has_passed() {
         let mut passing = since_a_view_of(&[owner(1, 1)]);
         passing.note_owner(owner(2, 1));
-        assert_eq!(passing.next(vec![owner(1, 1)]), Passed { owners: vec![owner(2, 1)], retaken: false });
-        assert_eq!(passing.next(vec![owner(1, 1)]), Passed::default(), "it is said once");
+        assert_eq!(passing.next([owner(1, 1)].into()), Passed { owners: vec![owner(2, 1)], retaken: false });
+        assert_eq!(passing.next([owner(1, 1)].into()), Passed::default(), "it is said once");
     }
 
     fn joiner() -> Membership {
@@ -149,7 +150,7 @@ mod tests {
             let member = Member { record: record.clone(), state, incarnation, since: Instant::ORIGIN };
             passing.note(&member, state, incarnation, phase);
         }
-        passing.next(vec![owner(1, 1)]).owners.len()
+        passing.next([owner(1, 1)].into()).owners.len()
     }
 
     #[test]
@@ -165,28 +166,28 @@ mod tests {
     #[test]
     fn whoever_stays_or_was_there_before_has_not() {
         let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
-        passing.note_view(vec![owner(1, 1), owner(2, 1), owner(3, 1)]);
-        assert_eq!(passing.next(vec![owner(1, 1), owner(3, 1)]), Passed::default());
+        passing.note_view(&[owner(1, 1), owner(2, 1), owner(3, 1)]);
+        assert_eq!(passing.next([owner(1, 1), owner(3, 1)].into()), Passed::default());
     }
 
     #[test]
     fn of_several_weights_the_heaviest_has_passed() {
         let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
         [5, 10, 1, 0].into_iter().for_each(|weight| passing.note_owner(owner(2, weight)));
-        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]).owners, [owner(2, 10)]);
+        assert_eq!(passing.next([owner(1, 1), owner(2, 1)].into()).owners, [owner(2, 10)]);
     }
 
     #[test]
     fn a_node_that_was_left_out_for_a_moment_has_lost_it_does_not_know_what() {
         let mut passing = since_a_view_of(&[owner(1, 1), owner(2, 1)]);
-        passing.note_view(vec![owner(2, 1)]);
-        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]), Passed { owners: Vec::new(), retaken: true });
+        passing.note_view(&[owner(2, 1)]);
+        assert_eq!(passing.next([owner(1, 1), owner(2, 1)].into()), Passed { owners: Vec::new(), retaken: true });
     }
 
     #[test]
     fn whoever_owned_nothing_has_lost_nothing() {
         let mut passing = since_a_view_of(&[owner(2, 1)]);
         passing.note_owner(owner(3, 1));
-        assert_eq!(passing.next(vec![owner(1, 1), owner(2, 1)]), Passed::default());
+        assert_eq!(passing.next([owner(1, 1), owner(2, 1)].into()), Passed::default());
     }
 }

@@ -7,7 +7,7 @@ use swimring_ring::{Placement, RingMember};
 
 use super::control::Control;
 use super::passing::Passing;
-use super::view::{Rings, View};
+use super::view::{Owners, Rings, View};
 
 /// What is published at once.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub struct Publishing {
     rings: Arc<Rings>,
     /// The roster's version of the last edition, whether the process was confirmed, and the fence.
     published: Option<(u64, bool, u64)>,
-    /// The owners of the last edition, in the order of ids.
-    owners: Option<Vec<RingMember>>,
+    /// Those of the last edition.
+    owners: Option<Owners>,
     passing: Passing,
     retaken: bool,
 }
@@ -67,12 +67,15 @@ impl Publishing {
         if self.published == Some(state) && !retaken {
             return None;
         }
-        let view = View::of(membership, self.placement, &self.rings);
-        let owners = view.ring_members();
-        let passed = self.passing.next(owners.clone());
+        let view = match &self.owners {
+            Some(held) => View::after(held, membership, self.placement, &self.rings),
+            None => View::of(membership, self.placement, &self.rings),
+        };
+        let passed = self.passing.next(Arc::clone(view.ring_members()));
         retaken |= passed.retaken;
-        let anew = self.owners.as_ref() != Some(&owners) || retaken || !passed.owners.is_empty();
-        self.owners = Some(owners);
+        let same = self.owners.as_ref().is_some_and(|held| held.is_same(view.owners()));
+        let anew = !same || retaken || !passed.owners.is_empty();
+        self.owners = Some(view.owners().clone());
         let fence = control.command(now, |membership| membership.hold(anew));
         self.published = Some((state.0, state.1, fence));
         Some(Edition { view: view.with_fence(fence), retaken, passing: passed.owners })

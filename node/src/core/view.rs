@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use swimring_forwarder::{Ownership, Resolution};
 use swimring_membership::codec::Blob;
-use swimring_membership::{Instance, Member, Membership, NodeId, Phase, State};
+use swimring_membership::{Instance, Member, Members, Membership, NodeId, Phase, Roster, State};
 use swimring_ring::{KeyHash, Placement, Ring, RingMember};
 
 /// Rings by digest: equal views of one process share one ring, and so do the nodes of a simulation.
@@ -43,6 +43,29 @@ pub fn ring_member(member: &Member) -> RingMember {
     RingMember { id: member.record.id(), weight: profile.weight, zone: profile.zone.clone() }
 }
 
+/// Who owns keys, and the ring of them, which is built when it is first looked at. Views between which nobody began or
+/// ceased to own keys share one.
+#[derive(Clone, Debug)]
+pub(crate) struct Owners {
+    /// Of the roster.
+    version: u64,
+    /// In the order of ids.
+    members: Arc<[RingMember]>,
+    ring: Arc<OnceLock<Arc<Ring>>>,
+}
+
+impl Owners {
+    fn of(roster: &Roster) -> Self {
+        let members = roster.iter().map(|(_, member)| member).filter(|member| member.owns()).map(ring_member).collect();
+        Self { version: roster.owners_version(), members, ring: Arc::default() }
+    }
+
+    /// Whether the ring of these is the ring of `other`.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.version == other.version || self.members == other.members
+    }
+}
+
 /// An immutable snapshot of one node's knowledge. Share it.
 #[derive(Debug)]
 pub struct View {
@@ -51,25 +74,36 @@ pub struct View {
     me: Instance,
     confirmed: bool,
     fence: u64,
-    members: Vec<Member>,
+    members: Members,
+    owners: Owners,
     placement: Placement,
     rings: Arc<Rings>,
-    ring: OnceLock<Arc<Ring>>,
 }
 
 impl View {
-    /// What `membership` knows now. Its ring is built when it is first looked at.
+    /// What `membership` knows now.
     pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
+        Self::with(Owners::of(membership.roster()), membership, placement, rings)
+    }
+
+    /// The same, some time after a view with these owners.
+    pub(crate) fn after(held: &Owners, membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
+        let same = held.version == membership.roster().owners_version();
+        let owners = if same { held.clone() } else { Owners::of(membership.roster()) };
+        Self::with(owners, membership, placement, rings)
+    }
+
+    fn with(owners: Owners, membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
         Self {
             version: membership.roster().version(),
             digest: membership.roster().digest(),
             me: membership.record().instance(),
             confirmed: membership.is_confirmed(),
             fence: membership.fence(),
-            members: membership.roster().iter().map(|(_, member)| member.clone()).collect(),
+            members: membership.roster().members().clone(),
+            owners,
             placement,
             rings: Arc::clone(rings),
-            ring: OnceLock::new(),
         }
     }
 
@@ -99,13 +133,17 @@ impl View {
     }
 
     /// The members that own keys, in the order of ids.
-    pub fn ring_members(&self) -> Vec<RingMember> {
-        self.members.iter().filter(|member| member.owns()).map(ring_member).collect()
+    pub fn ring_members(&self) -> &Arc<[RingMember]> {
+        &self.owners.members
+    }
+
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// The ring as it would be with these members besides, or instead of those with their ids.
     pub fn ring_with(&self, others: &[RingMember]) -> Arc<Ring> {
-        let members = self.ring_members().into_iter().chain(others.iter().cloned());
+        let members = self.ring_members().iter().chain(others).cloned();
         let members: BTreeMap<NodeId, RingMember> = members.map(|member| (member.id, member)).collect();
         self.rings.ring(self.placement, &members.into_values().collect::<Vec<_>>())
     }
@@ -118,14 +156,13 @@ impl View {
     }
 
     /// Every member, in the order of ids; this node included.
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    pub fn members(&self) -> impl DoubleEndedIterator<Item = &Member> {
+        self.members.iter().map(|(_, member)| member)
     }
 
     /// The member `id`.
     pub fn member(&self, id: NodeId) -> Option<&Member> {
-        let index = self.members.binary_search_by_key(&id, |member| member.record.id()).ok()?;
-        Some(&self.members[index])
+        self.members.get(id)
     }
 
     /// Whether this process may call again, or be called: it is here, or is only held down for now.
@@ -134,9 +171,14 @@ impl View {
         member.is_some_and(|member| member.record.instance() == process)
     }
 
+    /// Into how many arcs a ring is divided.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
     /// The ring of the members that own keys.
     pub fn ring(&self) -> &Arc<Ring> {
-        self.ring.get_or_init(|| self.rings.ring(self.placement, &self.ring_members()))
+        self.owners.ring.get_or_init(|| self.rings.ring(self.placement, self.ring_members()))
     }
 
     /// Where a call for `key` goes.
@@ -215,9 +257,9 @@ mod tests {
         assert!(view(&me).may_return(process));
         assert!(!view(&me).may_return(Instance { life: 99, ..process }));
         let believed = |state: State| {
-            let mut view = view(&me);
-            let row = view.members.iter_mut().find(|member| member.record.id() == process.node).unwrap();
-            row.state = state;
+            let mut roster = me.roster().clone();
+            roster.admit_state(NOW, process.node, state, other.record().incarnation());
+            let view = View { members: roster.members().clone(), ..view(&me) };
             view.may_return(process)
         };
         assert!(believed(State::Suspect) && believed(State::Down), "it may be a cut");

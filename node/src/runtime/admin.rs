@@ -314,8 +314,7 @@ async fn members(State(admin): State<Admin>) -> Json<Members> {
     let ring = view.ring();
     let counts: BTreeMap<_, _> = ring.members().iter().map(|member| member.id).zip(ring.owned_counts()).collect();
     let arcs = |member: &Member| counts.get(&member.record.id()).copied().unwrap_or(0);
-    let mut members: Vec<MemberLine> =
-        view.members().iter().map(|member| line(member, arcs(member), ring.arcs())).collect();
+    let mut members: Vec<MemberLine> = view.members().map(|member| line(member, arcs(member), ring.arcs())).collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     Json(Members {
         cluster: admin.node.cluster().to_string(),

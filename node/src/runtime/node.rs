@@ -107,7 +107,7 @@ impl Swimring {
 
     /// Every member that this node lists, itself included.
     pub fn members(&self) -> Vec<Member> {
-        self.view().members().to_vec()
+        self.view().members().cloned().collect()
     }
 
     /// A key's place on the ring.

@@ -70,7 +70,7 @@ fn publish_all(
 ) {
     let mut last = None;
     let mut between = Passing::new(view.load().me().node);
-    between.next(view.load().ring_members());
+    between.next(Arc::clone(view.load().ring_members()));
     while let Ok(first) = receiver.recv() {
         let (mut newest, mut retaken, mut waiting) = (None::<View>, false, Vec::new());
         for publication in std::iter::once(first).chain(receiver.try_iter()) {
@@ -84,7 +84,7 @@ fn publish_all(
         }
         if let Some(new) = newest {
             let ring = Arc::clone(new.ring());
-            let (fence, passed) = (new.fence(), between.next(new.ring_members()));
+            let (fence, passed) = (new.fence(), between.next(Arc::clone(new.ring_members())));
             retaken |= passed.retaken;
             // A fence that others have raised, and nothing else, is no change of who owns what.
             if last.replace(ring.digest()) != Some(ring.digest()) || retaken || !passed.owners.is_empty() {

@@ -38,6 +38,9 @@ pub(super) struct Summary {
     hops_max: u8,
     node_seconds: f64,
     converged_ms_max: u64,
+    /// Which plan that was.
+    #[serde(default)]
+    slowest_seed: u64,
     /// Of the stretches that plans measure.
     #[serde(default)]
     measured: Measured,
@@ -92,7 +95,7 @@ impl Summary {
             }
             Verdict::Clean => None,
         };
-        self.add_counts(world);
+        self.add_counts(seed, world);
         if self.failures.len() < FAILURES_MAX {
             self.failures.extend(failure.clone());
             self.failures.sort_by_key(|failure| failure.seed);
@@ -100,7 +103,7 @@ impl Summary {
         failure
     }
 
-    fn add_counts(&mut self, world: &World) {
+    fn add_counts(&mut self, seed: u64, world: &World) {
         for (kind, count) in &world.faults {
             *self.faults.entry((*kind).into()).or_insert(0) += count;
         }
@@ -113,7 +116,10 @@ impl Summary {
         }
         self.node_seconds += world.node_seconds();
         let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
-        self.converged_ms_max = self.converged_ms_max.max(converged);
+        // Of several that are equal the lowest seed, in whatever order they end.
+        if (converged, self.slowest_seed) > (self.converged_ms_max, seed) || self.plans == 1 {
+            (self.converged_ms_max, self.slowest_seed) = (converged, seed);
+        }
         for stretch in &world.measured {
             let sum = &mut self.measured;
             sum.stretches += 1;
@@ -147,7 +153,7 @@ impl Summary {
             say!("  {:<4} {count:>12} {share:>3} %  {}", property.name(), property.statement());
         }
         say!("calls: {} ({}), at most {} hops", self.calls, list(self.outcomes.iter()), self.hops_max);
-        say!("slowest agreement: {} ms", self.converged_ms_max);
+        say!("slowest agreement: {} ms (seed {})", self.converged_ms_max, self.slowest_seed);
         let measured = &self.measured;
         if measured.stretches > 0 {
             say!(

@@ -1,8 +1,6 @@
 //! What must hold of the connections of every process.
 
 use swimring::core::peers::PeersEvent;
-use swimring::core::view::View;
-use swimring::ring::Ring;
 use swimring_membership::wire::Message;
 use swimring_membership::{NodeId, Peer};
 
@@ -13,8 +11,6 @@ use crate::host::peers_config;
 const DATAGRAM_BYTES_MAX: usize = 1_100;
 /// Most bytes of any message, its envelope included.
 const MESSAGE_BYTES_MAX: usize = 64 * 1_024 + 64;
-/// Of how many rings one is built anew.
-const BUILT_EVERY: usize = 4;
 /// Of how many messages one is read again.
 const READ_EVERY: u64 = 16;
 
@@ -59,19 +55,6 @@ impl World {
         self.check(host, Property::M16, fits && sound, || {
             format!("sends {} bytes by {delivery:?} that break a limit, or read otherwise", bytes.len())
         });
-    }
-
-    /// A ring by which a call goes for the first time is the one that its members make: one of a few is built anew.
-    pub(crate) fn check_ring(&mut self, host: usize, view: &View) {
-        let ring = view.ring();
-        if self.used_rings.insert(ring.digest()) && self.used_rings.len().is_multiple_of(BUILT_EVERY) {
-            let anew = Ring::build(ring.placement(), view.ring_members());
-            let arcs = 0..ring.arcs();
-            let same = arcs.map(swimring::ring::Arc).all(|arc| anew.owner_of_arc(arc) == ring.owner_of_arc(arc));
-            self.check(host, Property::R1, same && anew.digest() == ring.digest(), || {
-                "sends a call by another ring than its members make".into()
-            });
-        }
     }
 
     /// Every call that has been queued or handed over waits for something that will end.

@@ -16,6 +16,7 @@ impl World {
         let Some((mine, held)) = self.open_end(conn.0, from) else {
             return false;
         };
+        let to = held.ends[1 - mine].process.host;
         let taken = match delivery {
             Delivery::Datagram => held.flows[mine].push_datagram(bytes),
             Delivery::Stream => {
@@ -23,6 +24,7 @@ impl World {
                 true
             }
         };
+        self.note_asked(from.host, to, bytes);
         self.transmit(conn.0, mine);
         taken
     }

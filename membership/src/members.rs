@@ -1,0 +1,160 @@
+//! The rows of a roster, in the order of ids. A copy shares all rows with its original, and a change of either copies a few
+//! dozen: whoever publishes what it knows with every change does not copy thousands of rows each time.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::{Member, NodeId};
+
+/// Most rows of a chunk; one more and it is split.
+const CHUNK_MAX: usize = 32;
+
+/// Members by id.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    /// All ids of one are below those of the next.
+    chunks: Vec<Chunk>,
+    len: usize,
+}
+
+/// A few dozen rows, never none.
+#[derive(Clone, Debug)]
+struct Chunk {
+    /// Here as well, so that looking for a row looks into one chunk only.
+    last: NodeId,
+    rows: Arc<Vec<(NodeId, Member)>>,
+}
+
+impl Chunk {
+    fn new(rows: Vec<(NodeId, Member)>) -> Option<Self> {
+        let (last, _) = *rows.last()?;
+        Some(Self { last, rows: Arc::new(rows) })
+    }
+}
+
+impl Members {
+    /// The member `id`.
+    pub fn get(&self, id: NodeId) -> Option<&Member> {
+        let rows = &self.chunks.get(self.chunk_of(id))?.rows;
+        let place = rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(&rows[place].1)
+    }
+
+    /// All of them, in the order of ids.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Member)> {
+        self.chunks.iter().flat_map(|chunk| chunk.rows.iter()).map(|(id, member)| (*id, member))
+    }
+
+    /// Those from `low` to `high`, both inclusive.
+    pub fn range(&self, low: NodeId, high: NodeId) -> impl Iterator<Item = (NodeId, &Member)> {
+        let rows = self.chunks[self.chunk_of(low)..].iter().flat_map(|chunk| chunk.rows.iter());
+        let rows = rows.skip_while(move |(id, _)| *id < low).take_while(move |(id, _)| *id <= high);
+        rows.map(|(id, member)| (*id, member))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Puts `member` in the place of `id`; returns who was there.
+    pub(crate) fn insert(&mut self, id: NodeId, member: Member) -> Option<Member> {
+        // Whoever comes after all others goes into the last chunk.
+        let index = self.chunk_of(id).min(self.chunks.len().saturating_sub(1));
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            self.len = 1;
+            self.chunks.extend(Chunk::new(alloc::vec![(id, member)]));
+            return None;
+        };
+        let rows = Arc::make_mut(&mut chunk.rows);
+        match rows.binary_search_by_key(&id, |(id, _)| *id) {
+            Ok(place) => return Some(core::mem::replace(&mut rows[place].1, member)),
+            Err(place) => rows.insert(place, (id, member)),
+        }
+        self.len += 1;
+        let upper = if rows.len() > CHUNK_MAX { rows.split_off(CHUNK_MAX / 2) } else { Vec::new() };
+        chunk.last = rows[rows.len() - 1].0;
+        if let Some(upper) = Chunk::new(upper) {
+            self.chunks.insert(index + 1, upper);
+        }
+        None
+    }
+
+    /// Takes `id` out.
+    pub(crate) fn remove(&mut self, id: NodeId) -> Option<Member> {
+        let index = self.chunk_of(id);
+        let chunk = self.chunks.get_mut(index)?;
+        let place = chunk.rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        let mut rows = chunk.rows.to_vec();
+        let (_, member) = rows.remove(place);
+        self.len -= 1;
+        // Small neighbours become one.
+        let next = self.chunks.get(index + 1).map_or(0, |next| next.rows.len());
+        let joined =
+            if rows.len() + next <= CHUNK_MAX / 2 { self.chunks.get(index + 1).map(|next| &next.rows) } else { None };
+        rows.extend(joined.into_iter().flat_map(|rows| rows.iter().cloned()));
+        let replaced = index..index + 1 + usize::from(joined.is_some());
+        self.chunks.splice(replaced, Chunk::new(rows));
+        Some(member)
+    }
+
+    /// Where `id` is, if anywhere: the first chunk that does not end below it.
+    fn chunk_of(&self, id: NodeId) -> usize {
+        self.chunks.partition_point(|chunk| chunk.last < id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{cluster, profile};
+    use crate::{Incarnation, Instant, Phase, Record, State};
+
+    fn member(count: u32) -> Member {
+        let incarnation = Incarnation::new(1, count);
+        let record = Record::mint(&cluster(), &profile("a", 1), incarnation, Phase::Ready, 1);
+        Member { record, state: State::Alive, incarnation, since: Instant::ORIGIN }
+    }
+
+    fn rows(members: &Members) -> Vec<(NodeId, u32)> {
+        members.iter().map(|(id, member)| (id, member.incarnation.count)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn they_are_what_a_tree_would_be_and_copies_stay_as_they_were(
+            changes in prop::collection::vec((0u128..200, any::<bool>()), 1..600),
+            ends in (0u128..200, 0u128..200),
+        ) {
+            let (mut members, mut tree) = (Members::default(), BTreeMap::new());
+            let mut copy = (members.clone(), tree.clone());
+            for (count, (number, stays)) in (0u32..).zip(changes) {
+                let id = NodeId::from_u128(number);
+                let before = if stays { members.insert(id, member(count)) } else { members.remove(id) };
+                let expected = if stays { tree.insert(id, count) } else { tree.remove(&id) };
+                prop_assert_eq!(before.map(|member| member.incarnation.count), expected);
+                prop_assert_eq!(members.get(id).map(|member| member.incarnation.count), tree.get(&id).copied());
+                prop_assert_eq!(members.len(), tree.len());
+                if count % 100 == 50 {
+                    copy = (members.clone(), tree.clone());
+                }
+            }
+            let expected = |tree: BTreeMap<NodeId, u32>| tree.into_iter().collect::<Vec<_>>();
+            let (low, high) = (NodeId::from_u128(ends.0.min(ends.1)), NodeId::from_u128(ends.0.max(ends.1)));
+            let range: Vec<NodeId> = members.range(low, high).map(|(id, _)| id).collect();
+            prop_assert_eq!(range, tree.range(low..=high).map(|(id, _)| *id).collect::<Vec<_>>());
+            prop_assert!(members.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.rows.len())));
+            prop_assert_eq!(rows(&members), expected(tree));
+            prop_assert_eq!(rows(&copy.0), expected(copy.1));
+        }
+    }
+}
