@@ -8,8 +8,15 @@ use std::time::Duration;
 use swimring_membership::Instant;
 
 use crate::oracles::Property;
-use crate::plan::{Action, Cut, Keys, Latency, Plan, Quiet, Select, Side};
+use crate::plan::{Action, Keys, Latency, Plan, Quiet};
 use crate::world::{Verdict, World};
+
+mod nodes;
+
+/// Worlds of so many nodes are run in no time.
+const SMALL: usize = 5;
+/// How many moments such a world is tried at.
+const MOMENTS: u64 = 16;
 
 /// What shrinking came to.
 #[derive(Clone, Debug)]
@@ -82,8 +89,9 @@ impl Search<'_> {
     fn round(&mut self) -> bool {
         let before = self.plan.clone();
         self.end_early();
-        self.drop_steps();
+        // Small worlds are run in no time: the sooner the better.
         self.drop_nodes();
+        self.drop_steps();
         self.simplify();
         self.calm();
         self.hurry();
@@ -92,7 +100,8 @@ impl Search<'_> {
 
     /// Takes `plan` if it fails in the same way.
     fn take(&mut self, plan: Plan) -> bool {
-        if plan == self.plan || (self.is_time_up)() {
+        // What is made has to be sayable: it is read by whoever looks into the failure.
+        if plan == self.plan || (self.is_time_up)() || Plan::parse(&plan.to_string()).as_ref() != Ok(&plan) {
             return false;
         }
         self.runs += 1;
@@ -146,21 +155,22 @@ impl Search<'_> {
         }
     }
 
-    /// Fewer nodes; those that the steps name stay.
+    /// Fewer nodes, as few as will do. A smaller world draws other delays: what needs a coincidence may need another
+    /// moment, so the faults are tried some seconds later, too.
     fn drop_nodes(&mut self) {
-        let least = self.plan.steps.iter().map(|step| highest_node(&step.action)).max().unwrap_or(0).max(1);
-        let (mut low, mut high) = (least, self.plan.world.nodes);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let fewer = self.change(|plan| {
-                plan.world.nodes = middle;
-                plan.world.seeds = plan.world.seeds.min(middle);
-            });
-            if fewer {
-                high = middle;
-            } else {
-                low = middle + 1;
+        let mut nodes = 1;
+        while nodes < self.plan.world.nodes {
+            let moments = if nodes <= SMALL { MOMENTS } else { 1 };
+            for later in 0..moments {
+                let fewer = self.change(|plan| {
+                    nodes::keep(plan, nodes);
+                    delay(plan, Duration::from_secs(later));
+                });
+                if fewer {
+                    return;
+                }
             }
+            nodes += nodes.div_ceil(SMALL);
         }
     }
 
@@ -220,6 +230,12 @@ fn set_quiet(plan: &mut Plan, at: Duration) {
     plan.quiet = Some(Quiet { at, core });
 }
 
+/// Everything begins so much later.
+fn delay(plan: &mut Plan, by: Duration) {
+    plan.steps.iter_mut().for_each(|step| step.at += by);
+    plan.quiet.iter_mut().for_each(|quiet| quiet.at += by);
+}
+
 /// The step `index`, all after it and the quiet phase begin so much earlier.
 fn pull_forward(plan: &mut Plan, index: usize, by: Duration) {
     plan.steps[index..].iter_mut().for_each(|step| step.at -= by);
@@ -236,64 +252,11 @@ fn halved_to_a_second(span: Duration, share: u32) -> Duration {
 }
 
 fn weaken(action: &mut Action) {
-    let fewer = |who: &mut Select| match who {
-        Select::Random(count) => *count = (*count).div_ceil(2),
-        Select::Nodes(nodes) => nodes.truncate(nodes.len().div_ceil(2)),
-        Select::Side(_) | Select::Owner(_) => {}
-    };
+    nodes::halve(action);
     match action {
-        Action::Crash(who, _)
-        | Action::Pause(who)
-        | Action::Block(who)
-        | Action::Leave(who)
-        | Action::Quit(who)
-        | Action::Drain(who)
-        | Action::Replace(who)
-        | Action::Cut(Cut::Isolate(who)) => fewer(who),
-        Action::Join(count, _) => *count = count.div_ceil(2),
-        Action::Strangers(count, who) => {
-            *count = count.div_ceil(2);
-            fewer(who);
-        }
-        Action::Slow(who, factor) => {
-            *factor = (*factor / 2).max(2);
-            fewer(who);
-        }
+        Action::Strangers(count, _) => *count = count.div_ceil(2),
+        Action::Slow(_, factor) => *factor = (*factor / 2).max(2),
         _ => {}
-    }
-}
-
-/// The highest number of a node that an action names; 0 for none.
-fn highest_node(action: &Action) -> usize {
-    let side = |side: &Side| if let Side::Node(node) = side { *node } else { 0 };
-    let select = |who: &Select| match who {
-        Select::Side(who) => side(who),
-        Select::Nodes(nodes) => nodes.iter().copied().max().unwrap_or(0),
-        Select::Random(_) | Select::Owner(_) => 0,
-    };
-    match action {
-        Action::Cut(Cut::Groups(groups)) => groups.iter().flatten().copied().max().unwrap_or(0),
-        Action::Cut(Cut::Isolate(who)) => select(who),
-        Action::Oneway(a, b) => side(a).max(side(b)),
-        Action::Bridge(a, through, b) => side(a).max(side(b)).max(*through),
-        Action::Loss(_, who) | Action::Hole(_, who) => who.as_ref().map_or(0, select),
-        Action::Crash(who, _)
-        | Action::Pause(who)
-        | Action::Block(who)
-        | Action::Slow(who, _)
-        | Action::Drift(who, _)
-        | Action::Leave(who)
-        | Action::Quit(who)
-        | Action::Drain(who)
-        | Action::Replace(who)
-        | Action::Strangers(_, who) => select(who),
-        Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_))
-        | Action::Bursts(_)
-        | Action::Dup(_)
-        | Action::Reorder(_)
-        | Action::Join(..)
-        | Action::Overload(_)
-        | Action::Measure => 0,
     }
 }
 
