@@ -1,0 +1,88 @@
+//! A plan for fewer nodes: faults move to those that are left.
+
+use crate::plan::{Action, Cut, Plan, Select, Side};
+
+/// Makes do with `nodes`: who is named and is not there any more is replaced by somebody who is, and of many that are
+/// chosen the same share is.
+pub(super) fn keep(plan: &mut Plan, nodes: usize) {
+    let before = plan.world.nodes;
+    plan.world.nodes = nodes;
+    plan.world.seeds = plan.world.seeds.min(nodes);
+    for step in &mut plan.steps {
+        named(&mut step.action, &mut |node| *node = (*node - 1) % nodes + 1);
+        counts(&mut step.action, &mut |count| *count = (*count * nodes).div_ceil(before));
+        if let Action::Cut(Cut::Groups(groups)) = &mut step.action {
+            let mut grouped = std::collections::BTreeSet::new();
+            groups.iter_mut().for_each(|group| group.retain(|node| grouped.insert(*node)));
+            groups.retain(|group| !group.is_empty());
+        }
+    }
+}
+
+/// Half as many of those whom a fault chooses.
+pub(super) fn halve(action: &mut Action) {
+    counts(action, &mut |count| *count = count.div_ceil(2));
+    if let Some(Select::Nodes(nodes)) = selects(action) {
+        nodes.truncate(nodes.len().div_ceil(2));
+    }
+}
+
+/// How many nodes an action chooses or adds.
+fn counts(action: &mut Action, change: &mut dyn FnMut(&mut usize)) {
+    if let Action::Join(count, _) = action {
+        change(count);
+    }
+    if let Some(Select::Random(count)) = selects(action) {
+        change(count);
+    }
+}
+
+/// Every node that an action names.
+fn named(action: &mut Action, change: &mut dyn FnMut(&mut usize)) {
+    let mut sides: Vec<&mut Side> = Vec::new();
+    match action {
+        Action::Cut(Cut::Groups(groups)) => groups.iter_mut().flatten().for_each(&mut *change),
+        Action::Oneway(a, b) => sides.extend([a, b]),
+        Action::Bridge(a, through, b) => {
+            change(through);
+            sides.extend([a, b]);
+        }
+        other => match selects(other) {
+            Some(Select::Side(side)) => sides.push(side),
+            Some(Select::Nodes(nodes)) => nodes.iter_mut().for_each(&mut *change),
+            Some(Select::Random(_) | Select::Owner(_)) | None => {}
+        },
+    }
+    for side in sides {
+        if let Side::Node(node) = side {
+            change(node);
+        }
+    }
+}
+
+/// Whom an action chooses.
+fn selects(action: &mut Action) -> Option<&mut Select> {
+    match action {
+        Action::Cut(Cut::Isolate(who))
+        | Action::Crash(who, _)
+        | Action::Pause(who)
+        | Action::Block(who)
+        | Action::Slow(who, _)
+        | Action::Drift(who, _)
+        | Action::Leave(who)
+        | Action::Quit(who)
+        | Action::Drain(who)
+        | Action::Replace(who)
+        | Action::Strangers(_, who) => Some(who),
+        Action::Loss(_, who) | Action::Hole(_, who) => who.as_mut(),
+        Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_) | Cut::Groups(_))
+        | Action::Oneway(..)
+        | Action::Bridge(..)
+        | Action::Bursts(_)
+        | Action::Dup(_)
+        | Action::Reorder(_)
+        | Action::Join(..)
+        | Action::Overload(_)
+        | Action::Measure => None,
+    }
+}
