@@ -18,5 +18,5 @@ mod hash;
 mod race;
 mod ring;
 
-pub use hash::{Arc, KEY_BYTES_MAX, KeyHash, KeyHasher};
+pub use hash::{Arc, Hashing, KEY_BYTES_MAX, KeyHash, KeyHasher};
 pub use ring::{ARCS_LOG2_MAX, ARCS_LOG2_MIN, ArcMove, EmptyRing, Explained, Placement, Ring, RingMember, ZonedOwner};

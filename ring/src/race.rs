@@ -163,26 +163,46 @@ pub(crate) fn fill(racers: &[(u16, &Arc<Racer>)], table: &mut [u16]) -> Time {
         return 0;
     };
     let mut latest = 0;
-    let mut vacant: Vec<(u32, Time, u16)> = Vec::new();
+    let mut vacant: Vec<Vacant> = Vec::new();
     for (chunk, winners) in table.chunks_mut(1 << first.chunk_log2).enumerate() {
         vacant.clear();
         let slots = winners.iter().enumerate().filter(|(_, owner)| **owner == VACANT);
-        vacant.extend(slots.map(|(slot, _)| (slot as u32, Time::MAX, VACANT)));
+        vacant.extend(slots.map(|(slot, _)| Vacant {
+            slot: slot as u32,
+            time: Time::MAX,
+            winner: VACANT,
+            weight: 0,
+            dart: 0,
+        }));
         for (index, racer) in racers {
             let darts = &racer.chunks[chunk];
-            for (slot, best, winner) in &mut vacant {
-                let time = racer.time(darts, racer.dart_at(darts, *slot));
-                if time < *best {
-                    (*best, *winner) = (time, *index);
+            for held in &mut vacant {
+                let dart = racer.dart_at(darts, held.slot);
+                // Of two that are equally heavy the later dart arrives later: most are done with here.
+                if racer.weight == held.weight && dart > held.dart {
+                    continue;
+                }
+                let time = racer.time(darts, dart);
+                if time < held.time {
+                    *held = Vacant { time, winner: *index, weight: racer.weight, dart, ..*held };
                 }
             }
         }
-        for (slot, time, winner) in &vacant {
-            winners[*slot as usize] = *winner;
-            latest = latest.max(*time);
+        for held in &vacant {
+            winners[held.slot as usize] = held.winner;
+            latest = latest.max(held.time);
         }
     }
     latest
+}
+
+/// An arc without an owner, and who has it so far.
+struct Vacant {
+    slot: u32,
+    time: Time,
+    winner: u16,
+    weight: u64,
+    dart: u32,
 }
 
 /// Has the racer `index` win what it wins from the others, of whom none won later than `latest`.

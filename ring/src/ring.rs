@@ -95,6 +95,8 @@ pub(crate) struct Owners {
     members: Vec<RingMember>,
     /// Indices into `members` of those with a weight, in the order of ids.
     weighted: Vec<u16>,
+    /// Theirs: what a lookup reads.
+    ids: Vec<NodeId>,
     racers: Vec<alloc::sync::Arc<Racer>>,
 }
 
@@ -117,7 +119,8 @@ impl Owners {
             held.unwrap_or_else(|| Racer::new(member.id, member.weight, placement.arcs_log2, &logs).into())
         };
         let racers = weighted.iter().map(racer).collect();
-        Self { members, weighted, racers }
+        let ids = weighted.iter().map(|index| members[usize::from(*index)].id).collect();
+        Self { members, weighted, ids, racers }
     }
 
     /// How many race.
@@ -134,8 +137,7 @@ impl Owners {
     }
 
     fn index_of(&self, id: NodeId) -> Option<u16> {
-        let found = self.weighted.binary_search_by_key(&id, |index| self.members[usize::from(*index)].id);
-        found.ok().map(|index| index as u16)
+        self.ids.binary_search(&id).ok().map(|index| index as u16)
     }
 
     fn racer(&self, id: NodeId, weight: u16) -> Option<alloc::sync::Arc<Racer>> {
@@ -215,14 +217,16 @@ impl Ring {
     ///
     /// # Errors
     /// [`EmptyRing`] if nobody owns keys.
+    #[inline]
     pub fn owner(&self, key: KeyHash) -> Result<NodeId, EmptyRing> {
         self.owner_of_arc(self.arc(key)).ok_or(EmptyRing)
     }
 
     /// The owner of an arc.
+    #[inline]
     pub fn owner_of_arc(&self, arc: Arc) -> Option<NodeId> {
         let index = *self.table.get(arc.0 as usize)?;
-        Some(self.member(index).id)
+        Some(self.owners.ids[usize::from(index)])
     }
 
     fn member(&self, owner: u16) -> &RingMember {

@@ -17,7 +17,7 @@ use swimring::forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership, Permit, Resolution,
     Step, Unsent, Verdict,
 };
-use swimring::ring::KeyHasher;
+use swimring::ring::{Hashing, KeyHasher};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
@@ -560,6 +560,6 @@ impl World {
 
     /// The hasher of every world.
     pub(crate) fn sim_hasher() -> KeyHasher {
-        KeyHasher::new(&[7; 32])
+        KeyHasher::new(Hashing::Keyed, &[7; 32])
     }
 }

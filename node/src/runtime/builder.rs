@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use swimring_forwarder::{Admission, Limits};
 use swimring_membership::{Config, InvalidConfig, InvalidProfile, Name, NodeId, Preset, Profile, Rng, Settings, Start};
-use swimring_ring::{KeyHasher, Placement};
+use swimring_ring::{ARCS_LOG2_MAX, ARCS_LOG2_MIN, Hashing, KeyHasher, Placement};
 use tower::Service;
 
 use super::calls::{Calls, CallsStart};
@@ -67,6 +67,9 @@ pub enum StartError {
     /// A setting is out of its range.
     #[error(transparent)]
     Config(#[from] InvalidConfig),
+    /// A ring has 2^8 to 2^24 arcs.
+    #[error("a ring cannot have 2^{0} arcs, only 2^{ARCS_LOG2_MIN} to 2^{ARCS_LOG2_MAX}")]
+    Arcs(u32),
     /// Advertised addresses must be such that others can reach them.
     #[error("{0} is no address that others can reach: say which with `advertise`")]
     Unspecified(SocketAddr),
@@ -91,6 +94,7 @@ pub struct Builder {
     settings: Settings,
     idle: IdleTimeouts,
     placement: Placement,
+    hashing: Hashing,
     limits: Limits,
     services: BTreeMap<Arc<str>, BoxedService>,
     system: Arc<dyn System>,
@@ -113,6 +117,7 @@ impl Builder {
             settings: Settings::preset(Preset::Lan),
             idle: IdleTimeouts::default(),
             placement: Placement::default(),
+            hashing: Hashing::default(),
             limits: Limits::default(),
             services: BTreeMap::new(),
             system: Arc::new(OperatingSystem),
@@ -192,6 +197,18 @@ impl Builder {
         self
     }
 
+    /// log2 of the arcs of the ring; the same for all nodes of the cluster, which refuse each other otherwise.
+    pub fn arcs_log2(mut self, arcs_log2: u32) -> Self {
+        self.placement = Placement { arcs_log2 };
+        self
+    }
+
+    /// How keys are hashed; the same for all nodes of the cluster, which refuse each other otherwise.
+    pub fn hashing(mut self, hashing: Hashing) -> Self {
+        self.hashing = hashing;
+        self
+    }
+
     /// What runs the calls for the service `name`.
     pub fn service<S>(mut self, name: &str, service: S) -> Self
     where
@@ -218,6 +235,9 @@ impl Builder {
             return Err(StartError::OtherNode { certified: identity.name, wanted });
         }
         let config = Config::new(self.settings.clone())?;
+        if !(ARCS_LOG2_MIN..=ARCS_LOG2_MAX).contains(&self.placement.arcs_log2) {
+            return Err(StartError::Arcs(self.placement.arcs_log2));
+        }
         let tls = Tls::new(&identity, self.idle)?;
         let (gossip_socket, calls_socket) = self.bind()?;
         let gossip_address = self.advertised(gossip_socket.local_addr())?;
@@ -250,7 +270,7 @@ impl Builder {
         let system = self.system;
         let keys = |class| TransportKeys::of(class, identity.key.secret_der());
         let clock = Clock::new(Arc::clone(&system));
-        let fingerprint = identity.fingerprint(self.placement.arcs_log2);
+        let fingerprint = identity.fingerprint(self.placement, self.hashing);
         let start = Start {
             cluster: identity.cluster.clone(),
             profile,
@@ -281,7 +301,7 @@ impl Builder {
             peer,
             fingerprint,
             clock,
-            hasher: KeyHasher::new(&identity.secret),
+            hasher: KeyHasher::new(self.hashing, &identity.secret),
             view: Arc::clone(&gossip.published.view),
             pulse: Arc::clone(&gossip.pulse),
             control: gossip.inbox.clone(),

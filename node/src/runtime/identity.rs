@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use swimring_membership::{Name, NodeId};
+use swimring_ring::{Hashing, Placement};
 
 /// What is wrong with an identity directory; the operator's fault.
 #[derive(Debug, thiserror::Error)]
@@ -81,11 +82,16 @@ impl Identity {
 
     /// What both ends of every connection must agree on: the secret, and the cluster's constants. Tells nothing
     /// about the secret.
-    pub(crate) fn fingerprint(&self, arcs_log2: u32) -> [u8; 16] {
+    pub(crate) fn fingerprint(&self, placement: Placement, hashing: Hashing) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new_keyed(&self.secret);
         hasher.update(b"swimring 1 cluster constants");
         hasher.update(self.cluster.as_str().as_bytes());
-        hasher.update(&arcs_log2.to_le_bytes());
+        hasher.update(&placement.arcs_log2.to_le_bytes());
+        hasher.update(&[match hashing {
+            Hashing::Keyed => 0,
+            Hashing::Fast => 1,
+            Hashing::Blake3 => 2,
+        }]);
         let mut out = [0; 16];
         hasher.finalize_xof().fill(&mut out);
         out

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use swimring_membership::Rng;
 
 use super::*;
-use crate::KeyHasher;
+use crate::{Hashing, KeyHasher};
 
 const SMALL: Placement = Placement { arcs_log2: 12 };
 
@@ -35,7 +35,7 @@ fn rings_are_pinned_across_releases() {
 
 #[test]
 fn an_empty_ring_says_so_and_a_single_node_owns_all() {
-    let key = KeyHasher::new(&[0; 32]).hash(b"k");
+    let key = KeyHasher::new(Hashing::Keyed, &[0; 32]).hash(b"k");
     assert_eq!(ring([]).owner(key), Err(EmptyRing));
     assert!(ring([]).owners(key, 3).is_empty());
     let weightless = Ring::build(SMALL, [RingMember { weight: 0, ..member(1) }]);
