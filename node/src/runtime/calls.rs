@@ -61,8 +61,8 @@ struct PeerLink {
     link: Mutex<Link<Token, Bytes>>,
     /// The writers of its connections, to be told that something waits.
     writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
-    /// Calls of the other process that run here, to cancel them.
-    running: Mutex<HashMap<u64, CancellationToken>>,
+    /// Calls of the other process that run here, to cancel them; none for one that is just being begun.
+    running: Mutex<HashMap<u64, Option<CancellationToken>>>,
     /// Told when there may be room for answers again.
     room: Notify,
     /// Attempts whose large answers are coming: each once.
@@ -99,13 +99,22 @@ impl PeerLink {
         }
     }
 
-    /// Something waits to be written. Every connection's writers are told: only those of the one that is kept
-    /// take it.
+    /// Something may wait to be written.
     fn wake(&self) {
-        let (lanes, large) = {
-            let link = self.lock();
-            (link.has_work(), link.has_large_work())
+        self.queue(|_| ());
+    }
+
+    /// Changes the link, after which something may wait to be written. Every connection's writers are told: only those of
+    /// the one that is kept take it.
+    fn queue<R>(&self, change: impl FnOnce(&mut Link<Token, Bytes>) -> R) -> R {
+        let (done, lanes, large) = {
+            let mut link = self.lock();
+            let done = change(&mut link);
+            (done, link.has_work(), link.has_large_work())
         };
+        if !lanes && !large {
+            return done;
+        }
         for (_, writers) in lock(&self.writers).iter() {
             if lanes {
                 writers.lanes.notify_one();
@@ -114,6 +123,7 @@ impl PeerLink {
                 writers.large.notify_one();
             }
         }
+        done
     }
 }
 
@@ -357,6 +367,9 @@ impl Calls {
     }
 
     fn link(&self, to: Instance) -> Arc<PeerLink> {
+        if let Some(link) = self.links.get(&to) {
+            return Arc::clone(&link);
+        }
         let made = || {
             Arc::new(PeerLink {
                 link: Mutex::new(Link::new(self.clock.now(), to, LinkLimits::default())),
@@ -374,19 +387,15 @@ impl Calls {
         self: &Arc<Self>,
         to: Instance,
         outbound: Outbound<Bytes>,
-    ) -> Result<(u64, oneshot::Receiver<Report>), NeverSent> {
+    ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
         let link = self.link(to);
-        let (queued, connected) = {
-            let mut held = link.lock();
-            (held.enqueue(outbound, report).map_err(|(_, proof)| proof), held.is_connected())
-        };
-        let seq = queued?;
-        link.wake();
+        let (queued, connected) = link.queue(|link| (link.enqueue(outbound, report), link.is_connected()));
+        let seq = queued.map_err(|(_, proof)| proof)?;
         if !connected {
             self.connect(to);
         }
-        Ok((seq, receiver))
+        Ok((link, seq, receiver))
     }
 
     /// From now on this node calls nobody. What others ask of it is not its own any more by its ring.

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use swimring_membership::{Instance, Instant};
@@ -51,18 +53,45 @@ impl From<String> for ServiceError {
 
 pub(crate) type BoxedService = BoxCloneSyncService<Request, Bytes, ServiceError>;
 
+/// What took longer to begin is not begun again soon by whoever reads the calls: others wait behind it there.
+const SLOW: Duration = Duration::from_micros(100);
+/// For how many times as long.
+const REST: u32 = 1_000;
+
 /// The services of a node, by name.
 #[derive(Clone, Default)]
-pub(crate) struct Services(Arc<BTreeMap<Arc<str>, BoxedService>>);
+pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Entry>>);
+
+struct Entry {
+    service: BoxedService,
+    /// Until when its calls begin in tasks of their own, on the node's clock.
+    slow_until: AtomicU64,
+}
 
 impl Services {
     pub(crate) fn new(services: BTreeMap<Arc<str>, BoxedService>) -> Self {
-        Self(Arc::new(services))
+        let entry = |service| Entry { service, slow_until: AtomicU64::new(0) };
+        Self(Arc::new(services.into_iter().map(|(name, service)| (name, entry(service))).collect()))
     }
 
     /// The service `name`.
     pub(crate) fn find(&self, name: &str) -> Option<BoxedService> {
-        self.0.get(name).cloned()
+        self.0.get(name).map(|entry| entry.service.clone())
+    }
+
+    /// Whether its calls begin fast enough to do that between two of them.
+    pub(crate) fn begins_fast(&self, name: &str, now: Instant) -> bool {
+        self.0.get(name).is_some_and(|entry| entry.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
+    }
+
+    /// One of its calls was begun between two others.
+    pub(crate) fn began(&self, name: &str, from: Instant, to: Instant) {
+        let took = to.since(from);
+        if took > SLOW
+            && let Some(entry) = self.0.get(name)
+        {
+            entry.slow_until.fetch_max((to + took * REST).as_nanos(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -115,5 +144,25 @@ where
 
     fn call(&mut self, request: Request) -> Fut {
         (self.0)(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_slowly_begins_in_a_task_of_its_own_for_a_while() {
+        let echo = BoxedService::new(handler(async |request: Request| Ok(request.body)));
+        let services = Services::new([("echo".into(), echo)].into());
+        let at = Instant::from_millis;
+        assert!(services.begins_fast("echo", at(1)) && !services.begins_fast("absent", at(1)));
+        services.began("echo", at(1), at(1) + SLOW);
+        assert!(services.begins_fast("echo", at(2)), "that is no time");
+        services.began("echo", at(1_000), at(1_002));
+        assert!(!services.begins_fast("echo", at(3_001)), "it took two milliseconds, and rests for two seconds");
+        services.began("echo", at(1_000), at(1_001));
+        assert!(!services.begins_fast("echo", at(3_001)), "a faster one does not shorten that");
+        assert!(services.begins_fast("echo", at(3_002)));
     }
 }

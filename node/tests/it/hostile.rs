@@ -74,7 +74,8 @@ impl Scene {
         let secret: Vec<u8> =
             (0..32).map(|at| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).expect("digits")).collect();
         let mut hasher = blake3::Hasher::new_keyed(&secret.try_into().expect("32 bytes"));
-        hasher.update(b"swimring 1 cluster constants").update(b"test").update(&20u32.to_le_bytes());
+        // 2^20 arcs, and keys by the keyed hash.
+        hasher.update(b"swimring 1 cluster constants").update(b"test").update(&20u32.to_le_bytes()).update(&[0]);
         let mut fingerprint = [0; 16];
         hasher.finalize_xof().fill(&mut fingerprint);
         let address = SocketAddr::from(([127, 0, 0, 1], 9));

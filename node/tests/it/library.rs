@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use swimring::forwarder::{Outcome, Why};
 use swimring::membership::{NodeId, Preset, Settings};
+use swimring::ring::Hashing;
 use swimring::runtime::Answered;
 use swimring::runtime::builder::Builder;
 use swimring::runtime::node::{CallRequest, Swimring};
@@ -75,6 +76,18 @@ fn a_large_body_goes_there_and_comes_back() {
     }
     let answered = pair.call(CallRequest::new("echo", "k", vec![0; (16 << 20) + 1]));
     assert!(matches!(answered.outcome, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))));
+}
+
+#[test]
+fn a_cluster_places_keys_as_it_says() {
+    let pair = Pair::new(|builder| {
+        let echo = handler(async |request: Request| Ok(request.body));
+        builder.arcs_log2(12).hashing(Hashing::Fast).service("echo", echo)
+    });
+    assert_eq!(pair.one.view().ring().arcs(), 1 << 12);
+    assert_eq!(pair.one.hash(b"k"), pair.two.hash(b"k"));
+    let answered = pair.call(CallRequest::new("echo", pair.key_of(&pair.two), "x"));
+    assert_eq!((answered.outcome, answered.hops), (Outcome::Ok("x".into()), 1));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Calls of others: admitted by whoever reads them, run in a task of their own, answered on the same link.
 
+use std::task::{Context, Waker};
+
 use quinn::{RecvStream, VarInt};
 use swimring_forwarder::wire::CallHeader;
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
@@ -97,19 +99,39 @@ fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
         }
         Verdict::Ignore => return body.refuse(),
     };
-    let cancelled = CancellationToken::new();
-    table.insert(header.seq, cancelled.clone());
+    table.insert(header.seq, None);
     drop(table);
     let running =
         Running { calls: Arc::clone(calls), link: Arc::clone(&lane.link), permit: Some(permit), seq: header.seq };
-    calls.spawn(async move {
-        let clock = running.calls.clock.clone();
-        // Whatever it says: no call takes longer.
-        let deadline = latest(&header).min(clock.now() + CALL_TIMEOUT_MAX + CLOCKS_APART);
+    // Whatever it says: no call takes longer.
+    let deadline = latest(&header).min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
+    let (seq, service) = (header.seq, header.service.clone());
+    let in_place = matches!(body, Body::Here(_)) && calls.services.begins_fast(&service, now);
+    let mut call = Box::pin(run(running, header, hash, body));
+    if in_place {
+        // Most calls do not wait for anything: they are over before a task of their own would have begun.
+        let polled = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        calls.services.began(&service, now, calls.clock.now());
+        if polled.is_ready() {
+            return;
+        }
+    }
+    go_on(lane, seq, deadline, call);
+}
+
+/// A call runs in a task of its own until it ends, is cancelled, or nobody waits any more.
+fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()> + Send + 'static) {
+    let cancelled = CancellationToken::new();
+    let wanted = lock(&lane.link.running).get_mut(&seq).map(|place| *place = Some(cancelled.clone())).is_some();
+    if !wanted {
+        // It was cancelled meanwhile, on the other lane.
+        return;
+    }
+    let clock = lane.calls.clock.clone();
+    lane.calls.spawn(async move {
         tokio::select! {
-            () = run(running, header, hash, body) => {}
+            () = call => {}
             () = cancelled.cancelled() => {}
-            // Nobody waits any more.
             () = clock.wait_until(deadline) => {}
         }
     });
@@ -171,8 +193,7 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
 }
 
 fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
-    link.lock().send(frame, body);
-    link.wake();
+    link.queue(|link| link.send(frame, body));
 }
 
 fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
@@ -187,7 +208,8 @@ fn ownership(view: &View, hash: KeyHash) -> Ownership {
 /// The caller does not wait any more.
 pub(super) fn on_cancel(lane: &Lane, seq: u64) {
     lane.calls.lock_admission().cancel(lane.from, seq);
-    if let Some(running) = lock(&lane.link.running).remove(&seq) {
+    // One that is just being begun sees that its place is gone.
+    if let Some(Some(running)) = lock(&lane.link.running).remove(&seq) {
         running.cancel();
     }
 }

@@ -131,15 +131,9 @@ fn expel(lane: &Lane, problem: Malformed) {
 }
 
 fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
-    let (arrival, work, over) = {
-        let mut link = lane.link.lock();
-        let arrival = link.handle_frame(lane.calls.clock.now(), frame)?;
-        (arrival, link.has_work() || link.has_large_work(), link.over().next().is_some())
-    };
-    if work {
-        lane.link.wake();
-    }
-    match arrival {
+    let now = lane.calls.clock.now();
+    let (arrival, over) = lane.link.queue(|link| (link.handle_frame(now, frame), link.over().next().is_some()));
+    match arrival? {
         Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body))),
         Arrival::Ran(token, result, fence) => {
             let result = result.map(Bytes::copy_from_slice).map_err(Bytes::copy_from_slice);

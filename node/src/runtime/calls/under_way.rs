@@ -108,8 +108,8 @@ impl UnderWay {
             record: self.record.take().filter(|_| hop > 1),
         };
         match calls.enqueue(to, outbound) {
-            Ok((seq, report)) => {
-                self.sent = Some((calls.link(to), seq));
+            Ok((link, seq, report)) => {
+                self.sent = Some((link, seq));
                 self.report = Some((attempt, report));
             }
             Err(proof) => self.call.unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget()),
@@ -158,18 +158,17 @@ impl UnderWay {
         {
             calls.merge(from, record, self.call.deadline().since(calls.clock.now())).await;
         }
-        let now = calls.clock.now();
-        let mut budget = calls.lock_budget();
+        let now = || calls.clock.now();
         match report {
-            Report::Unsent(proof) => self.call.unsent(now, attempt, proof, &mut budget),
-            Report::Lost => self.call.lost(now, attempt, &mut budget),
+            Report::Unsent(proof) => self.call.unsent(now(), attempt, proof, &mut calls.lock_budget()),
+            Report::Lost => self.call.lost(now(), attempt, &mut calls.lock_budget()),
             Report::Ran(result, fence) => {
                 self.fence = fence;
                 self.call.answered(attempt, result);
             }
             Report::Refused(why, owner, record) => {
                 self.record = record;
-                self.call.refused(now, attempt, why, owner, &mut budget);
+                self.call.refused(now(), attempt, why, owner, &mut calls.lock_budget());
             }
         }
     }
