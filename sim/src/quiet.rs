@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use swimring::core::hello::Class;
+use swimring_membership::Settings;
 
 use crate::oracles::Property;
 use crate::plan::Memory;
@@ -18,6 +19,8 @@ pub(crate) const SERVED: Duration = Duration::from_secs(35);
 /// How long after the agreement calls may still fail: rings are agreed on a moment after views, and what is under
 /// way on connections to the dead ends with them.
 const GRACE: Duration = Duration::from_secs(3);
+/// How much later than that a row may go: nobody looks all the time.
+const REAPED: Duration = Duration::from_secs(15);
 /// How many gaps the numbers of all callers have at most when nothing has failed for a while.
 const GAPS: usize = 3;
 
@@ -101,6 +104,7 @@ impl World {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
         self.check_remembered();
+        self.check_reaped(&core);
         self.check_rings(&core);
         self.check_asked(&core);
         core.iter().for_each(|host| self.check_shared_address(*host));
@@ -120,6 +124,22 @@ impl World {
             let Some(remembered) = self.hosts[host].remembered() else { continue };
             self.check(host, Property::B4, remembered.runs <= remembered.callers + GAPS, || {
                 format!("remembers {remembered:?} long after chaos")
+            });
+        }
+    }
+
+    /// Nobody is listed much longer than it takes to reap who is gone.
+    fn check_reaped(&mut self, core: &[usize]) {
+        let listed = Settings::preset(self.plan.world.preset).reap_after + REAPED;
+        for index in core {
+            let host = &self.hosts[*index];
+            let Some(control) = &host.control else { continue };
+            let now = host.local(self.now);
+            let rows = control.membership().roster().iter();
+            let old = rows.filter(|(_, row)| !row.state.is_present() && now.since(row.since) > listed);
+            let old = old.map(|(_, row)| row.record.profile().name.to_string()).next();
+            self.check(*index, Property::B5, old.is_none(), || {
+                format!("still lists {}, which is gone", old.unwrap_or_default())
             });
         }
     }

@@ -70,6 +70,7 @@ properties! {
     B2 "No process has more connections than it says, in all and to one node."
     B3 "No more dials are under way than the limit allows."
     B4 "What is remembered of callers is bounded, and forgotten in time."
+    B5 "Who is gone is not listed for ever."
     H1 "Nobody is dialled or reached more often than the waits allow."
     H2 "After a dial that failed there is a wait, which grows and is kept."
     P1 "One connection a pair and class is left."
