@@ -214,6 +214,7 @@ impl Membership {
             // Not all of them can be asked at once, and everybody should not ask the same ones first.
             self.rng.shuffle(&mut rows);
         }
+        let mut gone = Vec::new();
         for row in rows {
             let record = self.parse_row(&row)?;
             if row.id == self.me.id {
@@ -231,9 +232,19 @@ impl Membership {
                 continue;
             }
             match row.state {
-                State::Alive | State::Suspect => self.on_present_row(now, from, record),
+                State::Alive | State::Suspect => {
+                    self.on_present_row(now, from, record);
+                    // Whoever lists it must hear that it is gone here, and ask it anew.
+                    let behind = self.roster.belief(row.id).is_some_and(|(state, held)| {
+                        !state.is_present() && held >= row.incarnation && row.id != from.id
+                    });
+                    gone.extend(self.row(row.id).filter(|_| behind));
+                }
                 State::Down | State::Left => self.on_absent_row(now, from, &row),
             }
+        }
+        if !gone.is_empty() {
+            self.send_rows(from, gone);
         }
         Ok(())
     }
@@ -351,6 +362,24 @@ mod tests {
         let bytes = exchange(now, &mut one, &mut other);
         assert_eq!(one.roster().digest(), other.roster().digest());
         assert!(bytes <= 4_096, "{bytes} bytes");
+    }
+
+    #[test]
+    fn whoever_compares_hears_who_is_gone_elsewhere_and_asks_anew() {
+        let now = Instant::ORIGIN;
+        let (mut one, mut other, somebody) = (node("a"), node("b"), NodeId::from_u128(1));
+        one.join(now, &[]);
+        other.join(now, &[]);
+        let (records, gone) = ([one.record().clone(), other.record().clone()], record(7, false));
+        for node in [&mut one, &mut other] {
+            records.iter().chain([&gone]).for_each(|record| node.merge_record(now, somebody, record.bytes()).unwrap());
+        }
+        other.conclude(now, gone.id(), State::Down, gone.incarnation());
+        let asked = one.stats().probes;
+        one.reconcile(now, records[1].peer());
+        exchange(now, &mut one, &mut other);
+        assert_eq!(one.stats().probes, asked + 1, "the one who lists it asks it whether that is right");
+        assert!(one.roster().present(gone.id()).is_some(), "nobody is removed by hearsay");
     }
 
     #[test]

@@ -211,6 +211,11 @@ impl Prober {
         self.rounds.count_ones() > 1
     }
 
+    /// Whether most of the last eight rounds were answered.
+    fn is_mostly_answered(&self) -> bool {
+        self.rounds.count_ones() > u8::BITS / 2
+    }
+
     /// How many last questions are under way to members for which `afar` holds.
     pub(crate) fn last_words(&self, afar: impl Fn(NodeId) -> bool) -> usize {
         let last = |probe: &&Probe| matches!(probe.purpose, Purpose::LastWord { .. }) && afar(probe.target.id);
@@ -390,8 +395,10 @@ impl Membership {
         }
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
-            // What others noticed as well is no sign of trouble here: many may have died at once, the helpers too.
-            if !self.suspicions.get(&id).is_some_and(|suspicion| suspicion.is_shared(self.me.id)) {
+            // What others noticed as well is no sign of trouble here, while most are heard: many may have died at once, the
+            // helpers too.
+            let shared = self.suspicions.get(&id).is_some_and(|suspicion| suspicion.is_shared(self.me.id));
+            if !shared || !self.prober.is_mostly_answered() {
                 // A helper that does not even say that it failed is one (Lifeguard §IV-A).
                 let asked = probe.helpers.len() as u32 + probe.nacks;
                 self.worsen(if asked == 0 { 1 } else { asked - probe.nacks });

@@ -47,9 +47,9 @@ impl Suspicion {
         true
     }
 
-    /// Whether somebody else than `me` suspects it.
+    /// Whether somebody else than `me` suspects it, and it has not answered `me` since.
     pub(crate) fn is_shared(&self, me: NodeId) -> bool {
-        self.suspectors.iter().any(|by| *by != me)
+        !self.answered && self.suspectors.iter().any(|by| *by != me)
     }
 
     /// When the time to object ends.

@@ -140,7 +140,7 @@ impl Ours {
         let listen: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let echo = || handler(|request: Request| async move { Ok(request.body) });
         let builder = |name: &str| {
-            Swimring::builder(directory.join(name)).listen(listen).preset(Preset::Local).service("echo", echo())
+            Swimring::builder(directory.join(name)).listen(listen).preset(Preset::Local).quick_service("echo", echo())
         };
         let a = client.block_on(builder("a").start()).expect("a node");
         let b = server.block_on(builder("b").seed(a.gossip_address().to_string()).start()).expect("a node");

@@ -9,8 +9,10 @@ use crate::oracles::Property;
 use crate::quiet::SERVED;
 use crate::world::World;
 
-/// How many others ask a member at least, where only its neighbours do.
+/// How many others ask a member at least, where only its neighbours do: by chance it may be the same one on all ten rings,
+/// if there are few.
 const ASKED_BY: usize = 3;
+const FEW: usize = 12;
 
 /// Every pair of who asked and who was asked since the core agreed.
 #[derive(Debug, Default)]
@@ -32,7 +34,8 @@ impl World {
         let passes = config.period(core.len()) * 2 * core.len() as u32;
         // Whoever was one of too many asks its neighbours only, and for a while after.
         let by_all = passes < SERVED && self.hosts.len() <= self.plan.world.mesh;
-        let least = if by_all { core.len() - 1 } else { ASKED_BY.min(core.len() - 1) };
+        let by_some = if core.len() < FEW { 1 } else { ASKED_BY };
+        let least = if by_all { core.len() - 1 } else { by_some.min(core.len() - 1) };
         for host in core {
             let askers = core.iter().filter(|other| self.asked.0.contains(&(**other, *host))).count();
             self.check(*host, Property::M15, askers >= least, || {

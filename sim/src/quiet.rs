@@ -162,7 +162,11 @@ impl World {
                 }
             }
             if membership.roster().present_count() != core.len() {
-                return Some(format!("{} sees somebody who is gone", machine.name));
+                let others = membership.roster().iter().filter(|(_, row)| row.state.is_present());
+                let gone = others.filter(|(id, _)| core.iter().all(|other| self.hosts[*other].id != *id));
+                let gone =
+                    gone.map(|(_, row)| format!("{} ({:?})", row.record.profile().name, row.state)).collect::<Vec<_>>();
+                return Some(format!("{} sees {}, who is gone", machine.name, gone.join(", ")));
             }
             if *digest.get_or_insert(membership.roster().digest()) != membership.roster().digest() {
                 return Some(format!("{} has another digest", machine.name));

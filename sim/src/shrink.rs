@@ -66,8 +66,10 @@ pub fn failure(plan: &Plan, seed: u64) -> Option<(Failure, Duration)> {
 
 /// Makes a plan that fails under `seed` small, until `is_time_up` says so; `None` if it does not fail.
 pub fn shrink(plan: &Plan, seed: u64, is_time_up: &dyn Fn() -> bool) -> Option<Shrunk> {
-    let (failure, at) = failure(plan, seed)?;
-    let mut search = Search { plan: plan.clone(), at, seed, failure, runs: 1, is_time_up };
+    // As it is said: a time below a microsecond is not.
+    let plan = Plan::parse(&plan.to_string()).unwrap_or_else(|_| plan.clone());
+    let (failure, at) = failure(&plan, seed)?;
+    let mut search = Search { plan, at, seed, failure, runs: 1, is_time_up };
     // Each way of making it smaller may open others: until none does.
     while search.round() {}
     let is_minimal = !is_time_up();
@@ -167,11 +169,13 @@ impl Search<'_> {
                     delay(plan, Duration::from_secs(later));
                 });
                 if fewer {
-                    return;
+                    break;
                 }
             }
             nodes += nodes.div_ceil(SMALL);
         }
+        // Sizes were left out.
+        while self.plan.world.nodes > 1 && self.change(|plan| nodes::keep(plan, plan.world.nodes - 1)) {}
     }
 
     /// One zone, one seed, plain links, no load, or a small one.

@@ -265,7 +265,7 @@ async fn start(
         .listen(args.listen)
         .weight(args.weight)
         .preset(preset)
-        .service(kv::SERVICE, handler(move |request| store.clone().serve(request)));
+        .quick_service(kv::SERVICE, handler(move |request| store.clone().serve(request)));
     if let Some(name) = &args.name {
         builder = builder.name(name.clone());
     }

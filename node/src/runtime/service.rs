@@ -53,25 +53,39 @@ impl From<String> for ServiceError {
 
 pub(crate) type BoxedService = BoxCloneSyncService<Request, Bytes, ServiceError>;
 
-/// What took longer to begin is not begun again soon by whoever reads the calls: others wait behind it there.
+/// What took longer to begin is not begun in place again soon: others wait behind it there.
 const SLOW: Duration = Duration::from_micros(100);
 /// For how many times as long.
 const REST: u32 = 1_000;
+/// The longest rest.
+const REST_MAX: Duration = Duration::from_secs(10);
 
 /// The services of a node, by name.
 #[derive(Clone, Default)]
 pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Entry>>);
 
-struct Entry {
+/// A service, and how its calls begin.
+pub(crate) struct Entry {
     service: BoxedService,
-    /// Until when its calls begin in tasks of their own, on the node's clock.
+    /// Whoever reads a call may begin it.
+    in_place: bool,
+    /// Until when none of them is, all the same; on the node's clock.
     slow_until: AtomicU64,
 }
 
+impl Entry {
+    pub(crate) fn new(service: BoxedService, in_place: bool) -> Self {
+        Self { service, in_place, slow_until: AtomicU64::new(0) }
+    }
+
+    fn rest_until(&self, at: Instant) {
+        self.slow_until.fetch_max(at.as_nanos(), Ordering::Relaxed);
+    }
+}
+
 impl Services {
-    pub(crate) fn new(services: BTreeMap<Arc<str>, BoxedService>) -> Self {
-        let entry = |service| Entry { service, slow_until: AtomicU64::new(0) };
-        Self(Arc::new(services.into_iter().map(|(name, service)| (name, entry(service))).collect()))
+    pub(crate) fn new(services: BTreeMap<Arc<str>, Entry>) -> Self {
+        Self(Arc::new(services))
     }
 
     /// The service `name`.
@@ -79,19 +93,22 @@ impl Services {
         self.0.get(name).map(|entry| entry.service.clone())
     }
 
-    /// Whether its calls begin fast enough to do that between two of them.
-    pub(crate) fn begins_fast(&self, name: &str, now: Instant) -> bool {
-        self.0.get(name).is_some_and(|entry| entry.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
+    /// Whether whoever reads one of its calls may begin it.
+    pub(crate) fn begins_in_place(&self, name: &str, now: Instant) -> bool {
+        self.0
+            .get(name)
+            .is_some_and(|entry| entry.in_place && entry.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
     }
 
-    /// One of its calls was begun between two others.
-    pub(crate) fn began(&self, name: &str, from: Instant, to: Instant) {
+    /// One of its calls was begun in place. Returns how long that took.
+    pub(crate) fn began_in_place(&self, name: &str, from: Instant, to: Instant) -> Duration {
         let took = to.since(from);
         if took > SLOW
             && let Some(entry) = self.0.get(name)
         {
-            entry.slow_until.fetch_max((to + took * REST).as_nanos(), Ordering::Relaxed);
+            entry.rest_until(to + took.saturating_mul(REST).min(REST_MAX));
         }
+        took
     }
 }
 
@@ -153,16 +170,23 @@ mod tests {
 
     #[test]
     fn what_begins_slowly_begins_in_a_task_of_its_own_for_a_while() {
-        let echo = BoxedService::new(handler(async |request: Request| Ok(request.body)));
-        let services = Services::new([("echo".into(), echo)].into());
+        let echo = || BoxedService::new(handler(async |request: Request| Ok(request.body)));
+        let entries = [("quick".into(), Entry::new(echo(), true)), ("echo".into(), Entry::new(echo(), false))];
+        let services = Services::new(entries.into());
         let at = Instant::from_millis;
-        assert!(services.begins_fast("echo", at(1)) && !services.begins_fast("absent", at(1)));
-        services.began("echo", at(1), at(1) + SLOW);
-        assert!(services.begins_fast("echo", at(2)), "that is no time");
-        services.began("echo", at(1_000), at(1_002));
-        assert!(!services.begins_fast("echo", at(3_001)), "it took two milliseconds, and rests for two seconds");
-        services.began("echo", at(1_000), at(1_001));
-        assert!(!services.begins_fast("echo", at(3_001)), "a faster one does not shorten that");
-        assert!(services.begins_fast("echo", at(3_002)));
+        assert!(services.begins_in_place("quick", at(1)));
+        assert!(!services.begins_in_place("echo", at(1)) && !services.begins_in_place("absent", at(1)));
+        assert_eq!(services.began_in_place("quick", at(1), at(1) + SLOW), SLOW);
+        assert!(services.begins_in_place("quick", at(2)), "that is no time");
+        services.began_in_place("quick", at(1_000), at(1_002));
+        assert!(!services.begins_in_place("quick", at(3_001)), "it took two milliseconds, and rests for two seconds");
+        services.began_in_place("quick", at(1_000), at(1_001));
+        assert!(!services.begins_in_place("quick", at(3_001)), "a faster one does not shorten that");
+        assert!(services.begins_in_place("quick", at(3_002)));
+        services.began_in_place("quick", at(4_000), at(1_000_000));
+        assert!(
+            services.begins_in_place("quick", at(1_010_000)),
+            "the machine may have slept: that is no reason for long"
+        );
     }
 }

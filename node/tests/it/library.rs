@@ -91,6 +91,29 @@ fn a_cluster_places_keys_as_it_says() {
 }
 
 #[test]
+fn a_quick_service_may_answer_at_once_wait_fail_or_panic() {
+    let quick = handler(async |request: Request| match request.body.as_ref() {
+        b"wait" => {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(request.body)
+        }
+        b"fail" => Err(ServiceError("no".into())),
+        b"panic" => panic!("as asked"),
+        _ => Ok(request.body),
+    });
+    let pair = Pair::new(move |builder| builder.quick_service("quick", quick.clone()));
+    let key = pair.key_of(&pair.two);
+    for _ in 0..3 {
+        let ask = |body: &'static str| pair.call(CallRequest::new("quick", key.clone(), body)).outcome;
+        assert_eq!(ask("at once"), Outcome::Ok("at once".into()));
+        assert_eq!(ask("wait"), Outcome::Ok("wait".into()));
+        assert_eq!(ask("fail"), Outcome::Executed("no".into()));
+        assert_eq!(ask("panic"), Outcome::Executed("the handler panicked".into()));
+    }
+    assert_eq!(pair.two.admission_stats().admitted, 12, "each ran once");
+}
+
+#[test]
 fn an_answer_that_is_too_long_is_an_error_of_the_handler() {
     let long = handler(async |_: Request| Ok(Bytes::from(vec![0; (16 << 20) + 1])));
     let pair = Pair::new(move |builder| builder.service("long", long.clone()));

@@ -9,7 +9,10 @@ pub(super) fn keep(plan: &mut Plan, nodes: usize) {
     plan.world.nodes = nodes;
     plan.world.seeds = plan.world.seeds.min(nodes);
     for step in &mut plan.steps {
-        named(&mut step.action, &mut |node| *node = (*node - 1) % nodes + 1);
+        // Those above came later, and still do.
+        named(&mut step.action, &mut |node| {
+            *node = if *node > before { *node - before + nodes } else { (*node - 1) % nodes + 1 };
+        });
         counts(&mut step.action, &mut |count| *count = (*count * nodes).div_ceil(before));
         if let Action::Cut(Cut::Groups(groups)) = &mut step.action {
             let mut grouped = std::collections::BTreeSet::new();

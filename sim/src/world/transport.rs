@@ -456,6 +456,10 @@ impl World {
                 let (Some(hello), Some(conn)) = (self.hello(there, handshake.class), handshake.conn) else {
                     return;
                 };
+                if self.open_end(conn, here).is_none() {
+                    // The word of its end has overtaken the answer.
+                    return self.dialled(&handshake, Err(Refusal::Leaving));
+                }
                 let judged = self.judge(here.host, handshake.class, &hello, self.hosts[there].id);
                 if judged.is_err() {
                     self.close(conn, here);

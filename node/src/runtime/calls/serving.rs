@@ -1,6 +1,7 @@
 //! Calls of others: admitted by whoever reads them, run in a task of their own, answered on the same link.
 
-use std::task::{Context, Waker};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll, Waker};
 
 use quinn::{RecvStream, VarInt};
 use swimring_forwarder::wire::CallHeader;
@@ -58,8 +59,8 @@ impl Body {
     }
 }
 
-/// Another process wants something run.
-pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body) {
+/// Another process wants something run. In place while there is time to `spare`, which it takes from.
+pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body, spare: Option<&mut Duration>) {
     let calls = &lane.calls;
     if lane.link.lock().is_choked() {
         // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
@@ -71,18 +72,18 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body) {
     if merging && let Ok(place) = Arc::clone(&calls.merging).try_acquire_owned() {
         let lane = lane.clone();
         calls.spawn(async move {
-            let _place = place;
             if let Some(record) = &header.record {
                 lane.calls.merge(lane.from.node, record, MERGE_TIMEOUT).await;
             }
-            admit(&lane, header, hash, body);
+            drop(place);
+            admit(&lane, header, hash, body, None);
         });
     } else {
-        admit(lane, header, hash, body);
+        admit(lane, header, hash, body, spare);
     }
 }
 
-fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
+fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body, spare: Option<&mut Duration>) {
     let calls = &lane.calls;
     let (now, view) = (calls.clock.now(), calls.view());
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
@@ -106,13 +107,16 @@ fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body) {
     // Whatever it says: no call takes longer.
     let deadline = latest(&header).min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
     let (seq, service) = (header.seq, header.service.clone());
-    let in_place = matches!(body, Body::Here(_)) && calls.services.begins_fast(&service, now);
+    let spare = spare.filter(|spare| !spare.is_zero() && !calls.ending.is_cancelled());
+    let in_place = matches!(body, Body::Here(_)) && calls.services.begins_in_place(&service, now);
     let mut call = Box::pin(run(running, header, hash, body));
-    if in_place {
-        // Most calls do not wait for anything: they are over before a task of their own would have begun.
-        let polled = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        calls.services.began(&service, now, calls.clock.now());
-        if polled.is_ready() {
+    if let Some(spare) = spare.filter(|_| in_place) {
+        let begun = calls.clock.now();
+        let begin = || call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        // What an application's layers do when they are cloned or dropped must not end the reader.
+        let polled = catch_unwind(AssertUnwindSafe(begin));
+        *spare = spare.saturating_sub(calls.services.began_in_place(&service, begun, calls.clock.now()));
+        if !matches!(polled, Ok(Poll::Pending)) {
             return;
         }
     }
@@ -125,6 +129,7 @@ fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()
     let wanted = lock(&lane.link.running).get_mut(&seq).map(|place| *place = Some(cancelled.clone())).is_some();
     if !wanted {
         // It was cancelled meanwhile, on the other lane.
+        _ = catch_unwind(AssertUnwindSafe(|| drop(call)));
         return;
     }
     let clock = lane.calls.clock.clone();

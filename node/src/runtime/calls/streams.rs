@@ -20,6 +20,8 @@ const BATCH: usize = 64 * 1_024;
 const READ: usize = 64 * 1_024;
 /// Most large bodies on their way out on one connection.
 const LARGE_MAX: usize = 8;
+/// For how long calls are begun in place before others have their turn.
+const IN_PLACE_MAX: Duration = Duration::from_micros(200);
 /// How long a large body may take, either way.
 pub(super) const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -102,21 +104,26 @@ async fn read(lane: &Lane, mut recv: RecvStream) {
             // A lane ends with its connection, not before.
             None => return expel(lane, Malformed::Truncated),
         }
-        match take_frames(lane, &buffer) {
+        let mut spare = IN_PLACE_MAX;
+        match take_frames(lane, &buffer, &mut spare) {
             Ok(taken) => _ = buffer.drain(..taken),
             Err(problem) => return expel(lane, problem),
+        }
+        if spare.is_zero() {
+            // The lane's writer, and others on this thread, have waited for long enough.
+            tokio::task::yield_now().await;
         }
     }
 }
 
 /// Handles every whole frame; how many bytes they took.
-fn take_frames(lane: &Lane, buffer: &[u8]) -> Result<usize, Malformed> {
+fn take_frames(lane: &Lane, buffer: &[u8], spare: &mut Duration) -> Result<usize, Malformed> {
     let mut taken = 0;
     while let Some(length) = Frame::length(&buffer[taken..], LANE_BODY_BYTES_MAX)? {
         let Some(frame) = buffer.get(taken..taken + length) else {
             break;
         };
-        on_frame(lane, frame)?;
+        on_frame(lane, frame, Some(spare))?;
         taken += length;
     }
     Ok(taken)
@@ -130,11 +137,11 @@ fn expel(lane: &Lane, problem: Malformed) {
     lane.connection.close(close_code(Goodbye::Malformed), b"no frame");
 }
 
-fn on_frame(lane: &Lane, frame: &[u8]) -> Result<(), Malformed> {
+fn on_frame(lane: &Lane, frame: &[u8], spare: Option<&mut Duration>) -> Result<(), Malformed> {
     let now = lane.calls.clock.now();
     let (arrival, over) = lane.link.queue(|link| (link.handle_frame(now, frame), link.over().next().is_some()));
     match arrival? {
-        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body))),
+        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body)), spare),
         Arrival::Ran(token, result, fence) => {
             let result = result.map(Bytes::copy_from_slice).map_err(Bytes::copy_from_slice);
             let _ = token.send(Report::Ran(result, fence));
@@ -214,13 +221,13 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
         return Ok(());
     }
     match prefix.frame(&frame[PREFIX_BYTES..])? {
-        Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes)),
+        Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes), None),
         Some(Frame::Ok { seq, .. } | Frame::Executed { seq, .. }) if lane.link.lock().is_pending(seq) => {
             let Some(_claimed) = Arriving::claim(&lane.link, seq) else {
                 return Err(Malformed::OutOfRange("a second answer to one attempt"));
             };
             if read_body(&mut stream, prefix.body_bytes, &mut frame).await.is_some() {
-                on_frame(lane, &frame)?;
+                on_frame(lane, &frame, None)?;
             }
         }
         _ => {
