@@ -219,7 +219,7 @@ impl Builder {
     }
 
     /// The same for a service whose calls take microseconds, or wait: whoever reads a call from the network begins it, and
-    /// only one that has to wait gets a task. That saves about a third of what a short call costs. Such a service must
+    /// only one that has to wait gets a task. That saves a good part of what a short call costs. Such a service must
     /// never block its thread, not even where tokio allows it (`block_in_place`): what comes behind it on the same
     /// connection waits meanwhile. One that takes more than 100 us to begin is given tasks for a while.
     pub fn quick_service<S>(self, name: &str, service: S) -> Self
