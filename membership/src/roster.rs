@@ -347,6 +347,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn owners_change_with_what_decides_who_owns_keys_and_with_nothing_else() {
+        let (mut roster, now) = (Roster::default(), Instant::ORIGIN);
+        let says = |count, phase, change: fn(&mut crate::Profile)| {
+            let mut profile = profile("a", 1);
+            change(&mut profile);
+            Record::mint(&cluster(), &profile, Incarnation::new(1, count), phase, 1)
+        };
+        let same = |_: &mut crate::Profile| ();
+        let mut seen = roster.owners_version();
+        let mut changes = |roster: &Roster| core::mem::replace(&mut seen, roster.owners_version()) != seen;
+        roster.admit_record(now, &says(0, Phase::Joining, same));
+        assert!(!changes(&roster), "it is not ready");
+        roster.admit_record(now, &says(1, Phase::Ready, same));
+        assert!(changes(&roster), "it is");
+        let id = record(1, 0, 1).id();
+        roster.admit_state(now, id, State::Suspect, Incarnation::new(1, 1));
+        roster.admit_record(now, &says(2, Phase::Ready, |profile| profile.tags.push(("k".into(), "v".into()))));
+        assert!(!changes(&roster), "a suspect owns its keys, and a tag decides nothing");
+        roster.admit_record(now, &says(3, Phase::Ready, |profile| profile.weight = 9));
+        assert!(changes(&roster), "it is heavier");
+        roster.admit_record(
+            now,
+            &says(4, Phase::Ready, |profile| (profile.weight, profile.zone) = (9, Some("z".into()))),
+        );
+        assert!(changes(&roster), "it is elsewhere");
+        roster.admit_state(now, id, State::Down, Incarnation::new(1, 4));
+        assert!(changes(&roster), "it is gone");
+        roster.reap(now, id, 1);
+        assert!(!changes(&roster), "it owned nothing");
+    }
+
     proptest! {
         #[test]
         fn any_amount_of_news_ends_alike_in_any_order(picks in proptest::collection::vec(0..20usize, 0..12), seed: u64) {

@@ -30,6 +30,11 @@ const POINTS: usize = 128;
 /// Above it some peers take minutes to build.
 const PEERS_MAX: usize = 1_000;
 
+/// `cargo test --benches` runs this without `--bench`: then it only shows that it works.
+fn sizes() -> &'static [usize] {
+    if std::env::args().any(|arg| arg == "--bench") { &SIZES } else { &SIZES[..1] }
+}
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |part: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == part);
@@ -93,9 +98,9 @@ fn excess(ring: &Ring) -> BTreeMap<u16, f64> {
 fn shares() {
     println!("## Shares of arcs, 2^20 of them: the largest over what the weight promises\n");
     println!("| nodes | weights | of weight | largest / promised | at most |\n|---|---|---|---|---|");
-    let equal = SIZES.map(|nodes| (nodes, vec![1]));
+    let equal = sizes().iter().map(|nodes| (*nodes, vec![1]));
     let weighted = [(1_000, vec![1, 4]), (1_000, vec![1, 3, 7])];
-    for (nodes, weights) in equal.into_iter().chain(weighted) {
+    for (nodes, weights) in equal.chain(weighted) {
         let ring = Ring::build(Placement::default(), members(nodes, &weights));
         let mean = ring.members().iter().map(|member| f64::from(member.weight)).sum::<f64>() / nodes as f64;
         for (weight, worst) in excess(&ring) {
@@ -130,7 +135,7 @@ fn changes() {
         "| nodes | build ms | join ms | leave ms | change / build | KiB | joined: moved / ideal | left: moved / ideal |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for nodes in SIZES {
+    for &nodes in sizes() {
         let all = members(nodes + 1, &[1]);
         let (fewer, newcomer) = (&all[..nodes], &all[nodes]);
         let before = MEMORY.current_usage();
@@ -271,7 +276,7 @@ fn peers() {
     println!("| nodes | crate | build ms | KiB | largest share / mean | moved / ideal when the last one leaves |");
     println!("|---|---|---|---|---|---|");
     let keys: &'static [Key] = Box::leak(keys().into_boxed_slice());
-    for nodes in SIZES {
+    for &nodes in sizes() {
         if nodes > PEERS_MAX {
             println!("| {nodes} | consistent_hash_ring, maglev | not built: minutes | | | |");
         }
@@ -375,7 +380,7 @@ const FAST: &str = "swimring, fast";
 fn lookup() {
     println!("## Lookups of {KEYS} random keys of {KEY_BYTES} bytes, ns each; {ROUNDS} interleaved rounds\n");
     let keys: &'static [Key] = Box::leak(keys().into_boxed_slice());
-    for nodes in SIZES {
+    for &nodes in sizes() {
         let mut contenders = ours(nodes, keys);
         contenders.extend(all_peers(nodes, keys).into_iter().map(|peer| peer.contender));
         for depends in [false, true] {
