@@ -4,7 +4,6 @@
 //! too, so that no late double of it runs.
 
 use alloc::collections::BTreeMap;
-use core::time::Duration;
 
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId};
@@ -61,7 +60,7 @@ pub struct Incoming<'a> {
     /// Who sent it.
     pub caller: Instance,
     /// What it says.
-    pub header: &'a CallHeader,
+    pub header: &'a CallHeader<'a>,
     /// Bytes of its body.
     pub body_bytes: usize,
 }
@@ -212,7 +211,7 @@ impl Admission {
         if let Some(refusal) = self.refusal(&incoming, of_peer) {
             return Verdict::Refuse(refusal, None);
         }
-        if let Err((why, owner)) = self.begin(now, header, confirmed, ownership) {
+        if let Err((why, owner)) = self.begin(now, header.latest(), confirmed, ownership) {
             return Verdict::Refuse(why, owner);
         }
         self.stats.admitted += 1;
@@ -225,17 +224,17 @@ impl Admission {
     }
 
     /// Asks, right before an admitted call begins, what may have changed since: its body can have taken a while.
+    /// `latest` is the call's [`CallHeader::latest`].
     ///
     /// # Errors
     /// Why it must not begin any more, with the owner and the record that decided so if there is one.
     pub fn begin(
         &mut self,
         now: Instant,
-        header: &CallHeader,
+        latest: Instant,
         confirmed: bool,
         ownership: impl FnOnce() -> Ownership,
     ) -> Result<(), (Refusal, Option<(NodeId, Blob)>)> {
-        let latest = Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us));
         if now > latest {
             self.stats.expired += 1;
             return Err((Refusal::Expired, None));
@@ -329,6 +328,9 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use alloc::vec;
+    use core::time::Duration;
+
+    use swimring_membership::codec::Slice;
 
     use super::*;
 
@@ -336,7 +338,7 @@ mod tests {
     const ME: Instance = Instance { node: NodeId::from_u128(1), life: 10 };
     const CALLER: Instance = Instance { node: NodeId::from_u128(2), life: 20 };
 
-    fn header(seq: u64) -> CallHeader {
+    fn header(seq: u64) -> CallHeader<'static> {
         CallHeader {
             seq,
             floor: 0,
@@ -344,8 +346,8 @@ mod tests {
             deadline: NOW.as_nanos() + 1_000_000,
             error_us: 0,
             hop: 1,
-            service: "kv".into(),
-            key: Blob(vec![1]),
+            service: "kv",
+            key: Slice(&[1]),
             record: None,
         }
     }
@@ -355,7 +357,7 @@ mod tests {
         Admission::new(ME, Limits { body_bytes_max: 100, bytes_of_peer_max: 150, bytes_max: 200, ..few })
     }
 
-    fn admit(admission: &mut Admission, header: &CallHeader) -> Verdict {
+    fn admit(admission: &mut Admission, header: &CallHeader<'_>) -> Verdict {
         let incoming = Incoming { caller: CALLER, header, body_bytes: 0 };
         admission.admit(NOW, incoming, true, || Ownership::Mine)
     }
@@ -452,12 +454,12 @@ mod tests {
         let Verdict::Run(_) = admit(&mut admission, &first) else { panic!("there is room") };
         let (owner, record) = (NodeId::from_u128(7), Blob(vec![9]));
         let late = NOW + Duration::from_secs(1);
-        assert_eq!(admission.begin(NOW, &first, true, || Ownership::Mine), Ok(()));
-        assert_eq!(admission.begin(late, &first, true, || Ownership::Mine), Err((Refusal::Expired, None)));
-        assert_eq!(admission.begin(NOW, &first, false, || Ownership::Mine), Err((Refusal::Unconfirmed, None)));
+        assert_eq!(admission.begin(NOW, first.latest(), true, || Ownership::Mine), Ok(()));
+        assert_eq!(admission.begin(late, first.latest(), true, || Ownership::Mine), Err((Refusal::Expired, None)));
+        assert_eq!(admission.begin(NOW, first.latest(), false, || Ownership::Mine), Err((Refusal::Unconfirmed, None)));
         let theirs = || Ownership::Theirs(owner, record.clone());
         let moved = Err((Refusal::NotOwner, Some((owner, record.clone()))));
-        assert_eq!(admission.begin(NOW, &first, true, theirs), moved);
+        assert_eq!(admission.begin(NOW, first.latest(), true, theirs), moved);
     }
 
     #[test]
@@ -471,7 +473,7 @@ mod tests {
     fn what_breaks_a_limit_is_refused() {
         let mut admission = admission();
         for (seq, bad) in
-            [CallHeader { hop: 3, ..header(1) }, CallHeader { key: Blob(vec![]), ..header(2) }].iter().enumerate()
+            [CallHeader { hop: 3, ..header(1) }, CallHeader { key: Slice(&[]), ..header(2) }].iter().enumerate()
         {
             assert_eq!(admit(&mut admission, bad), refused(Refusal::Invalid), "{seq}");
         }

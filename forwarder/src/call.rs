@@ -62,7 +62,7 @@ pub enum Step<B> {
     Resolve,
     /// Run the handler in place and tell [`Call::ran`].
     Run,
-    /// Queue the attempt for this process. Then wait for what becomes of it, or the deadline.
+    /// Queue the attempt for this process.
     Send {
         /// Which attempt, for matching what is reported.
         attempt: u32,
@@ -73,13 +73,11 @@ pub enum Step<B> {
     },
     /// The process of this node was named as the owner: find it in the view, and tell [`Call::named`].
     Find(NodeId),
-    /// Wait for a report, but not longer than this, then tell [`Call::timeout`].
+    /// Wait for what becomes of the attempt that was sent. Whoever holds it says so at the deadline, too: it alone knows
+    /// whether it was handed over.
+    Await,
+    /// Wait until this, then tell [`Call::timeout`].
     Wait(Instant),
-    /// The deadline came while the attempt was queued: take it back, and report whether that worked.
-    Withdraw {
-        /// Which attempt.
-        attempt: u32,
-    },
     /// This came of the call.
     Done(Outcome<B>),
 }
@@ -92,9 +90,7 @@ enum State<B> {
     /// An attempt waits to be sent.
     Starting,
     /// An attempt waits in a queue, or for an answer.
-    Attempting {
-        withdrawing: bool,
-    },
+    Attempting,
     Pausing(Instant),
     Done(Option<Outcome<B>>),
 }
@@ -140,12 +136,11 @@ impl<B> Call<B> {
             State::Finding(node) => Step::Find(*node),
             State::Running => Step::Wait(self.spec.deadline),
             State::Starting => {
-                self.state = State::Attempting { withdrawing: false };
+                self.state = State::Attempting;
                 let to = self.to.expect("an attempt that starts has an addressee");
                 Step::Send { attempt: self.attempt, to, hop: self.hop }
             }
-            State::Attempting { withdrawing: true } => Step::Withdraw { attempt: self.attempt },
-            State::Attempting { .. } => Step::Wait(self.spec.deadline),
+            State::Attempting => Step::Await,
             State::Pausing(until) => Step::Wait((*until).min(self.spec.deadline)),
             State::Done(outcome) => Step::Done(outcome.take().expect("an outcome is given once")),
         }
@@ -208,8 +203,7 @@ impl<B> Call<B> {
     /// The attempt was never handed over, and will not be.
     pub fn unsent(&mut self, now: Instant, attempt: u32, proof: NeverSent, budget: &mut Budget) {
         if self.is_attempting(attempt) {
-            let withdrawn = matches!(self.state, State::Attempting { withdrawing: true });
-            if withdrawn || now >= self.spec.deadline {
+            if now >= self.spec.deadline {
                 return self.end_unrun(NotExecuted::because(Why::Deadline));
             }
             self.pause(now, NotExecuted::never_sent(proof), budget);
@@ -243,8 +237,15 @@ impl<B> Call<B> {
         }
     }
 
+    /// The deadline came after the attempt was handed over.
+    pub fn late(&mut self, attempt: u32) {
+        if self.is_attempting(attempt) {
+            self.finish(Outcome::Unknown(Unknown::Deadline));
+        }
+    }
+
     fn is_attempting(&self, attempt: u32) -> bool {
-        attempt == self.attempt && matches!(self.state, State::Attempting { .. })
+        attempt == self.attempt && matches!(self.state, State::Attempting)
     }
 
     /// The attempt stays open: only a call that may run twice is tried again.
@@ -276,21 +277,13 @@ impl<B> Call<B> {
     /// Time has passed: the pause is over, or the deadline is here.
     pub fn timeout(&mut self, now: Instant) {
         let late = now >= self.spec.deadline;
-        match &mut self.state {
+        match &self.state {
             State::Pausing(until) if now >= *until && !late => self.state = State::Resolving,
             State::Pausing(_) | State::Resolving | State::Finding(_) | State::Starting if late => {
                 self.give_up(Why::Deadline)
             }
-            State::Attempting { withdrawing } if late => *withdrawing = true,
             State::Running if late => self.finish(Outcome::Unknown(Unknown::Deadline)),
             _ => {}
-        }
-    }
-
-    /// The attempt could not be taken back: it is handed over, and the deadline is here.
-    pub fn not_withdrawn(&mut self, attempt: u32) {
-        if self.is_attempting(attempt) {
-            self.finish(Outcome::Unknown(Unknown::Deadline));
         }
     }
 

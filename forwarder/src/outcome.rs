@@ -60,9 +60,9 @@ pub enum Unsent {
     /// Too much waits for the owner already.
     #[error("too much waits for the owner")]
     Full,
-    /// The caller took it back.
-    #[error("withdrawn")]
-    Withdrawn,
+    /// Its deadline came first.
+    #[error("its deadline came first")]
+    Late,
 }
 
 /// Proof that an attempt was never handed to the transport. Made by whoever holds the queue.

@@ -20,6 +20,14 @@ impl Window {
     /// Notes `number`; false if it was seen before, lies below the floor, or cannot be remembered.
     pub fn admit(&mut self, number: u64, floor: u64) -> bool {
         self.raise(floor);
+        // The next one, as nearly always.
+        if let Some(mut last) = self.runs.last_entry()
+            && last.get().checked_add(1) == Some(number)
+            && number >= self.floor
+        {
+            *last.get_mut() = number;
+            return true;
+        }
         if number < self.floor || self.contains(number) {
             return false;
         }
@@ -52,11 +60,9 @@ impl Window {
             return;
         }
         self.floor = floor;
-        while let Some(run) = self.runs.first_entry().filter(|run| *run.key() < floor) {
-            let last = run.remove();
-            if last >= floor {
-                self.runs.insert(floor, last);
-            }
+        // A run across the floor stays as it is: what lies below is refused before anybody looks at runs.
+        while let Some(run) = self.runs.first_entry().filter(|run| *run.get() < floor) {
+            run.remove();
         }
     }
 }

@@ -4,12 +4,12 @@
 //! The body is the application's and not looked at. An unknown kind is skipped by its length. Frames with a body
 //! of up to [`LANE_BODY_BYTES_MAX`] share a lane; a longer one has a stream of its own.
 
-use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use swimring_membership::NodeId;
-use swimring_membership::codec::{self, Blob, Malformed};
+use swimring_membership::codec::{self, Blob, Malformed, Slice};
+use swimring_membership::{Instant, NodeId};
 
 /// The protocol version that this release speaks.
 pub const VERSION: u8 = 1;
@@ -55,9 +55,9 @@ impl Refusal {
     }
 }
 
-/// What a call says besides its body.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CallHeader {
+/// What a call says besides its body. Borrows from the bytes of its frame, or from what is to be sent.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CallHeader<'a> {
     /// The attempt's number at this owner.
     pub seq: u64,
     /// The caller waits for nothing below this.
@@ -71,18 +71,27 @@ pub struct CallHeader {
     /// 1 for the first process asked, 2 for the one that it named.
     pub hop: u8,
     /// Which service.
-    pub service: String,
+    pub service: &'a str,
     /// Which key.
-    pub key: Blob,
+    #[serde(borrow)]
+    pub key: Slice<'a>,
     /// The member record that made the last process say that it is not the owner.
-    pub record: Option<Blob>,
+    #[serde(borrow)]
+    pub record: Option<Slice<'a>>,
+}
+
+impl CallHeader<'_> {
+    /// When it is too late to begin, on the receiver's clock: the error of the clocks is the caller's to bear.
+    pub fn latest(&self) -> Instant {
+        Instant::from_nanos(self.deadline) + Duration::from_micros(u64::from(self.error_us))
+    }
 }
 
 /// A frame, its body aside.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Frame {
+pub enum Frame<'a> {
     /// Run this.
-    Call(CallHeader),
+    Call(CallHeader<'a>),
     /// It ran; the body is the answer.
     Ok {
         /// The attempt.
@@ -129,7 +138,7 @@ pub enum Frame {
     Goodbye,
 }
 
-impl Frame {
+impl<'a> Frame<'a> {
     /// Appends the frame with `body`.
     pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
@@ -170,7 +179,7 @@ impl Frame {
     ///
     /// # Errors
     /// If the bytes are no frame; the peer's fault.
-    pub fn decode(bytes: &[u8]) -> Result<Option<(Self, &[u8])>, Malformed> {
+    pub fn decode(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, Malformed> {
         let (prefix, rest) = bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
         let prefix = Prefix::read(prefix, rest.len())?;
         let (header, body) = rest.split_at_checked(prefix.header_bytes).ok_or(Malformed::Truncated)?;
@@ -214,7 +223,7 @@ impl Prefix {
     ///
     /// # Errors
     /// If the bytes are no header; the peer's fault.
-    pub fn frame(&self, header: &[u8]) -> Result<Option<Frame>, Malformed> {
+    pub fn frame<'a>(&self, header: &'a [u8]) -> Result<Option<Frame<'a>>, Malformed> {
         Ok(Some(match self.kind {
             1 => Frame::Call(call_header(header)?),
             2 => codec::decode(header).map(|(seq, fence)| Frame::Ok { seq, fence })?,
@@ -234,7 +243,7 @@ fn put<T: Serialize>(kind: u8, header: &T, out: &mut Vec<u8>) -> u8 {
     kind
 }
 
-fn refused(bytes: &[u8]) -> Result<Frame, Malformed> {
+fn refused(bytes: &[u8]) -> Result<Frame<'static>, Malformed> {
     let (seq, why, owner, record): (_, _, _, Option<Blob>) = codec::decode(bytes)?;
     if record.as_ref().is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX) {
         return Err(Malformed::OutOfRange("record"));
@@ -242,8 +251,8 @@ fn refused(bytes: &[u8]) -> Result<Frame, Malformed> {
     Ok(Frame::Refused { seq, why, owner, record })
 }
 
-fn call_header(bytes: &[u8]) -> Result<CallHeader, Malformed> {
-    let header: CallHeader = codec::decode(bytes)?;
+fn call_header(bytes: &[u8]) -> Result<CallHeader<'_>, Malformed> {
+    let header: CallHeader<'_> = codec::decode_borrowed(bytes)?;
     if header.service.len() > SERVICE_BYTES_MAX {
         return Err(Malformed::OutOfRange("service"));
     }
@@ -262,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    fn frames() -> Vec<Frame> {
+    fn frames() -> Vec<Frame<'static>> {
         vec![
             Frame::Call(CallHeader {
                 seq: 1,
@@ -271,9 +280,9 @@ mod tests {
                 deadline: 5_000_000_000,
                 error_us: 200,
                 hop: 1,
-                service: "kv".into(),
-                key: Blob(b"user:42".to_vec()),
-                record: Some(Blob(vec![1, 2, 3])),
+                service: "kv",
+                key: Slice(b"user:42"),
+                record: Some(Slice(&[1, 2, 3])),
             }),
             Frame::Ok { seq: 1, fence: 3 },
             Frame::Executed { seq: 1, fence: 3 },
@@ -318,7 +327,7 @@ mod tests {
     fn limits_hold_on_what_comes_in() {
         assert_eq!(Frame::length(&[255, 255, 255, 255, 1, VERSION, 0, 0], 1_000), Err(Malformed::TooLong));
         let Frame::Call(header) = frames().remove(0) else { unreachable!("the first one is a call") };
-        let long = CallHeader { key: Blob(vec![0; swimring_ring::KEY_BYTES_MAX + 1]), ..header };
+        let long = CallHeader { key: Slice(&[0; swimring_ring::KEY_BYTES_MAX + 1]), ..header };
         let mut bytes = Vec::new();
         Frame::Call(long).encode(b"", &mut bytes);
         assert_eq!(Frame::decode(&bytes), Err(Malformed::OutOfRange("key")));

@@ -53,6 +53,12 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
     if tail.is_empty() { Ok(body) } else { Err(Malformed::Trailing) }
 }
 
+/// Reads a body that fills `bytes` to the last one, and that may borrow from them.
+pub fn decode_borrowed<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
+    let (body, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG).map_err(|_| Malformed::Body)?;
+    if used == bytes.len() { Ok(body) } else { Err(Malformed::Trailing) }
+}
+
 /// Reads a body at the beginning of `bytes`; returns it with what is left.
 pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Malformed> {
     let (body, used) = bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|_| Malformed::Body)?;
@@ -91,6 +97,34 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
+/// A byte string in a body that stays where it is. On the wire it is a [`Blob`].
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Slice<'a>(pub &'a [u8]);
+
+impl Serialize for Slice<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Slice<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Slice<'de>;
+
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Slice<'de>, E> {
+                Ok(Slice(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +135,7 @@ mod tests {
         let claim = [253, 0, 0, 0, 0, 0, 1, 0, 0];
         assert_eq!(decode::<Blob>(&claim), Err(Malformed::Body));
         assert_eq!(decode::<Vec<u64>>(&claim), Err(Malformed::Body));
+        assert_eq!(decode_borrowed::<Slice<'_>>(&claim), Err(Malformed::Body));
     }
 
     #[test]
@@ -108,7 +143,9 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&Blob(alloc::vec![1, 2, 3]), &mut bytes);
         assert_eq!(decode::<Blob>(&bytes), Ok(Blob(alloc::vec![1, 2, 3])));
+        assert_eq!(decode_borrowed::<Slice<'_>>(&bytes), Ok(Slice(&[1, 2, 3])), "they are the same on the wire");
         bytes.push(0);
         assert_eq!(decode::<Blob>(&bytes), Err(Malformed::Trailing));
+        assert_eq!(decode_borrowed::<Slice<'_>>(&bytes), Err(Malformed::Trailing));
     }
 }

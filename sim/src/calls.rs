@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
-use swimring::core::link::{Arrival, Link, Outbound};
+use swimring::core::link::{Arrival, Link, Outbound, Payload};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
@@ -50,8 +50,7 @@ pub(crate) struct Token {
 #[derive(Debug)]
 struct Active {
     call: Call<Vec<u8>>,
-    key: Arc<[u8]>,
-    body: Arc<[u8]>,
+    payload: Arc<Payload<Arc<[u8]>>>,
     record: Option<Blob>,
     sent: Option<(Instance, u64)>,
     started: bool,
@@ -306,9 +305,7 @@ impl World {
         let Some((to, seq)) = app.active.remove(&id).and_then(|active| active.sent) else {
             return;
         };
-        if let Some(link) = app.links.get_mut(&to)
-            && link.withdraw(seq).is_none()
-        {
+        if let Some(link) = app.links.get_mut(&to) {
             link.abandon(seq);
             self.close_what_is_over(index, to);
         }
@@ -337,8 +334,7 @@ impl World {
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
                 let active = Active {
                     call,
-                    key: key.into(),
-                    body: body.into(),
+                    payload: Arc::new(Payload { service: "sim".into(), key: key.into(), body: body.into() }),
                     record: None,
                     sent: None,
                     started: false,
@@ -348,12 +344,7 @@ impl World {
                 app.active.insert(id, active);
                 self.drive(index, id);
             }
-            CallInput::Timer(id) => {
-                if let Some(active) = app.active.get_mut(&id) {
-                    active.call.timeout(now);
-                    self.drive(index, id);
-                }
-            }
+            CallInput::Timer(id) => self.on_call_timer(index, id),
             CallInput::Drop(id) => self.on_dropped(index, id),
             CallInput::Done(run) => self.on_handler_done(index, run),
             CallInput::Frame(conn, bytes) => self.on_call_frame(index, conn, &bytes),
@@ -405,13 +396,13 @@ impl World {
             };
             let step = match active.call.step() {
                 Step::Resolve => {
-                    let resolution = view.resolve(self.hasher.hash(&active.key));
+                    let resolution = view.resolve(self.hasher.hash(&active.payload.key));
                     ownerless = resolution == Resolution::Nobody;
                     active.call.resolved(now, resolution)
                 }
                 Step::Find(node) => {
                     active.finds += 1;
-                    let found = view.named(node, self.hasher.hash(&active.key));
+                    let found = view.named(node, self.hasher.hash(&active.payload.key));
                     active.call.named(now, found, &mut app.budget)
                 }
                 step => Some(step),
@@ -422,30 +413,46 @@ impl World {
                 Some(Step::Send { attempt, to, hop }) => {
                     self.send_attempt(index, Token { call: id, attempt }, to, hop, &view)
                 }
-                Some(Step::Withdraw { attempt }) => {
-                    let (to, seq) = active.sent.expect("an attempt under way has its number");
-                    match app.links.get_mut(&to).and_then(|link| link.withdraw(seq)) {
-                        Some(proof) => active.call.unsent(now, attempt, proof, &mut app.budget),
-                        None => {
-                            active.call.not_withdrawn(attempt);
-                            if let Some(link) = app.links.get_mut(&to) {
-                                link.abandon(seq);
-                            }
-                        }
-                    }
+                Some(Step::Await) => {
+                    let deadline = active.call.deadline();
+                    return self.wake_at(index, id, deadline);
                 }
                 Some(Step::Wait(until)) => {
                     self.check(index, Property::F16, !ownerless, || {
                         format!("call {id} waits, though nobody owns its key")
                     });
-                    let host = &self.hosts[index];
-                    let at = host.world(until).max(self.now);
-                    let process = host.process();
-                    return self.schedule(at, Happening::Call(CallHappening::Timer(process, id)));
+                    return self.wake_at(index, id, until);
                 }
                 Some(Step::Done(outcome)) => return self.on_outcome(index, id, &outcome),
             }
         }
+    }
+
+    fn wake_at(&mut self, index: usize, id: u64, until: Instant) {
+        let host = &self.hosts[index];
+        let (at, process) = (host.world(until).max(self.now), host.process());
+        self.schedule(at, Happening::Call(CallHappening::Timer(process, id)));
+    }
+
+    /// A call has waited: what was sent for it ends if its deadline is here.
+    fn on_call_timer(&mut self, index: usize, id: u64) {
+        let now = self.hosts[index].local(self.now);
+        let Some(app) = &mut self.hosts[index].app else {
+            return;
+        };
+        let Some(active) = app.active.get_mut(&id) else {
+            return;
+        };
+        active.call.timeout(now);
+        let sent = active.sent.and_then(|(to, _)| app.links.get_mut(&to).map(|link| (to, link.expire(now))));
+        if let Some((to, over)) = sent {
+            over.unsent.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
+            for token in over.lost {
+                self.report(index, token, |call, _, _| call.late(token.attempt));
+            }
+            self.close_what_is_over(index, to);
+        }
+        self.drive(index, id);
     }
 
     /// The caller's own node owns the key: the handler runs in place, unless this process may be a ghost.
@@ -464,7 +471,7 @@ impl World {
             return;
         }
         active.started = true;
-        let (body, key) = (active.body.to_vec(), Arc::clone(&active.key));
+        let (body, key) = (active.payload.body.to_vec(), Arc::clone(&active.payload.key));
         self.execute(index, id, &key, Running::Here { call: id, body }, Duration::ZERO);
     }
 
@@ -477,9 +484,7 @@ impl World {
             return;
         };
         let outbound = Outbound {
-            service: "sim".into(),
-            key: Arc::clone(&active.key),
-            body: Arc::clone(&active.body),
+            payload: Arc::clone(&active.payload),
             deadline: active.call.deadline(),
             idempotent: active.call.is_idempotent(),
             hop,

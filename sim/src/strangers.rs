@@ -8,7 +8,7 @@ use std::time::Duration;
 use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::ConnId;
 use swimring::forwarder::wire::{CallHeader, Frame};
-use swimring_membership::codec::Blob;
+use swimring_membership::codec::Slice;
 use swimring_membership::{Name, NodeId, Peer, Rng};
 
 use crate::calls::CallInput;
@@ -148,7 +148,7 @@ impl World {
         let key = if self.rng.chance(250_000) { String::new() } else { format!("k{}", self.rng.below(1_000)) };
         let life = if self.rng.chance(250_000) { life + 1 } else { life };
         let hop = self.rng.below(5) as u8;
-        let (key, service, record) = (Blob(key.into_bytes()), "sim".into(), None);
+        let (key, service, record) = (Slice(key.as_bytes()), "sim", None);
         let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record };
         let mut bytes = Vec::new();
         Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use swimring::core::hello::{Answer, Class, Hello, Refusal};
 use swimring_forwarder::wire::{CallHeader, Frame, Refusal as CallRefusal};
-use swimring_membership::codec::Blob;
+use swimring_membership::codec::{Blob, Slice};
 use swimring_membership::wire::{Header, Message, Range, RowBody, Summary, Update};
 use swimring_membership::{Incarnation, NodeId, Peer, State};
 
@@ -62,7 +62,7 @@ fn messages() -> Vec<Message> {
     ]
 }
 
-fn frames() -> Vec<Frame> {
+fn frames() -> Vec<Frame<'static>> {
     let call = CallHeader {
         seq: 1,
         floor: 1,
@@ -70,8 +70,8 @@ fn frames() -> Vec<Frame> {
         deadline: 5_000_000_000,
         error_us: 200,
         hop: 1,
-        service: "kv".into(),
-        key: Blob(b"k".to_vec()),
+        service: "kv",
+        key: Slice(b"k"),
         record: None,
     };
     vec![

@@ -150,18 +150,16 @@ fn the_deadline_ends_a_call_of_which_nothing_was_sent() {
 }
 
 #[test]
-fn what_is_queued_at_the_deadline_is_taken_back_and_that_decides() {
+fn at_the_deadline_it_counts_whether_the_attempt_was_handed_over() {
     let mut back = story(false);
     let attempt = back.send_to(A);
     back.call.timeout(DEADLINE);
-    assert_eq!(back.call.step(), Step::Withdraw { attempt });
-    back.call.unsent(DEADLINE, attempt, NeverSent::testify(Unsent::Withdrawn), &mut back.budget);
+    assert_eq!(back.call.step(), Step::Await, "whoever holds the attempt knows");
+    back.call.unsent(DEADLINE, attempt, NeverSent::testify(Unsent::Late), &mut back.budget);
     assert_eq!(back.outcome(), Outcome::NotExecuted(NotExecuted::because(Why::Deadline)));
     let mut gone = story(false);
     let attempt = gone.send_to(A);
-    gone.call.timeout(DEADLINE);
-    assert_eq!(gone.call.step(), Step::Withdraw { attempt });
-    gone.call.not_withdrawn(attempt);
+    gone.call.late(attempt);
     assert_eq!(gone.outcome(), Outcome::Unknown(Unknown::Deadline));
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use swimring_forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
 use swimring_forwarder::{NeverSent, Unsent};
-use swimring_membership::codec::{Blob, Malformed};
+use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
 
 use super::peers::ConnId;
@@ -25,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(3);
 const CLOCK_FRESH: Duration = Duration::from_secs(200);
 /// What a frame that waits takes besides its bytes.
 const FRAME_OVERHEAD_BYTES: usize = 64;
+/// How many bytes of frames lie behind one another before a new piece is begun.
+const PIECE_BYTES: usize = 32 * 1_024;
 /// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
 const BACKLOG_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
@@ -43,15 +45,22 @@ impl Default for LinkLimits {
     }
 }
 
-/// A call to send, before it has a number and a deadline in the other's time. `B` holds bytes.
-#[derive(Clone, Debug)]
-pub struct Outbound<B> {
+/// What is wanted: the same in every attempt of a call. `B` holds bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Payload<B> {
     /// Which service.
     pub service: Arc<str>,
     /// Which key.
     pub key: B,
     /// What for.
     pub body: B,
+}
+
+/// An attempt to send, before it has a number and a deadline in the other's time.
+#[derive(Clone, Debug)]
+pub struct Outbound<B> {
+    /// What is wanted.
+    pub payload: Arc<Payload<B>>,
     /// By when, on this process's clock.
     pub deadline: Instant,
     /// Whether it may run more than once.
@@ -66,7 +75,7 @@ pub struct Outbound<B> {
 #[derive(Debug)]
 pub enum Arrival<'a, T> {
     /// It wants something run.
-    Call(CallHeader, &'a [u8]),
+    Call(CallHeader<'a>, &'a [u8]),
     /// It ran an attempt of ours: the answer, or the handler's error.
     Ran(T, Result<&'a [u8], &'a [u8]>, u64),
     /// It refused an attempt of ours.
@@ -79,12 +88,12 @@ pub enum Arrival<'a, T> {
     Nothing,
 }
 
-/// What was cut off by the end of a connection.
+/// Attempts that end without an answer, for their connection has ended or their deadline is here.
 #[derive(Debug)]
 pub struct CutOff<T> {
-    /// Attempts that were handed over: nobody knows.
+    /// They were handed over: nobody knows.
     pub lost: Vec<T>,
-    /// Attempts that were not, and have nowhere to go.
+    /// They were not, and will not be.
     pub unsent: Vec<(T, NeverSent)>,
 }
 
@@ -93,6 +102,20 @@ struct Queued<T, B> {
     seq: u64,
     token: T,
     call: Outbound<B>,
+}
+
+impl<T, B: AsRef<[u8]>> Queued<T, B> {
+    fn body_bytes(&self) -> usize {
+        self.call.payload.body.as_ref().len()
+    }
+}
+
+/// An attempt that was handed over.
+#[derive(Debug)]
+struct Pending<T> {
+    on: ConnId,
+    deadline: Instant,
+    token: T,
 }
 
 /// The other's clock: what to add to ours, and how wrong that was when it was measured.
@@ -116,25 +139,8 @@ impl Timebase {
     }
 }
 
-/// Frames on their way out that share the lanes, or each have a stream of their own.
-#[derive(Debug)]
-struct Outbox<T, B> {
-    calls: VecDeque<Queued<T, B>>,
-    /// Frames that nobody waits for: replies, mostly.
-    frames: VecDeque<Vec<u8>>,
-}
-
-impl<T, B> Default for Outbox<T, B> {
-    fn default() -> Self {
-        Self { calls: VecDeque::new(), frames: VecDeque::new() }
-    }
-}
-
-impl<T, B> Outbox<T, B> {
-    fn has_work(&self, takes_calls: bool) -> bool {
-        !self.frames.is_empty() || (takes_calls && !self.calls.is_empty())
-    }
-}
+/// Attempts in the order of their numbers.
+type Queue<T, B> = VecDeque<Queued<T, B>>;
 
 /// Everything between this process and one other.
 #[derive(Debug)]
@@ -157,11 +163,18 @@ pub struct Link<T, B> {
     /// When they were compared last.
     compared: Instant,
     next_seq: u64,
-    lanes: Outbox<T, B>,
-    large: Outbox<T, B>,
+    /// Attempts that share the lanes, and those that each have a stream of their own.
+    queued: Queue<T, B>,
+    queued_large: Queue<T, B>,
     queued_bytes: usize,
+    /// Frames that nobody waits for, replies mostly: several behind one another in each piece, and those with a stream
+    /// of their own.
+    frames: VecDeque<Vec<u8>>,
+    large_frames: VecDeque<Vec<u8>>,
     backlog_bytes: usize,
-    pending: BTreeMap<u64, (ConnId, T)>,
+    pending: BTreeMap<u64, Pending<T>>,
+    /// No attempt's deadline is before this.
+    earliest: Option<Instant>,
 }
 
 impl<T, B: AsRef<[u8]>> Link<T, B> {
@@ -180,11 +193,14 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             used: false,
             compared: now,
             next_seq: now.as_nanos() / 1_000 + 1,
-            lanes: Outbox::default(),
-            large: Outbox::default(),
+            queued: Queue::new(),
+            queued_large: Queue::new(),
             queued_bytes: 0,
+            frames: VecDeque::new(),
+            large_frames: VecDeque::new(),
             backlog_bytes: 0,
             pending: BTreeMap::new(),
+            earliest: None,
         }
     }
 
@@ -263,12 +279,17 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// Whether something waits for [`take`](Self::take).
     pub fn has_work(&self) -> bool {
-        self.lanes.has_work(self.takes_calls())
+        self.has_frames() || (self.takes_calls() && !self.queued.is_empty())
+    }
+
+    /// Whether something that nobody waits for, an answer mostly, is among that.
+    pub fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
     }
 
     /// Whether something waits for [`take_large`](Self::take_large).
     pub fn has_large_work(&self) -> bool {
-        self.large.has_work(self.takes_calls())
+        !self.large_frames.is_empty() || (self.takes_calls() && !self.queued_large.is_empty())
     }
 
     fn takes_calls(&self) -> bool {
@@ -287,7 +308,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// How many attempts wait to be handed over.
     pub fn queued_count(&self) -> usize {
-        self.lanes.calls.len() + self.large.calls.len()
+        self.queued.len() + self.queued_large.len()
     }
 
     /// Whether somebody waits for the answer to this attempt.
@@ -300,47 +321,100 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     /// # Errors
     /// With the proof that it was not sent, when too many are under way.
     pub fn enqueue(&mut self, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
-        let bytes = call.body.as_ref().len();
+        let bytes = call.payload.body.as_ref().len();
         if self.open_count() >= self.limits.calls_max || self.queued_bytes + bytes > self.limits.bytes_max {
             return Err((token, NeverSent::testify(Unsent::Full)));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
         self.queued_bytes += bytes;
-        let outbox = if bytes > LANE_BODY_BYTES_MAX { &mut self.large } else { &mut self.lanes };
-        outbox.calls.push_back(Queued { seq, token, call });
+        self.earliest = Some(self.earliest.map_or(call.deadline, |earliest| earliest.min(call.deadline)));
+        let queue = if bytes > LANE_BODY_BYTES_MAX { &mut self.queued_large } else { &mut self.queued };
+        queue.push_back(Queued { seq, token, call });
         Ok(seq)
     }
 
-    /// Takes an attempt back, if it was not handed over.
-    pub fn withdraw(&mut self, seq: u64) -> Option<NeverSent> {
-        for outbox in [&mut self.lanes, &mut self.large] {
-            if let Ok(index) = outbox.calls.binary_search_by_key(&seq, |queued| queued.seq) {
-                let taken = outbox.calls.remove(index)?;
-                self.queued_bytes -= taken.call.body.as_ref().len();
-                return Some(NeverSent::testify(Unsent::Withdrawn));
+    /// The caller does not wait for an attempt any more: it is taken back, or cancelled at the other end.
+    pub fn abandon(&mut self, seq: u64) {
+        for queue in [&mut self.queued, &mut self.queued_large] {
+            if let Ok(index) = queue.binary_search_by_key(&seq, |queued| queued.seq) {
+                self.queued_bytes -= queue.remove(index).map_or(0, |queued| queued.body_bytes());
             }
         }
-        None
-    }
-
-    /// The caller does not wait any more for an attempt that was handed over.
-    pub fn abandon(&mut self, seq: u64) {
         if self.pending.remove(&seq).is_some() {
             self.send(&Frame::Cancel { seq }, &[]);
         }
     }
 
+    /// When [`expire`](Self::expire) is to be called: some attempt's deadline, or before.
+    pub fn earliest(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    /// Ends the attempts whose deadline is here: takes back what was not handed over, and cancels the rest.
+    pub fn expire(&mut self, now: Instant) -> CutOff<T> {
+        let mut over = CutOff { lost: Vec::new(), unsent: Vec::new() };
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return over;
+        }
+        for queue in [&mut self.queued, &mut self.queued_large] {
+            if !queue.iter().any(|queued| queued.call.deadline <= now) {
+                continue;
+            }
+            for queued in std::mem::take(queue) {
+                if queued.call.deadline <= now {
+                    self.queued_bytes -= queued.body_bytes();
+                    over.unsent.push((queued.token, NeverSent::testify(Unsent::Late)));
+                } else {
+                    queue.push_back(queued);
+                }
+            }
+        }
+        let late = self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(seq, _)| *seq);
+        for seq in late.collect::<Vec<_>>() {
+            over.lost.extend(self.pending.remove(&seq).map(|pending| pending.token));
+            self.send(&Frame::Cancel { seq }, &[]);
+        }
+        let queued = self.queued.iter().chain(&self.queued_large).map(|queued| queued.call.deadline);
+        self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).min();
+        over
+    }
+
     /// Queues a frame that nobody waits for: a reply, mostly.
-    pub fn send(&mut self, frame: &Frame, body: &[u8]) {
+    pub fn send(&mut self, frame: &Frame<'_>, body: &[u8]) {
         if self.conns.is_empty() {
             return;
         }
-        let mut bytes = Vec::with_capacity(64 + body.len());
-        frame.encode(body, &mut bytes);
-        self.backlog_bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
-        let outbox = if body.len() > LANE_BODY_BYTES_MAX { &mut self.large } else { &mut self.lanes };
-        outbox.frames.push_back(bytes);
+        if body.len() > LANE_BODY_BYTES_MAX {
+            let mut bytes = Vec::with_capacity(FRAME_OVERHEAD_BYTES + body.len());
+            frame.encode(body, &mut bytes);
+            self.backlog_bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
+            self.large_frames.push_back(bytes);
+            return;
+        }
+        let piece = match self.frames.back_mut() {
+            Some(piece) if piece.len() < PIECE_BYTES => piece,
+            _ => {
+                self.frames.push_back(Vec::new());
+                self.frames.back_mut().expect("it was just pushed")
+            }
+        };
+        let before = piece.len();
+        frame.encode(body, piece);
+        self.backlog_bytes += piece.len() - before;
+    }
+
+    /// Queues frames that were encoded before, one behind the other, each with a body that a lane may carry. Leaves
+    /// `frames` empty.
+    pub fn send_encoded(&mut self, frames: &mut Vec<u8>) {
+        if !self.conns.is_empty() && !frames.is_empty() {
+            self.backlog_bytes += frames.len();
+            match self.frames.back_mut() {
+                Some(piece) if piece.len() < PIECE_BYTES => piece.extend_from_slice(frames),
+                _ => self.frames.push_back(std::mem::take(frames)),
+            }
+        }
+        frames.clear();
     }
 
     /// Appends what waits for the lanes to `out`, up to about `bytes_max`, for the shell to write on `conn`. From
@@ -350,27 +424,29 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         if self.preferred() != Some(conn) {
             return;
         }
-        while out.len() < bytes_max {
-            if let Some(frame) = self.lanes.frames.pop_front() {
-                self.backlog_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
-                out.extend_from_slice(&frame);
-                continue;
-            }
-            let Some(timebase) = self.timebase else {
-                return;
-            };
-            let Some(idempotent) = self.lanes.calls.front().map(|queued| queued.call.idempotent) else {
-                return;
-            };
+        self.take_frames(bytes_max, out);
+        let Some(timebase) = self.timebase else {
+            return;
+        };
+        while out.len() < bytes_max
+            && let Some(idempotent) = self.queued.front().map(|queued| queued.call.idempotent)
+        {
             if self.must_ask(now, idempotent) {
-                if self.lanes.frames.is_empty() {
-                    return;
-                }
-                continue;
+                return self.take_frames(bytes_max, out);
             }
-            if let Some(queued) = self.lanes.calls.pop_front() {
+            if let Some(queued) = self.queued.pop_front() {
                 self.hand_over(now, conn, timebase, queued, out);
             }
+        }
+    }
+
+    /// Appends whole frames that nobody waits for, until there are `bytes_max` or a piece more.
+    fn take_frames(&mut self, bytes_max: usize, out: &mut Vec<u8>) {
+        while out.len() < bytes_max
+            && let Some(piece) = self.frames.pop_front()
+        {
+            self.backlog_bytes -= piece.len();
+            if out.is_empty() { *out = piece } else { out.extend_from_slice(&piece) }
         }
     }
 
@@ -380,7 +456,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         if self.preferred() != Some(conn) {
             return false;
         }
-        if let Some(frame) = self.large.frames.pop_front() {
+        if let Some(frame) = self.large_frames.pop_front() {
             self.backlog_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
             *out = frame;
             return true;
@@ -388,13 +464,13 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         let Some(timebase) = self.timebase else {
             return false;
         };
-        let Some(idempotent) = self.large.calls.front().map(|queued| queued.call.idempotent) else {
+        let Some(idempotent) = self.queued_large.front().map(|queued| queued.call.idempotent) else {
             return false;
         };
         if self.must_ask(now, idempotent) {
             return false;
         }
-        let Some(queued) = self.large.calls.pop_front() else {
+        let Some(queued) = self.queued_large.pop_front() else {
             return false;
         };
         self.hand_over(now, conn, timebase, queued, out);
@@ -402,11 +478,10 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     }
 
     fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
+        self.queued_bytes -= queued.body_bytes();
         let Queued { seq, token, call } = queued;
-        let body = call.body.as_ref();
-        self.queued_bytes -= body.len();
         // What waits in a queue has a number, too, and must not fall below the floor.
-        let waiting = [&self.lanes, &self.large].into_iter().filter_map(|outbox| outbox.calls.front());
+        let waiting = [&self.queued, &self.queued_large].into_iter().filter_map(|queue| queue.front());
         let lowest = waiting.map(|queued| queued.seq).chain(self.pending.keys().next().copied()).min();
         let header = CallHeader {
             seq,
@@ -415,12 +490,12 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             deadline: call.deadline.offset(timebase.offset).as_nanos(),
             error_us: u32::try_from(timebase.error(now).as_micros()).unwrap_or(u32::MAX),
             hop: call.hop,
-            service: call.service.as_ref().into(),
-            key: Blob(call.key.as_ref().to_vec()),
-            record: call.record,
+            service: &call.payload.service,
+            key: Slice(call.payload.key.as_ref()),
+            record: call.record.as_ref().map(|record| Slice(&record.0)),
         };
-        Frame::Call(header).encode(body, out);
-        self.pending.insert(seq, (conn, token));
+        Frame::Call(header).encode(call.payload.body.as_ref(), out);
+        self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, token });
         self.used = true;
     }
 
@@ -433,7 +508,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             return Ok(Arrival::Nothing);
         };
         self.hear(now);
-        let mut end = |seq| self.pending.remove(&seq).map(|(_, token)| token);
+        let mut end = |seq| self.pending.remove(&seq).map(|pending| pending.token);
         Ok(match frame {
             Frame::Call(header) => Arrival::Call(header, body),
             Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Ok(body), fence)),
@@ -468,8 +543,8 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     /// A connection has ended: what was handed over on it is lost, and without another connection what waits
     /// goes back.
     pub fn closed(&mut self, now: Instant, conn: ConnId, why: Unsent) -> CutOff<T> {
-        let lost: Vec<u64> = self.pending.iter().filter(|(_, (on, _))| *on == conn).map(|(seq, _)| *seq).collect();
-        let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|(_, token)| token).collect();
+        let lost: Vec<u64> = self.pending.iter().filter(|(_, held)| held.on == conn).map(|(seq, _)| *seq).collect();
+        let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|held| held.token).collect();
         self.ending.retain(|held| *held != conn);
         let unsent = self.retire(conn, why);
         if self.timebase.is_none() {
@@ -482,7 +557,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     /// The connections on which nothing more will come, for the other has said goodbye and owes no answer on them: the
     /// shell closes them, and so tells the other that everything has arrived.
     pub fn over(&self) -> impl Iterator<Item = ConnId> {
-        let owes = |conn: &ConnId| self.pending.values().any(|(on, _)| on == conn);
+        let owes = |conn: &ConnId| self.pending.values().any(|pending| pending.on == *conn);
         self.ending.iter().copied().filter(move |conn| !owes(conn))
     }
 
@@ -496,16 +571,14 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// There will be no connection: what waits goes back.
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
-        let mut back = Vec::new();
-        for outbox in [&mut self.lanes, &mut self.large] {
-            if self.conns.is_empty() {
-                outbox.frames.clear();
-                self.backlog_bytes = 0;
-            }
-            back.extend(outbox.calls.drain(..).map(|queued| (queued.token, NeverSent::testify(why))));
+        if self.conns.is_empty() {
+            self.frames.clear();
+            self.large_frames.clear();
+            self.backlog_bytes = 0;
         }
         self.queued_bytes = 0;
-        back
+        let back = self.queued.drain(..).chain(self.queued_large.drain(..));
+        back.map(|queued| (queued.token, NeverSent::testify(why))).collect()
     }
 }
 

@@ -18,8 +18,8 @@ use super::endpoint::{Port, TransportKeys};
 use super::gossip::{self, GossipStart};
 use super::identity::{Identity, IdentityError};
 use super::metrics;
-use super::node::{Swimring, discover, follow};
-use super::service::{BoxedService, Entry, Request, ServiceError, Services};
+use super::node::{Parts, Swimring, discover, follow};
+use super::service::{Entry, Request, ServiceError, Services};
 use super::state::{Found, State};
 use super::system::{Clock, OperatingSystem, Socket, System};
 use super::tls::{IdleTimeouts, Tls, TlsError};
@@ -215,23 +215,24 @@ impl Builder {
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        self.add(name, BoxedService::new(service), false)
+        self.add(name, Entry::new(service))
     }
 
     /// The same for a service whose calls take microseconds, or wait: whoever reads a call from the network begins it, and
     /// only one that has to wait gets a task. That saves a good part of what a short call costs. Such a service must
     /// never block its thread, not even where tokio allows it (`block_in_place`): what comes behind it on the same
-    /// connection waits meanwhile. One that takes more than 100 us to begin is given tasks for a while.
+    /// connection waits meanwhile. One that takes more than 100 us to begin, more than a hundredth of the time, is given
+    /// tasks for a while.
     pub fn quick_service<S>(self, name: &str, service: S) -> Self
     where
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        self.add(name, BoxedService::new(service), true)
+        self.add(name, Entry::quick(service))
     }
 
-    fn add(mut self, name: &str, service: BoxedService, in_place: bool) -> Self {
-        self.services.insert(name.into(), Entry::new(service, in_place));
+    fn add(mut self, name: &str, entry: Entry) -> Self {
+        self.services.insert(name.into(), entry);
         self
     }
 
@@ -327,7 +328,7 @@ impl Builder {
             admission: Admission::new(me, self.limits),
             rng: rng.fork(2),
         });
-        let node = Swimring { cluster: identity.cluster, name: identity.name, gossip, calls };
+        let node = Swimring(Arc::new(Parts { cluster: identity.cluster, name: identity.name, gossip, calls }));
         tokio::spawn(follow(node.clone()));
         tokio::spawn(discover(node.clone(), self.seeds));
         Ok(node)

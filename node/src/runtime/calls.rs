@@ -29,12 +29,12 @@ use super::metrics;
 use super::pulse::Pulse;
 use super::service::Services;
 use super::system::Clock;
-use crate::core::link::{Link, LinkLimits, Outbound};
+use crate::core::link::{CutOff, Link, LinkLimits, Outbound, Payload};
 use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
 
-use self::connections::{accept, keep_time};
-use self::serving::{MERGES_MAX, UNREAD_BYTES_MAX};
+use self::connections::{accept, keep_deadlines, keep_time};
+use self::serving::{MERGES_MAX, Running, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
@@ -50,6 +50,8 @@ const CALLS_MAX: u64 = 65_536;
 enum Report {
     Unsent(NeverSent),
     Lost,
+    /// The deadline came after it was handed over.
+    Late,
     Ran(Result<Bytes, Bytes>, u64),
     Refused(Refusal, Option<NodeId>, Option<Blob>),
 }
@@ -61,8 +63,8 @@ struct PeerLink {
     link: Mutex<Link<Token, Bytes>>,
     /// The writers of its connections, to be told that something waits.
     writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
-    /// Calls of the other process that run here, to cancel them; none for one that is just being begun.
-    running: Mutex<HashMap<u64, Option<CancellationToken>>>,
+    /// Calls of the other process that have a task here.
+    running: Mutex<Running>,
     /// Told when there may be room for answers again.
     room: Notify,
     /// Attempts whose large answers are coming: each once.
@@ -99,22 +101,32 @@ impl PeerLink {
         }
     }
 
-    /// Something may wait to be written.
+    /// Something may wait to be written, and nobody may have been told.
     fn wake(&self) {
-        self.queue(|_| ());
+        let (lanes, large) = {
+            let link = self.lock();
+            (link.has_work(), link.has_large_work())
+        };
+        self.tell(lanes, large);
     }
 
-    /// Changes the link, after which something may wait to be written. Every connection's writers are told: only those of
-    /// the one that is kept take it.
+    /// Changes the link, after which something may wait to be written. Who writes is told by whoever makes the first of
+    /// it wait, and takes all of it.
     fn queue<R>(&self, change: impl FnOnce(&mut Link<Token, Bytes>) -> R) -> R {
         let (done, lanes, large) = {
             let mut link = self.lock();
+            let (lanes, large) = (link.has_work(), link.has_large_work());
             let done = change(&mut link);
-            (done, link.has_work(), link.has_large_work())
+            (done, !lanes && link.has_work(), !large && link.has_large_work())
         };
-        if !lanes && !large {
-            return done;
+        if lanes || large {
+            self.tell(lanes, large);
         }
+        done
+    }
+
+    /// Every connection's writers are told: only those of the one that is kept take it.
+    fn tell(&self, lanes: bool, large: bool) {
         for (_, writers) in lock(&self.writers).iter() {
             if lanes {
                 writers.lanes.notify_one();
@@ -123,7 +135,16 @@ impl PeerLink {
                 writers.large.notify_one();
             }
         }
-        done
+    }
+
+    /// Tells whoever waits for attempts that end without an answer.
+    fn report(cut: CutOff<Token>, lost: impl Fn() -> Report) {
+        for token in cut.lost {
+            let _ = token.send(lost());
+        }
+        for (token, proof) in cut.unsent {
+            let _ = token.send(Report::Unsent(proof));
+        }
     }
 }
 
@@ -167,9 +188,7 @@ pub(crate) struct Gone {
 /// What a caller wants.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    pub(crate) service: Arc<str>,
-    pub(crate) key: Bytes,
-    pub(crate) body: Bytes,
+    pub(crate) payload: Arc<Payload<Bytes>>,
     pub(crate) timeout: Duration,
     pub(crate) idempotent: bool,
 }
@@ -206,6 +225,10 @@ pub(crate) struct Calls {
     /// Large frames that the transport has, and the other end may not.
     unacknowledged: AtomicU64,
     timers: Notify,
+    /// No attempt's deadline is before this, in nanoseconds of the clock.
+    earliest: AtomicU64,
+    /// Told when there is an earlier one.
+    earlier: Notify,
     tracker: TaskTracker,
     ending: CancellationToken,
     body_bytes_max: usize,
@@ -259,12 +282,15 @@ impl Calls {
             leaving: AtomicBool::new(false),
             unacknowledged: AtomicU64::new(0),
             timers: Notify::new(),
+            earliest: AtomicU64::new(u64::MAX),
+            earlier: Notify::new(),
             tracker: TaskTracker::new(),
             ending: CancellationToken::new(),
             body_bytes_max,
         });
         calls.spawn(accept(Arc::clone(&calls)));
         calls.spawn(keep_time(Arc::clone(&calls)));
+        calls.spawn(keep_deadlines(Arc::clone(&calls)));
         calls
     }
 
@@ -322,22 +348,12 @@ impl Calls {
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         self.lock_budget().earn();
-        let deadline = self.clock.now() + wish.timeout;
+        let now = self.clock.now();
+        let deadline = now + wish.timeout;
         let number = self.next_call.fetch_add(1, Ordering::Relaxed);
         let spec = CallSpec { deadline, idempotent: wish.idempotent };
-        let under_way = UnderWay {
-            call: Call::new(spec, CallConfig::default(), self.rng.fork(number)),
-            hash: self.hash(&wish.key),
-            view: self.view(),
-            wish,
-            calls: Arc::clone(self),
-            report: None,
-            sent: None,
-            record: None,
-            owner: None,
-            fence: 0,
-        };
-        let answered = under_way.drive(self).await;
+        let call = Call::new(spec, CallConfig::default(), self.rng.fork(number));
+        let answered = UnderWay::new(self, call, wish.payload).drive(now).await;
         match &answered.outcome {
             Outcome::Ok(_) => _ = self.succeeded.fetch_add(1, Ordering::Relaxed),
             failure => metrics::call_failed(failure),
@@ -346,13 +362,14 @@ impl Calls {
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
-        if wish.key.is_empty() || wish.key.len() > KEY_BYTES_MAX {
+        let Payload { service, key, body } = &*wish.payload;
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
-        } else if wish.body.len() > self.body_bytes_max {
+        } else if body.len() > self.body_bytes_max {
             Some(Why::Invalid("the body is too long"))
-        } else if wish.service.len() > SERVICE_BYTES_MAX {
+        } else if service.len() > SERVICE_BYTES_MAX {
             Some(Why::Invalid("the name of a service has at most 64 bytes"))
-        } else if self.leaving.load(Ordering::Acquire) || self.ending.is_cancelled() {
+        } else if self.leaving.load(Ordering::Acquire) {
             Some(Why::Leaving)
         } else if self.open.load(Ordering::Relaxed) >= CALLS_MAX {
             Some(Why::Overloaded)
@@ -390,12 +407,36 @@ impl Calls {
     ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
         let link = self.link(to);
+        let deadline = outbound.deadline.as_nanos();
         let (queued, connected) = link.queue(|link| (link.enqueue(outbound, report), link.is_connected()));
         let seq = queued.map_err(|(_, proof)| proof)?;
+        if deadline < self.earliest.load(Ordering::Acquire) {
+            self.earliest.fetch_min(deadline, Ordering::AcqRel);
+            self.earlier.notify_one();
+        }
         if !connected {
             self.connect(to);
         }
         Ok((link, seq, receiver))
+    }
+
+    /// Ends what is late on any link.
+    fn expire(&self) {
+        let now = self.clock.now();
+        // Whoever queues something from here on is seen below, or lowers it again.
+        self.earliest.store(u64::MAX, Ordering::Release);
+        let links: Vec<_> = self.links.iter().map(|link| Arc::clone(link.value())).collect();
+        for link in links {
+            let (over, earliest) = link.queue(|link| (link.expire(now), link.earliest()));
+            let some = !over.lost.is_empty();
+            PeerLink::report(over, || Report::Late);
+            if some {
+                self.close_over(&link);
+            }
+            if let Some(earliest) = earliest {
+                self.earliest.fetch_min(earliest.as_nanos(), Ordering::AcqRel);
+            }
+        }
     }
 
     /// From now on this node calls nobody. What others ask of it is not its own any more by its ring.
@@ -411,13 +452,13 @@ impl Calls {
     /// Tells everybody that nothing new is taken here.
     pub(crate) fn say_goodbye(&self) {
         for link in self.links.iter() {
-            link.lock().send(&Frame::Goodbye, &[]);
-            link.wake();
+            link.queue(|link| link.send(&Frame::Goodbye, &[]));
         }
     }
 
     /// Ends everything.
     pub(crate) async fn close(&self) {
+        self.leave();
         self.ending.cancel();
         self.lock_peers().close();
         self.tracker.close();

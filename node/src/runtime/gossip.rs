@@ -75,8 +75,7 @@ pub(crate) enum Ask {
     /// A record that another node gave as its reason; answered once it is in the view.
     Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
     Seeds(Vec<SocketAddr>),
-    /// Take no keys any more.
-    /// Takes no keys any more; answered once the published view says so.
+    /// Take no keys any more; answered once the published view says so.
     Drain(oneshot::Sender<()>),
     Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
     /// Say goodbye; answered when it is on its way.
@@ -86,7 +85,6 @@ pub(crate) enum Ask {
 }
 
 /// The application's side of the gossip thread.
-#[derive(Clone)]
 pub(crate) struct Gossip {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) published: Published,

@@ -164,7 +164,7 @@ const fn why_name(why: Why) -> &'static str {
         Why::Unsent(Unsent::Unreachable) => "unreachable",
         Why::Unsent(Unsent::Replaced) => "replaced",
         Why::Unsent(Unsent::Full) | Why::Overloaded | Why::Refused(CallRefusal::Overloaded) => "overloaded",
-        Why::Unsent(Unsent::Withdrawn) => "withdrawn",
+        Why::Unsent(Unsent::Late) => "late",
         Why::Leaving => "leaving",
         Why::Invalid(_) | Why::Refused(CallRefusal::Invalid) => "invalid",
         Why::Refused(CallRefusal::Unconfirmed) => "unconfirmed",

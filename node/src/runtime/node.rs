@@ -18,6 +18,7 @@ use super::calls::{Answered, Calls, Gone, Wish};
 use super::gossip::{Ask, Gossip, Input};
 use super::metrics;
 use super::publisher::RingChange;
+use crate::core::link::Payload;
 use crate::core::view::View;
 
 /// The default deadline of a call.
@@ -29,7 +30,10 @@ const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
 /// A running node. Clones are the same node.
 #[derive(Clone)]
-pub struct Swimring {
+pub struct Swimring(pub(super) Arc<Parts>);
+
+/// What a running node is made of.
+pub(super) struct Parts {
     pub(super) cluster: Name,
     pub(super) name: Name,
     pub(super) gossip: Gossip,
@@ -44,16 +48,9 @@ pub struct CallRequest {
 
 impl CallRequest {
     /// A call of `service` for `key`, which may not run twice and waits [`CALL_TIMEOUT`].
-    pub fn new(service: &str, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
-        Self {
-            wish: Wish {
-                service: service.into(),
-                key: key.into(),
-                body: body.into(),
-                timeout: CALL_TIMEOUT,
-                idempotent: false,
-            },
-        }
+    pub fn new(service: impl Into<Arc<str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
+        let payload = Arc::new(Payload { service: service.into(), key: key.into(), body: body.into() });
+        Self { wish: Wish { payload, timeout: CALL_TIMEOUT, idempotent: false } }
     }
 
     /// How long to wait; at most [`CALL_TIMEOUT_MAX`].
@@ -79,17 +76,17 @@ impl Swimring {
 
     /// The cluster's name.
     pub fn cluster(&self) -> &Name {
-        &self.cluster
+        &self.0.cluster
     }
 
     /// This node's name.
     pub fn name(&self) -> &Name {
-        &self.name
+        &self.0.name
     }
 
     /// Where this node listens for gossip: what others take as a seed.
     pub fn gossip_address(&self) -> SocketAddr {
-        self.gossip.address
+        self.0.gossip.address
     }
 
     /// Where this node listens for calls.
@@ -97,12 +94,12 @@ impl Swimring {
     /// # Errors
     /// If the socket is gone.
     pub fn calls_address(&self) -> io::Result<SocketAddr> {
-        self.calls.local_addr()
+        self.0.calls.local_addr()
     }
 
     /// What this node knows now.
     pub fn view(&self) -> Arc<View> {
-        self.calls.view()
+        self.0.calls.view()
     }
 
     /// Every member that this node lists, itself included.
@@ -112,7 +109,7 @@ impl Swimring {
 
     /// A key's place on the ring.
     pub fn hash(&self, key: &[u8]) -> KeyHash {
-        self.calls.hash(key)
+        self.0.calls.hash(key)
     }
 
     /// Who owns `key`, in this node's view.
@@ -125,23 +122,23 @@ impl Swimring {
 
     /// What becomes true of members, as it does. A listener that falls behind is told how much it missed.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.gossip.events.subscribe()
+        self.0.gossip.events.subscribe()
     }
 
     /// The version of the view, as it changes; [`view`](Self::view) has the view itself.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.gossip.published.changed.clone()
+        self.0.gossip.published.changed.clone()
     }
 
     /// Every other ring that decides who owns what, as it takes over. A listener that falls behind is told how much
     /// it missed.
     pub fn ring_changes(&self) -> broadcast::Receiver<RingChange> {
-        self.gossip.published.rings.subscribe()
+        self.0.gossip.published.rings.subscribe()
     }
 
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.
     pub async fn call(&self, request: CallRequest) -> Answered {
-        self.calls.call(request.wish).await
+        self.0.calls.call(request.wish).await
     }
 
     /// Whether this node is in its cluster and takes keys.
@@ -155,7 +152,7 @@ impl Swimring {
 
     /// What was decided about the calls of others.
     pub fn admission_stats(&self) -> swimring_forwarder::AdmissionStats {
-        self.calls.admission_stats()
+        self.0.calls.admission_stats()
     }
 
     /// States new tags, or a new zone or weight.
@@ -173,7 +170,7 @@ impl Swimring {
     }
 
     async fn ask(&self, ask: Ask) {
-        let _ = self.gossip.inbox.send(Input::Ask(ask)).await;
+        let _ = self.0.gossip.inbox.send(Input::Ask(ask)).await;
     }
 
     /// Leaves in an orderly way: gives up the keys, finishes what is under way, says goodbye, closes. What is under way
@@ -192,9 +189,9 @@ impl Swimring {
         let _ = tokio::time::timeout_at(last, draining).await;
         // Whoever has not heard yet still sends; it is served until everybody had time to hear.
         tokio::time::sleep(DRAIN.min(grace / 4)).await;
-        self.calls.leave();
-        wait_until(last, || self.calls.under_way() == 0).await;
-        self.calls.say_goodbye();
+        self.0.calls.leave();
+        wait_until(last, || self.0.calls.under_way() == 0).await;
+        self.0.calls.say_goodbye();
         let (said, goodbye) = oneshot::channel();
         let leaving = async {
             self.ask(Ask::Leave(said)).await;
@@ -202,20 +199,20 @@ impl Swimring {
             tokio::time::sleep(GOODBYE).await;
         };
         let _ = tokio::time::timeout_at(end, leaving).await;
-        wait_until(end, || self.calls.connections() == 0).await;
+        wait_until(end, || self.0.calls.connections() == 0).await;
         self.close().await;
     }
 
     /// Waits until the node has ended: it was closed, or its thread is gone.
     pub async fn ended(&self) {
-        self.gossip.inbox.closed().await;
+        self.0.gossip.inbox.closed().await;
     }
 
     /// Ends without a word, as a crash would.
     pub async fn close(&self) {
-        self.calls.close().await;
+        self.0.calls.close().await;
         self.ask(Ask::Close).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.gossip.inbox.closed()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.0.gossip.inbox.closed()).await;
     }
 }
 
@@ -244,10 +241,10 @@ pub(super) async fn follow(node: Swimring) {
     let mut changes = node.changes();
     let mut leaving = BTreeSet::new();
     while changes.changed().await.is_ok() {
-        let gone = node.calls.gone(&node.view());
+        let gone = node.0.calls.gone(&node.view());
         leaving.retain(|left| gone.iter().any(|gone| gone.instance == *left));
         for Gone { peer, instance, state } in gone {
-            let calls = Arc::clone(&node.calls);
+            let calls = Arc::clone(&node.0.calls);
             if state != MemberState::Left {
                 calls.forget(peer, instance.life);
             } else if leaving.insert(instance) {
@@ -318,7 +315,7 @@ pub(super) async fn discover(node: Swimring, seeds: Vec<String>) {
         }
         tokio::select! {
             () = tokio::time::sleep(RESOLVE_EVERY) => {}
-            () = node.gossip.inbox.closed() => return,
+            () = node.0.gossip.inbox.closed() => return,
         }
     }
 }

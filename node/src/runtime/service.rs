@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,64 +54,163 @@ impl From<String> for ServiceError {
 
 pub(crate) type BoxedService = BoxCloneSyncService<Request, Bytes, ServiceError>;
 
-/// What took longer to begin is not begun in place again soon: others wait behind it there.
+/// A call that took longer to begin in place was slow: others waited behind it.
 const SLOW: Duration = Duration::from_micros(100);
-/// For how many times as long.
-const REST: u32 = 1_000;
-/// The longest rest.
+/// For how many times as long none is begun there: a hundredth of the time may go to slow ones.
+const PRICE: u32 = 100;
+/// So much of it can be saved: a thread that stood still for a moment is no slow service.
+const CREDIT: Duration = Duration::from_secs(5);
+/// The longest that one call costs.
 const REST_MAX: Duration = Duration::from_secs(10);
 
 /// The services of a node, by name.
 #[derive(Clone, Default)]
-pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Entry>>);
+pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Arc<Entry>>>);
 
 /// A service, and how its calls begin.
 pub(crate) struct Entry {
     service: BoxedService,
-    /// Whoever reads a call may begin it.
-    in_place: bool,
-    /// Until when none of them is, all the same; on the node's clock.
+    /// For a quick one: makes a handle with which whoever reads its calls begins them.
+    quick: Option<MakeQuick>,
+    /// Until when they are not, all the same; on the node's clock.
     slow_until: AtomicU64,
 }
 
+pub(crate) type MakeQuick = Box<dyn Fn() -> Box<dyn Quick> + Send + Sync>;
+
 impl Entry {
-    pub(crate) fn new(service: BoxedService, in_place: bool) -> Self {
-        Self { service, in_place, slow_until: AtomicU64::new(0) }
+    /// A service whose calls have a task each.
+    pub(crate) fn new<S>(service: S) -> Self
+    where
+        S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        Self { service: BoxedService::new(service), quick: None, slow_until: AtomicU64::new(0) }
     }
 
-    fn rest_until(&self, at: Instant) {
-        self.slow_until.fetch_max(at.as_nanos(), Ordering::Relaxed);
+    /// A service whose calls whoever reads them may begin.
+    pub(crate) fn quick<S>(service: S) -> Self
+    where
+        S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let handle = service.clone();
+        let quick: MakeQuick = Box::new(move || Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }));
+        Self { quick: Some(quick), ..Self::new(service) }
+    }
+
+    /// A handle of the service, for one call or several in turn.
+    pub(crate) fn service(&self) -> BoxedService {
+        self.service.clone()
+    }
+
+    /// A handle with which calls are begun where they are read, if they may be now.
+    pub(crate) fn begins_in_place(&self, now: Instant) -> Option<&MakeQuick> {
+        self.quick.as_ref().filter(|_| self.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
+    }
+
+    /// A call was begun in place. Returns how long that took. One that took long is paid for with the time that follows,
+    /// or with some that went before.
+    pub(crate) fn began_in_place(&self, from: Instant, to: Instant) -> Duration {
+        let took = to.since(from);
+        if took > SLOW {
+            let paid = Instant::from_nanos(self.slow_until.load(Ordering::Relaxed)).max(to - CREDIT);
+            self.slow_until.store((paid + took.saturating_mul(PRICE).min(REST_MAX)).as_nanos(), Ordering::Relaxed);
+        }
+        took
+    }
+}
+
+/// Begins calls of one service, one after the other.
+pub(crate) trait Quick: Send {
+    /// Begins a call, and goes as far with it as it goes without waiting.
+    fn begin(&mut self, request: Request) -> Begun;
+}
+
+/// How far a call came.
+pub(crate) enum Begun {
+    /// To its end.
+    Done(Result<Bytes, ServiceError>),
+    /// It has to wait.
+    Waiting(Pin<Box<dyn Future<Output = Result<Bytes, ServiceError>> + Send>>),
+    /// It has not begun, for a layer of the service makes it wait. The handle waits with it, and must go.
+    NotReady(Request),
+}
+
+/// The place of a call's future is used by one call after the other.
+struct InPlace<S: Service<Request>> {
+    service: S,
+    slot: Pin<Box<Option<S::Future>>>,
+}
+
+impl<S> Quick for InPlace<S>
+where
+    S: Service<Request, Response = Bytes, Error = ServiceError> + Send,
+    S::Future: Send + 'static,
+{
+    fn begin(&mut self, request: Request) -> Begun {
+        let mut context = Context::from_waker(Waker::noop());
+        match self.service.poll_ready(&mut context) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Begun::Done(Err(error)),
+            Poll::Pending => return Begun::NotReady(request),
+        }
+        let future = self.service.call(request);
+        self.slot.set(Some(future));
+        let polled = self.slot.as_mut().as_pin_mut().map(|future| future.poll(&mut context));
+        match polled {
+            Some(Poll::Ready(result)) => {
+                // What a layer keeps for as long as its future lives goes now.
+                self.slot.set(None);
+                Begun::Done(result)
+            }
+            _ => {
+                let mut begun = std::mem::replace(&mut self.slot, Box::pin(None));
+                let rest = std::future::poll_fn(move |context| match begun.as_mut().as_pin_mut() {
+                    Some(future) => future.poll(context),
+                    None => Poll::Pending,
+                });
+                Begun::Waiting(Box::pin(rest))
+            }
+        }
     }
 }
 
 impl Services {
     pub(crate) fn new(services: BTreeMap<Arc<str>, Entry>) -> Self {
-        Self(Arc::new(services))
+        Self(Arc::new(services.into_iter().map(|(name, entry)| (name, Arc::new(entry))).collect()))
     }
 
     /// The service `name`.
-    pub(crate) fn find(&self, name: &str) -> Option<BoxedService> {
-        self.0.get(name).map(|entry| entry.service.clone())
-    }
-
-    /// Whether whoever reads one of its calls may begin it.
-    pub(crate) fn begins_in_place(&self, name: &str, now: Instant) -> bool {
-        self.0
-            .get(name)
-            .is_some_and(|entry| entry.in_place && entry.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
-    }
-
-    /// One of its calls was begun in place. Returns how long that took.
-    pub(crate) fn began_in_place(&self, name: &str, from: Instant, to: Instant) -> Duration {
-        let took = to.since(from);
-        if took > SLOW
-            && let Some(entry) = self.0.get(name)
-        {
-            entry.rest_until(to + took.saturating_mul(REST).min(REST_MAX));
-        }
-        took
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.0.get(name)
     }
 }
+
+/// Handles of quick services that one reader has of its own.
+#[derive(Default)]
+pub(crate) struct Handles(Vec<(Arc<Entry>, Box<dyn Quick>)>);
+
+impl Handles {
+    /// Begins a call in place, by a handle that `make` makes if there is none. A handler that panics has run, and failed.
+    pub(crate) fn begin(&mut self, entry: &Arc<Entry>, make: &MakeQuick, request: Request) -> Begun {
+        let held = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry));
+        let index = held.unwrap_or_else(|| {
+            self.0.push((Arc::clone(entry), make()));
+            self.0.len() - 1
+        });
+        let handle = &mut self.0[index].1;
+        let begun = catch_unwind(AssertUnwindSafe(|| handle.begin(request)));
+        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_))) {
+            let handle = self.0.swap_remove(index);
+            _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
+        }
+        begun.unwrap_or_else(|_| Begun::Done(Err(ServiceError(PANICKED))))
+    }
+}
+
+/// What is said of a handler that panicked.
+const PANICKED: Bytes = Bytes::from_static(b"the handler panicked");
 
 /// Waits until a service takes a call: its layers may make it wait.
 pub(crate) async fn ready(service: &mut BoxedService) -> Result<(), Bytes> {
@@ -120,7 +220,12 @@ pub(crate) async fn ready(service: &mut BoxedService) -> Result<(), Bytes> {
 /// Runs one call to its end at a service that is ready.
 pub(crate) async fn run(service: &mut BoxedService, request: Request) -> Result<Bytes, Bytes> {
     // A service may panic before it gives a future.
-    caught(async { service.call(request).await }).await?.map_err(|error| error.0)
+    end(async { service.call(request).await }).await
+}
+
+/// Runs what has begun to its end.
+pub(crate) async fn end(begun: impl Future<Output = Result<Bytes, ServiceError>>) -> Result<Bytes, Bytes> {
+    caught(begun).await?.map_err(|error| error.0)
 }
 
 /// A handler that panics has run, and failed; whoever called it goes on, wherever it ran.
@@ -128,7 +233,7 @@ async fn caught<F: Future>(future: F) -> Result<F::Output, Bytes> {
     let mut future = std::pin::pin!(future);
     let poll = move |context: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
         Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(Bytes::from_static(b"the handler panicked"))),
+        Err(_) => Poll::Ready(Err(PANICKED)),
     };
     std::future::poll_fn(poll).await
 }
@@ -168,24 +273,30 @@ where
 mod tests {
     use super::*;
 
+    fn echo() -> Handler<impl Fn(Request) -> std::future::Ready<Result<Bytes, ServiceError>> + Clone> {
+        handler(|request: Request| std::future::ready(Ok(request.body)))
+    }
+
     #[test]
-    fn what_begins_slowly_begins_in_a_task_of_its_own_for_a_while() {
-        let echo = || BoxedService::new(handler(async |request: Request| Ok(request.body)));
-        let entries = [("quick".into(), Entry::new(echo(), true)), ("echo".into(), Entry::new(echo(), false))];
-        let services = Services::new(entries.into());
+    fn a_service_that_is_slow_again_and_again_gets_tasks() {
         let at = Instant::from_millis;
-        assert!(services.begins_in_place("quick", at(1)));
-        assert!(!services.begins_in_place("echo", at(1)) && !services.begins_in_place("absent", at(1)));
-        assert_eq!(services.began_in_place("quick", at(1), at(1) + SLOW), SLOW);
-        assert!(services.begins_in_place("quick", at(2)), "that is no time");
-        services.began_in_place("quick", at(1_000), at(1_002));
-        assert!(!services.begins_in_place("quick", at(3_001)), "it took two milliseconds, and rests for two seconds");
-        services.began_in_place("quick", at(1_000), at(1_001));
-        assert!(!services.begins_in_place("quick", at(3_001)), "a faster one does not shorten that");
-        assert!(services.begins_in_place("quick", at(3_002)));
-        services.began_in_place("quick", at(4_000), at(1_000_000));
+        let quick = Entry::quick(echo());
+        assert!(quick.begins_in_place(at(1)).is_some());
+        assert!(Entry::new(echo()).begins_in_place(at(1)).is_none(), "only those that say they are quick");
+        let now = at(100_000);
+        assert_eq!(quick.began_in_place(now, now + SLOW), SLOW);
+        quick.began_in_place(now, now + Duration::from_millis(20));
+        assert!(quick.begins_in_place(now + Duration::from_millis(21)).is_some(), "the thread may have stood still");
+        let mut later = now;
+        while quick.begins_in_place(later).is_some() {
+            quick.began_in_place(later, later + Duration::from_millis(20));
+            later = later + Duration::from_millis(20);
+        }
+        assert!(later.since(now) < Duration::from_millis(100), "but not that often");
+        assert!(quick.begins_in_place(later + Duration::from_secs(2)).is_some(), "it may try again");
+        quick.began_in_place(at(200_000), at(2_000_000));
         assert!(
-            services.begins_in_place("quick", at(1_010_000)),
+            quick.begins_in_place(at(2_010_000)).is_some(),
             "the machine may have slept: that is no reason for long"
         );
     }

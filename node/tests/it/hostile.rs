@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use swimring::core::hello::{Answer, Class, Hello, Refusal};
 use swimring::forwarder::wire::{CallHeader, Frame};
-use swimring::membership::codec::Blob;
+use swimring::membership::codec::Slice;
 use swimring::membership::{Name, NodeId, Peer};
 use swimring::runtime::kv::Command;
 
@@ -315,14 +315,14 @@ fn a_large_body_that_ends_early_runs_nothing() {
         deadline: a.clock + 20_000_000_000,
         error_us: 0,
         hop: 1,
-        service: "kv".into(),
-        key: Blob(key.clone().into_bytes()),
+        service: "kv",
+        key: Slice(key.as_bytes()),
         record: None,
     };
     let put = Command::Put { ttl_s: None }.encode(&[7; 100_000]);
     let send = |seq, bytes: usize| {
         let mut frame = Vec::new();
-        Frame::Call(CallHeader { seq, ..header.clone() }).encode(&put, &mut frame);
+        Frame::Call(CallHeader { seq, ..header }).encode(&put, &mut frame);
         scene.runtime.block_on(async {
             let mut stream = dialled.connection.open_uni().await.expect("a stream is allowed");
             stream.write_all(&frame[..bytes.min(frame.len())]).await.expect("it can be sent");

@@ -43,7 +43,7 @@ impl World {
             }
             Ok(Arrival::Refused(token, why, owner, record)) => {
                 if let Some(record) = &record {
-                    self.merge(index, from, record);
+                    self.merge(index, from, &record.0);
                 }
                 if let Some(active) = self.hosts[index].app.as_mut().and_then(|app| app.active.get_mut(&token.call)) {
                     active.record = record;
@@ -96,23 +96,23 @@ impl World {
         app.active.get(&token.call).map(|active| (active.hop, active.finds))
     }
 
-    fn merge(&mut self, index: usize, from: Instance, record: &Blob) {
+    fn merge(&mut self, index: usize, from: Instance, record: &[u8]) {
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
         if let Some(control) = &mut host.control {
-            let merged = control.command(now, |membership| membership.merge_record(now, from.node, &record.0));
+            let merged = control.command(now, |membership| membership.merge_record(now, from.node, record));
             self.check(index, Property::W2, merged.is_ok(), || "refused a record of another node".into());
         }
         self.pump(index);
     }
 
     /// Another process wants something run.
-    fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader, body: Vec<u8>) {
-        let hash = self.hasher.hash(&header.key.0);
-        if let Some(record) = &header.record
+    fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader<'_>, body: Vec<u8>) {
+        let hash = self.hasher.hash(header.key.0);
+        if let Some(record) = header.record
             && self.view(index).ownership(hash) != Ownership::Mine
         {
-            self.merge(index, from, record);
+            self.merge(index, from, record.0);
         }
         let view = self.view(index);
         let now = self.hosts[index].local(self.now);
@@ -139,7 +139,7 @@ impl World {
                         format!("remembers {remembered:?}")
                     });
                 }
-                self.execute(index, call, &header.key.0, Running::There { permit, body }, error);
+                self.execute(index, call, header.key.0, Running::There { permit, body }, error);
             }
             Verdict::Refuse(why, owner) => {
                 self.say(|| format!("n{:<4} refuses number {} of {from:?}: {why}", index + 1, header.seq));

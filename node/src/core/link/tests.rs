@@ -4,8 +4,12 @@ const TO: Instance = Instance { node: NodeId::from_u128(1), life: 7 };
 const NOW: Instant = Instant::from_millis(100);
 
 fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
-    let (key, body) = (b"k".to_vec(), b"v".to_vec());
-    Outbound { service: "kv".into(), key, body, deadline, idempotent: false, hop: 1, record: None }
+    with_body(deadline, b"v".to_vec())
+}
+
+fn with_body(deadline: Instant, body: Vec<u8>) -> Outbound<Vec<u8>> {
+    let payload = Arc::new(Payload { service: "kv".into(), key: b"k".to_vec(), body });
+    Outbound { payload, deadline, idempotent: false, hop: 1, record: None }
 }
 
 type TestLink = Link<&'static str, Vec<u8>>;
@@ -17,11 +21,12 @@ fn link() -> TestLink {
     link
 }
 
-fn take(link: &mut TestLink) -> Vec<Frame> {
+/// What is written now; the bytes are kept for ever.
+fn take(link: &mut TestLink) -> Vec<Frame<'static>> {
     let mut bytes = Vec::new();
     link.take(NOW, ConnId(1), 1 << 20, &mut bytes);
     let mut frames = Vec::new();
-    let mut rest = &bytes[..];
+    let mut rest: &[u8] = bytes.leak();
     while let Some(length) = Frame::length(rest, 1 << 20).unwrap() {
         frames.push(Frame::decode(&rest[..length]).unwrap().unwrap().0);
         rest = &rest[length..];
@@ -39,13 +44,57 @@ fn a_deadline_is_told_in_the_others_time() {
 }
 
 #[test]
-fn what_is_queued_can_be_taken_back_and_what_is_handed_over_cannot() {
+fn at_its_deadline_an_attempt_is_taken_back_or_cancelled() {
+    let mut link = link();
+    link.enqueue(outbound(NOW), "handed over").unwrap();
+    take(&mut link);
+    link.enqueue(outbound(NOW), "queued").unwrap();
+    assert_eq!(link.earliest(), Some(NOW));
+    let over = link.expire(NOW);
+    assert_eq!(over.lost, ["handed over"]);
+    assert_eq!(over.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
+    assert!(matches!(take(&mut link)[..], [Frame::Cancel { .. }]), "the other end hears of it, and of nothing else");
+    assert_eq!((link.open_count(), link.earliest()), (0, None));
+}
+
+#[test]
+fn what_has_time_left_stays() {
+    let mut link = link();
+    let later = NOW + Duration::from_millis(1);
+    link.enqueue(outbound(later), "later").unwrap();
+    link.enqueue(outbound(NOW), "now").unwrap();
+    assert_eq!(link.expire(NOW).unsent.len(), 1);
+    assert_eq!((link.open_count(), link.earliest()), (1, Some(later)));
+    assert_eq!(take(&mut link).len(), 1);
+    assert!(link.expire(NOW).lost.is_empty());
+    assert_eq!(link.expire(later).lost, ["later"]);
+}
+
+#[test]
+fn what_nobody_waits_for_is_taken_back_or_cancelled() {
     let mut link = link();
     let first = link.enqueue(outbound(NOW), "a").unwrap();
-    assert!(link.withdraw(first).is_some());
+    link.abandon(first);
+    assert!(take(&mut link).is_empty(), "it was never sent");
     let second = link.enqueue(outbound(NOW), "b").unwrap();
     take(&mut link);
-    assert!(link.withdraw(second).is_none());
+    link.abandon(second);
+    assert!(matches!(take(&mut link)[..], [Frame::Cancel { seq }] if seq == second));
+    link.abandon(second);
+    assert!(take(&mut link).is_empty(), "once is enough");
+}
+
+#[test]
+fn frames_that_were_encoded_before_go_in_their_order_and_count() {
+    let mut link = link();
+    let mut before = Vec::new();
+    (0..3).for_each(|seq| Frame::Ok { seq, fence: 1 }.encode(&vec![0; LANE_BODY_BYTES_MAX], &mut before));
+    link.send_encoded(&mut before);
+    link.send(&Frame::Ok { seq: 3, fence: 1 }, b"last");
+    assert!(before.is_empty() && link.has_work());
+    let seqs = take(&mut link).into_iter().map(|frame| if let Frame::Ok { seq, .. } = frame { seq } else { u64::MAX });
+    assert_eq!(seqs.collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert!(!link.has_work() && link.backlog_bytes == 0);
 }
 
 #[test]
@@ -96,7 +145,7 @@ fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
     let taken = |link: &mut TestLink, now| {
         let mut bytes = Vec::new();
         link.take(now, ConnId(1), 1 << 20, &mut bytes);
-        Frame::decode(&bytes).unwrap().map(|(frame, _)| frame)
+        Frame::decode(bytes.leak()).unwrap().map(|(frame, _)| frame)
     };
     let Some(Frame::Clock { sent }) = taken(&mut link, later) else { panic!("the clock is asked for first") };
     let mut answer = Vec::new();
@@ -137,14 +186,14 @@ fn the_floor_is_the_first_attempt_that_is_waited_for() {
 #[test]
 fn a_large_body_takes_a_way_of_its_own_and_bytes_are_limited() {
     let mut link = link();
-    let large = |size| Outbound { body: vec![7; size], ..outbound(NOW) };
+    let large = |size| with_body(NOW, vec![7; size]);
     let seq = link.enqueue(large(LANE_BODY_BYTES_MAX + 1), "large").unwrap();
     assert!(matches!(link.enqueue(large(50_000), "too much"), Err((_, _))));
     assert!(take(&mut link).is_empty() && link.has_large_work() && !link.has_work());
     let mut bytes = Vec::new();
     assert!(link.take_large(NOW, ConnId(1), &mut bytes));
     assert!(matches!(Frame::decode(&bytes), Ok(Some((Frame::Call(header), _))) if header.seq == seq));
-    assert!(link.withdraw(seq).is_none(), "it is handed over");
+    assert!(link.is_pending(seq), "it is handed over");
     assert!(link.enqueue(large(50_000), "there is room again").is_ok());
 }
 
@@ -172,7 +221,7 @@ fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_ru
     let take = |link: &mut TestLink| {
         let mut bytes = Vec::new();
         link.take(later, ConnId(1), 1 << 20, &mut bytes);
-        Frame::decode(&bytes).ok().flatten().map(|(frame, _)| frame)
+        Frame::decode(bytes.leak()).ok().flatten().map(|(frame, _)| frame)
     };
     link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
     assert!(matches!(take(&mut link), Some(Frame::Call(_))));

@@ -189,12 +189,7 @@ impl Calls {
         };
         link.wake();
         link.room.notify_waiters();
-        for token in cut.lost {
-            let _ = token.send(Report::Lost);
-        }
-        for (token, proof) in cut.unsent {
-            let _ = token.send(Report::Unsent(proof));
-        }
+        PeerLink::report(cut, || Report::Lost);
         self.settle();
     }
 
@@ -223,8 +218,7 @@ impl Calls {
         let links: Vec<_> = self.links.iter().map(|link| (*link.key(), Arc::clone(link.value()))).collect();
         for (instance, link) in links {
             if link.lock().is_connected() {
-                link.lock().keep_clock(now);
-                link.wake();
+                link.queue(|link| link.keep_clock(now));
             }
             // Held by the table and by this loop alone: nothing runs for it, and no connection is about to be its.
             let unused = |_: &Instance, link: &Arc<PeerLink>| Arc::strong_count(link) <= 2 && link.lock().is_idle();
@@ -289,6 +283,17 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
                 metrics::observe_repeats_left(calls.lock_budget().left());
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
             }
+        }
+    }
+}
+
+/// Ends what is late.
+pub(super) async fn keep_deadlines(calls: Arc<Calls>) {
+    loop {
+        let next = calls.earliest.load(Ordering::Acquire);
+        tokio::select! {
+            () = calls.clock.wait_for((next < u64::MAX).then_some(Instant::from_nanos(next))) => calls.expire(),
+            () = calls.earlier.notified() => {}
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Calls of others: admitted by whoever reads them, run in a task of their own, answered on the same link.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::{Context, Poll, Waker};
 
 use quinn::{RecvStream, VarInt};
-use swimring_forwarder::wire::CallHeader;
+use swimring_forwarder::wire::{CallHeader, LANE_BODY_BYTES_MAX};
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
+use swimring_membership::codec::Slice;
 
 use super::super::gossip::Ask;
 use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
-use super::super::service::{self, Request};
+use super::super::service::{self, Begun, Entry, Handles, MakeQuick, Request, ServiceError};
 use super::connections::Lane;
 use super::streams::{LARGE_TIMEOUT, read_body};
 use super::*;
@@ -59,81 +60,168 @@ impl Body {
     }
 }
 
-/// Another process wants something run. In place while there is time to `spare`, which it takes from.
-pub(super) fn on_call(lane: &Lane, header: CallHeader, body: Body, spare: Option<&mut Duration>) {
-    let calls = &lane.calls;
-    if lane.link.lock().is_choked() {
-        // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
-        metrics::dropped("call");
-        return body.refuse();
+/// For how long calls are begun in place before others have their turn.
+const IN_PLACE_MAX: Duration = Duration::from_micros(200);
+
+/// Room for the answers to a few short calls.
+const ANSWERS: usize = 4 * 1_024;
+
+/// What whoever reads a lane keeps from one frame to the next.
+#[derive(Default)]
+pub(super) struct Reader {
+    handles: Handles,
+    /// For how long it may still begin calls in place.
+    spare: Duration,
+    /// What the clock showed when it last looked, if that was just now.
+    now: Option<Instant>,
+    /// Answers to calls that ended in place.
+    answers: Vec<u8>,
+}
+
+impl Reader {
+    /// It has its turn.
+    pub(super) fn has_time(&mut self) {
+        (self.spare, self.now) = (IN_PLACE_MAX, None);
     }
-    let hash = calls.hash(&header.key.0);
-    let merging = header.record.is_some() && calls.view().ownership(hash) != Ownership::Mine;
-    if merging && let Ok(place) = Arc::clone(&calls.merging).try_acquire_owned() {
-        let lane = lane.clone();
-        calls.spawn(async move {
-            if let Some(record) = &header.record {
-                lane.calls.merge(lane.from.node, record, MERGE_TIMEOUT).await;
+
+    pub(super) fn has_time_left(&self) -> bool {
+        !self.spare.is_zero()
+    }
+
+    /// Begins a call that was admitted just now.
+    fn begin(&mut self, clock: &Clock, entry: &Arc<Entry>, make: &MakeQuick, request: Request) -> Begun {
+        let from = request.received;
+        let begun = self.handles.begin(entry, make, request);
+        let to = clock.now();
+        self.spare = self.spare.saturating_sub(entry.began_in_place(from, to));
+        self.now = Some(to);
+        begun
+    }
+
+    /// Takes a short answer; gives everything else back.
+    fn take_answer(&mut self, begun: Begun, seq: u64, fence: u64) -> Option<Begun> {
+        if self.answers.capacity() == 0 {
+            self.answers.reserve(ANSWERS);
+        }
+        match begun {
+            Begun::Done(Ok(body)) if body.len() <= LANE_BODY_BYTES_MAX => {
+                Frame::Ok { seq, fence }.encode(&body, &mut self.answers);
+                None
             }
-            drop(place);
-            admit(&lane, header, hash, body, None);
-        });
-    } else {
-        admit(lane, header, hash, body, spare);
+            Begun::Done(Err(ServiceError(error))) if error.len() <= LANE_BODY_BYTES_MAX => {
+                Frame::Executed { seq, fence }.encode(&error, &mut self.answers);
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    /// Sends the answers that are there.
+    pub(super) fn answer(&mut self, lane: &Lane) {
+        if !self.answers.is_empty() {
+            lane.link.queue(|link| link.send_encoded(&mut self.answers));
+        }
     }
 }
 
-fn admit(lane: &Lane, header: CallHeader, hash: KeyHash, body: Body, spare: Option<&mut Duration>) {
+/// Another process wants something run. In place while the reader has time.
+pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: Option<&mut Reader>) {
     let calls = &lane.calls;
-    let (now, view) = (calls.clock.now(), calls.view());
+    let hash = calls.hash(header.key.0);
+    let merging = header.record.filter(|_| calls.view().ownership(hash) != Ownership::Mine);
+    let place = merging.and_then(|_| Arc::clone(&calls.merging).try_acquire_owned().ok());
+    let (Some(record), Some(place)) = (merging, place) else {
+        return admit(lane, header, hash, body, reader);
+    };
+    let lane = lane.clone();
+    let (service, key, record) = (header.service.to_owned(), header.key.0.to_vec(), record.0.to_vec());
+    let CallHeader { seq, floor, life, deadline, error_us, hop, .. } = header;
+    calls.spawn(async move {
+        lane.calls.merge(lane.from.node, &record, MERGE_TIMEOUT).await;
+        drop(place);
+        let (service, key) = (service.as_str(), Slice(&key));
+        let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record: None };
+        admit(&lane, header, hash, body, None);
+    });
+}
+
+/// A call that may run here, in a task of its own.
+struct Admitted {
+    place: Place,
+    entry: Arc<Entry>,
+    key: Bytes,
+    hash: KeyHash,
+    /// When it is too late to begin.
+    latest: Instant,
+}
+
+fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader: Option<&mut Reader>) {
+    let calls = &lane.calls;
+    let now = reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now());
+    let view = calls.view();
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
-    // Held until it can be cancelled: its cancel may be on the other lane.
-    let mut table = lock(&lane.link.running);
     let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash));
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
-            drop(table);
             refuse(&lane.link, header.seq, why, owner);
             return body.refuse();
         }
         Verdict::Ignore => return body.refuse(),
     };
-    table.insert(header.seq, None);
-    drop(table);
-    let running =
-        Running { calls: Arc::clone(calls), link: Arc::clone(&lane.link), permit: Some(permit), seq: header.seq };
+    let Some(entry) = calls.services.find(header.service) else {
+        calls.lock_admission().complete(permit);
+        refuse(&lane.link, header.seq, Refusal::NoService, None);
+        return body.refuse();
+    };
+    let (seq, key, latest) = (header.seq, Bytes::copy_from_slice(header.key.0), header.latest());
     // Whatever it says: no call takes longer.
-    let deadline = latest(&header).min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
-    let (seq, service) = (header.seq, header.service.clone());
-    let spare = spare.filter(|spare| !spare.is_zero() && !calls.ending.is_cancelled());
-    let in_place = matches!(body, Body::Here(_)) && calls.services.begins_in_place(&service, now);
-    let mut call = Box::pin(run(running, header, hash, body));
-    if let Some(spare) = spare.filter(|_| in_place) {
-        let begun = calls.clock.now();
-        let begin = || call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        // What an application's layers do when they are cloned or dropped must not end the reader.
-        let polled = catch_unwind(AssertUnwindSafe(begin));
-        *spare = spare.saturating_sub(calls.services.began_in_place(&service, begun, calls.clock.now()));
-        if !matches!(polled, Ok(Poll::Pending)) {
-            return;
+    let deadline = latest.min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
+    let reader = reader.filter(|reader| reader.has_time_left() && !calls.leaving.load(Ordering::Relaxed));
+    let in_place = entry.begins_in_place(now).filter(|_| !sabotage::calls_run_twice());
+    match (body, reader, in_place) {
+        (Body::Here(body), Some(reader), Some(make)) => {
+            let (fence, caller, received) = (view.fence(), lane.from, now);
+            let request = Request { key, hash, body, caller, received, deadline: latest, view, fence };
+            let begun = reader.begin(&calls.clock, entry, make, request);
+            if let Some(begun) = reader.take_answer(begun, seq, fence) {
+                let place = Place::new(lane, permit);
+                go_on(lane, seq, deadline, end(place, Arc::clone(entry), latest, fence, begun));
+            } else {
+                calls.lock_admission().complete(permit);
+            }
+        }
+        (body, ..) => {
+            let place = Place::new(lane, permit);
+            let call = Admitted { place, entry: Arc::clone(entry), key, hash, latest };
+            go_on(lane, seq, deadline, run(call, body));
         }
     }
-    go_on(lane, seq, deadline, call);
+}
+
+/// Brings a call that was begun in place to its end.
+async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun: Begun) {
+    match begun {
+        Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
+        Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
+        Begun::NotReady(Request { key, hash, body, .. }) => {
+            run(Admitted { place, entry, key, hash, latest }, Body::Here(body)).await;
+        }
+    }
 }
 
 /// A call runs in a task of its own until it ends, is cancelled, or nobody waits any more.
 fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()> + Send + 'static) {
-    let cancelled = CancellationToken::new();
-    let wanted = lock(&lane.link.running).get_mut(&seq).map(|place| *place = Some(cancelled.clone())).is_some();
-    if !wanted {
-        // It was cancelled meanwhile, on the other lane.
+    let Some(listed) = Listed::list(&lane.link, seq) else {
+        // It was cancelled meanwhile, on the other lane. What an application's layers do when they are dropped must not
+        // end the reader.
         _ = catch_unwind(AssertUnwindSafe(|| drop(call)));
         return;
-    }
-    let clock = lane.calls.clock.clone();
+    };
+    let (clock, cancelled) = (lane.calls.clock.clone(), listed.cancelled.clone());
     lane.calls.spawn(async move {
+        let _listed = listed;
         tokio::select! {
             () = call => {}
             () = cancelled.cancelled() => {}
@@ -142,36 +230,27 @@ fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()
     });
 }
 
-/// When nobody waits any more, on this process's clock.
-fn latest(header: &CallHeader) -> Instant {
-    Instant::from_nanos(header.deadline) + Duration::from_micros(u64::from(header.error_us))
-}
-
-async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
-    let (calls, link, seq) = (Arc::clone(&running.calls), Arc::clone(&running.link), running.seq);
+async fn run(call: Admitted, body: Body) {
     let Some(body) = body.whole().await else {
         return;
     };
-    let Some(mut service) = calls.services.find(&header.service) else {
-        drop(running);
-        return refuse(&link, seq, Refusal::NoService, None);
-    };
+    let Admitted { place, entry, key, hash, latest } = call;
+    let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
+    let mut service = entry.service();
     let ready = service::ready(&mut service).await;
     let (now, view) = (calls.clock.now(), calls.view());
     let confirmed = calls.is_confirmed(&view, now);
-    let begins = calls.lock_admission().begin(now, &header, confirmed, || ownership(&view, hash));
+    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, hash));
     if let Err((why, owner)) = begins {
-        drop(running);
+        drop(place);
         return refuse(&link, seq, why, owner);
     }
     if link.lock().is_choked() {
-        drop(running);
+        drop(place);
         return refuse(&link, seq, Refusal::Overloaded, None);
     }
-    let fence = view.fence();
-    let deadline = latest(&header);
-    let caller = running.permit.as_ref().expect("it runs").caller();
-    let request = Request { key: header.key.0.into(), hash, body, caller, received: now, deadline, view, fence };
+    let (fence, caller) = (view.fence(), place.permit().caller());
+    let request = Request { key, hash, body, caller, received: now, deadline: latest, view, fence };
     if sabotage::calls_run_twice() {
         let _ = service::run(&mut service.clone(), request.clone()).await;
     }
@@ -179,6 +258,12 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
         Ok(()) => service::run(&mut service, request).await,
         Err(error) => Err(error),
     };
+    finish(place, fence, result).await;
+}
+
+/// Answers a call that ran.
+async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
+    let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
     // Its place is kept until the other end reads: answers that wait are bytes, too.
     let bytes = result.as_ref().map_or_else(Bytes::len, Bytes::len).min(calls.body_bytes_max);
     if link.lock().is_choked() {
@@ -187,7 +272,7 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
         };
         link.wait_for_room().await;
     }
-    drop(running);
+    drop(place);
     match result {
         Ok(body) | Err(body) if body.len() > calls.body_bytes_max => {
             reply(&link, &Frame::Executed { seq, fence }, b"the answer is too long");
@@ -197,7 +282,7 @@ async fn run(running: Running, header: CallHeader, hash: KeyHash, body: Body) {
     }
 }
 
-fn reply(link: &PeerLink, frame: &Frame, body: &[u8]) {
+fn reply(link: &PeerLink, frame: &Frame<'_>, body: &[u8]) {
     link.queue(|link| link.send(frame, body));
 }
 
@@ -213,17 +298,14 @@ fn ownership(view: &View, hash: KeyHash) -> Ownership {
 /// The caller does not wait any more.
 pub(super) fn on_cancel(lane: &Lane, seq: u64) {
     lane.calls.lock_admission().cancel(lane.from, seq);
-    // One that is just being begun sees that its place is gone.
-    if let Some(Some(running)) = lock(&lane.link.running).remove(&seq) {
-        running.cancel();
-    }
+    lock(&lane.link.running).cancel(seq);
 }
 
 impl Calls {
     /// Has the control plane take in a record that decided something elsewhere.
-    pub(super) async fn merge(&self, from: NodeId, record: &Blob, patience: Duration) {
+    pub(super) async fn merge(&self, from: NodeId, record: &[u8], patience: Duration) {
         let (done, merged) = oneshot::channel();
-        let ask = Input::Ask(Ask::Merge(from, record.0.clone(), done));
+        let ask = Input::Ask(Ask::Merge(from, record.to_vec(), done));
         let merging = async {
             if self.control.send(ask).await.is_ok() {
                 let _ = merged.await;
@@ -233,19 +315,76 @@ impl Calls {
     }
 }
 
-/// A call of another that was admitted. Gives its place back, also when its task is dropped.
-struct Running {
+/// The place that a call of another takes. Gives it back, also when its task is dropped.
+struct Place {
     calls: Arc<Calls>,
     link: Arc<PeerLink>,
     permit: Option<Permit>,
-    seq: u64,
 }
 
-impl Drop for Running {
+impl Place {
+    fn new(lane: &Lane, permit: Permit) -> Self {
+        Self { calls: Arc::clone(&lane.calls), link: Arc::clone(&lane.link), permit: Some(permit) }
+    }
+
+    fn permit(&self) -> &Permit {
+        self.permit.as_ref().expect("it is given back last")
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.link.running).remove(&self.seq);
         if let Some(permit) = self.permit.take() {
             self.calls.lock_admission().complete(permit);
         }
+    }
+}
+
+/// Most cancelled calls without a task that are remembered: for the moment between a call's beginning and its task.
+const MISSED_MAX: usize = 64;
+
+/// Calls of one process that have a task here.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    tasks: HashMap<u64, CancellationToken>,
+    /// Cancelled lately, and without a task.
+    missed: VecDeque<u64>,
+}
+
+impl Running {
+    fn cancel(&mut self, seq: u64) {
+        if let Some(task) = self.tasks.get(&seq) {
+            return task.cancel();
+        }
+        if self.missed.len() >= MISSED_MAX {
+            self.missed.pop_front();
+        }
+        self.missed.push_back(seq);
+    }
+}
+
+/// A call that is listed among those with a task, for as long as that runs.
+struct Listed {
+    link: Arc<PeerLink>,
+    seq: u64,
+    cancelled: CancellationToken,
+}
+
+impl Listed {
+    /// None if it was cancelled already.
+    fn list(link: &Arc<PeerLink>, seq: u64) -> Option<Self> {
+        let mut running = lock(&link.running);
+        if running.missed.contains(&seq) {
+            return None;
+        }
+        let cancelled = CancellationToken::new();
+        running.tasks.insert(seq, cancelled.clone());
+        Some(Self { link: Arc::clone(link), seq, cancelled })
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.link.running).tasks.remove(&self.seq);
     }
 }

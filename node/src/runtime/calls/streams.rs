@@ -1,12 +1,14 @@
 //! The streams of a connection: lanes that frames share, and one for each large body.
 
+use std::task::Poll;
+
 use quinn::{RecvStream, SendStream, VarInt};
-use swimring_forwarder::wire::{LANE_BODY_BYTES_MAX, PREFIX_BYTES, Prefix};
+use swimring_forwarder::wire::{HEADER_BYTES_MAX, LANE_BODY_BYTES_MAX, PREFIX_BYTES, Prefix};
 use swimring_membership::codec::Malformed;
 
 use super::super::endpoint::close_code;
 use super::connections::Lane;
-use super::serving::{Body, on_call, on_cancel};
+use super::serving::{Body, Reader, on_call, on_cancel};
 use super::*;
 use crate::core::hello::Class;
 use crate::core::link::Arrival;
@@ -16,14 +18,28 @@ use crate::core::peers::Goodbye;
 pub const LANES: usize = 2;
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
-/// Most bytes read at once.
-const READ: usize = 64 * 1_024;
+/// Bytes of a lane that are held while they are read: the longest frame, and room for what comes behind it.
+const BUFFER: usize = 2 * (PREFIX_BYTES + HEADER_BYTES_MAX + LANE_BODY_BYTES_MAX);
+/// Most frames that the link looks at in one go: meanwhile nobody else gets at it.
+const GROUP: usize = 16;
 /// Most large bodies on their way out on one connection.
 const LARGE_MAX: usize = 8;
-/// For how long calls are begun in place before others have their turn.
-const IN_PLACE_MAX: Duration = Duration::from_micros(200);
 /// How long a large body may take, either way.
 pub(super) const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Lets every task that is ready now run first. Unlike tokio's `yield_now` it does not wait for the next look at the
+/// sockets.
+fn step_aside() -> impl Future<Output = ()> {
+    let mut stepped = false;
+    std::future::poll_fn(move |context| {
+        if stepped {
+            return Poll::Ready(());
+        }
+        stepped = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+}
 
 /// Opens the lanes beside the first, or takes those that the other end opens.
 pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
@@ -45,14 +61,14 @@ pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
 
 /// Writes and reads on one lane until it ends.
 pub(super) async fn keep_lane(lane: &Lane, send: SendStream, recv: RecvStream) {
-    tokio::join!(write(lane, send), read(lane, recv));
+    // What was read is answered in the same turn.
+    tokio::join!(biased; read(lane, recv), write(lane, send));
 }
 
 /// Writes what waits for the lanes, in batches.
 async fn write(lane: &Lane, mut send: SendStream) {
-    let mut batch = Vec::with_capacity(BATCH);
     loop {
-        batch.clear();
+        let mut batch = Vec::new();
         let more = {
             let mut link = lane.link.lock();
             link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch);
@@ -66,14 +82,16 @@ async fn write(lane: &Lane, mut send: SendStream) {
                 () = lane.writers.lanes.notified() => {}
                 _ = lane.connection.closed() => return,
             }
-            // Whatever else is ready to run may have something for the same packet.
-            tokio::task::yield_now().await;
+            if !lane.link.lock().has_frames() {
+                // Whatever else is ready to run may have a call for the same packet.
+                step_aside().await;
+            }
             continue;
         }
         if more {
             lane.writers.lanes.notify_one();
         }
-        if send.write_all(&batch).await.is_err() {
+        if send.write_chunk(batch.into()).await.is_err() {
             return;
         }
     }
@@ -97,36 +115,68 @@ impl Drop for Unacknowledged {
 
 /// Reads frames until the lane ends or holds what is no frame.
 async fn read(lane: &Lane, mut recv: RecvStream) {
-    let mut buffer: Vec<u8> = Vec::with_capacity(READ);
-    while let Ok(chunk) = recv.read_chunk(READ, true).await {
-        match chunk {
-            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+    let mut reader = Reader::default();
+    let mut buffer = vec![0; BUFFER];
+    // What was read and not yet taken.
+    let (mut from, mut to) = (0, 0);
+    while let Ok(read) = recv.read(&mut buffer[to..]).await {
+        match read {
+            Some(bytes) => to += bytes,
             // A lane ends with its connection, not before.
             None => return expel(lane, Malformed::Truncated),
         }
-        let mut spare = IN_PLACE_MAX;
-        match take_frames(lane, &buffer, &mut spare) {
-            Ok(taken) => _ = buffer.drain(..taken),
-            Err(problem) => return expel(lane, problem),
+        loop {
+            reader.has_time();
+            match take_frames(lane, &buffer[from..to], &mut reader) {
+                Ok(0) => break,
+                Ok(taken) => from += taken,
+                Err(problem) => return expel(lane, problem),
+            }
+            // What waits to be written goes on its way, and others have their turn, while the rest is handled.
+            step_aside().await;
         }
-        if spare.is_zero() {
-            // The lane's writer, and others on this thread, have waited for long enough.
-            tokio::task::yield_now().await;
+        if from == to || to > BUFFER / 2 {
+            buffer.copy_within(from..to, 0);
+            (from, to) = (0, to - from);
         }
     }
 }
 
-/// Handles every whole frame; how many bytes they took.
-fn take_frames(lane: &Lane, buffer: &[u8], spare: &mut Duration) -> Result<usize, Malformed> {
-    let mut taken = 0;
-    while let Some(length) = Frame::length(&buffer[taken..], LANE_BODY_BYTES_MAX)? {
-        let Some(frame) = buffer.get(taken..taken + length) else {
+/// Handles the next whole frames; how many bytes they took.
+fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize, Malformed> {
+    let now = lane.calls.clock.now();
+    let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP));
+    let (problem, over, choked) = lane.link.queue(|link| {
+        let problem = look_at(link, now, buffer, &mut taken, &mut arrivals).err();
+        (problem, link.over().next().is_some(), link.is_choked())
+    });
+    for arrival in arrivals {
+        on_arrival(lane, arrival, choked, Some(reader));
+    }
+    reader.answer(lane);
+    if over {
+        lane.calls.close_over(&lane.link);
+    }
+    problem.map_or(Ok(taken), Err)
+}
+
+/// Shows the link the next frames.
+fn look_at<'a>(
+    link: &mut Link<Token, Bytes>,
+    now: Instant,
+    buffer: &'a [u8],
+    taken: &mut usize,
+    arrivals: &mut Vec<Arrival<'a, Token>>,
+) -> Result<(), Malformed> {
+    for _ in 0..GROUP {
+        let length = Frame::length(&buffer[*taken..], LANE_BODY_BYTES_MAX)?;
+        let Some(frame) = length.and_then(|length| buffer.get(*taken..*taken + length)) else {
             break;
         };
-        on_frame(lane, frame, Some(spare))?;
-        taken += length;
+        arrivals.push(link.handle_frame(now, frame)?);
+        *taken += frame.len();
     }
-    Ok(taken)
+    Ok(())
 }
 
 fn expel(lane: &Lane, problem: Malformed) {
@@ -137,11 +187,12 @@ fn expel(lane: &Lane, problem: Malformed) {
     lane.connection.close(close_code(Goodbye::Malformed), b"no frame");
 }
 
-fn on_frame(lane: &Lane, frame: &[u8], spare: Option<&mut Duration>) -> Result<(), Malformed> {
-    let now = lane.calls.clock.now();
-    let (arrival, over) = lane.link.queue(|link| (link.handle_frame(now, frame), link.over().next().is_some()));
-    match arrival? {
-        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body)), spare),
+/// Does what a frame asks for.
+fn on_arrival(lane: &Lane, arrival: Arrival<'_, Token>, choked: bool, reader: Option<&mut Reader>) {
+    match arrival {
+        // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
+        Arrival::Call(..) if choked => metrics::dropped("call"),
+        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body)), reader),
         Arrival::Ran(token, result, fence) => {
             let result = result.map(Bytes::copy_from_slice).map_err(Bytes::copy_from_slice);
             let _ = token.send(Report::Ran(result, fence));
@@ -158,10 +209,6 @@ fn on_frame(lane: &Lane, frame: &[u8], spare: Option<&mut Duration>) -> Result<(
         }
         Arrival::Nothing => {}
     }
-    if over {
-        lane.calls.close_over(&lane.link);
-    }
-    Ok(())
 }
 
 /// Sends every frame with a large body on a stream of its own.
@@ -221,13 +268,20 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
         return Ok(());
     }
     match prefix.frame(&frame[PREFIX_BYTES..])? {
+        Some(Frame::Call(_)) if lane.link.lock().is_choked() => {
+            metrics::dropped("call");
+            _ = stream.stop(VarInt::from_u32(0));
+        }
         Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes), None),
         Some(Frame::Ok { seq, .. } | Frame::Executed { seq, .. }) if lane.link.lock().is_pending(seq) => {
             let Some(_claimed) = Arriving::claim(&lane.link, seq) else {
                 return Err(Malformed::OutOfRange("a second answer to one attempt"));
             };
             if read_body(&mut stream, prefix.body_bytes, &mut frame).await.is_some() {
-                on_frame(lane, &frame, None)?;
+                let now = lane.calls.clock.now();
+                let arrival = lane.link.queue(|link| link.handle_frame(now, &frame))?;
+                on_arrival(lane, arrival, false, None);
+                lane.calls.close_over(&lane.link);
             }
         }
         _ => {

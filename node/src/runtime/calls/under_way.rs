@@ -8,54 +8,73 @@ use super::super::service::{self, Request};
 use super::*;
 
 /// One call of this node, from the wish to the outcome.
-pub(super) struct UnderWay {
-    pub(super) calls: Arc<Calls>,
-    pub(super) call: Call<Bytes>,
-    pub(super) wish: Wish,
-    pub(super) hash: KeyHash,
-    pub(super) view: Arc<View>,
-    pub(super) report: Option<(u32, oneshot::Receiver<Report>)>,
-    pub(super) sent: Option<(Arc<PeerLink>, u64)>,
-    pub(super) record: Option<Blob>,
-    pub(super) owner: Option<NodeId>,
-    pub(super) fence: u64,
+pub(super) struct UnderWay<'a> {
+    calls: &'a Arc<Calls>,
+    call: Call<Bytes>,
+    payload: Arc<Payload<Bytes>>,
+    hash: KeyHash,
+    /// The attempt that is under way: its number here, what is told of it, and where it is.
+    sent: Option<Sent>,
+    record: Option<Blob>,
+    owner: Option<NodeId>,
+    fence: u64,
 }
 
-impl UnderWay {
-    pub(super) async fn drive(mut self, calls: &Arc<Calls>) -> Answered {
+struct Sent {
+    attempt: u32,
+    report: oneshot::Receiver<Report>,
+    link: Arc<PeerLink>,
+    seq: u64,
+}
+
+impl<'a> UnderWay<'a> {
+    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, payload: Arc<Payload<Bytes>>) -> Self {
+        let hash = calls.hash(&payload.key);
+        Self { calls, call, payload, hash, sent: None, record: None, owner: None, fence: 0 }
+    }
+
+    /// From its beginning, `now`, to its outcome.
+    pub(super) async fn drive(mut self, now: Instant) -> Answered {
+        let calls = self.calls;
+        let mut beginning = Some(now);
         loop {
             let step = match self.call.step() {
                 Step::Resolve => {
-                    self.view = calls.view();
                     let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
-                    self.call.resolved(calls.clock.now(), self.view.resolve(KeyHash(self.hash.0.rotate_left(wrong))))
+                    let owner = calls.view.load().resolve(KeyHash(self.hash.0.rotate_left(wrong)));
+                    self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), owner)
                 }
                 Step::Find(node) => {
-                    self.view = calls.view();
-                    let found = self.view.named(node, self.hash);
+                    let found = calls.view.load().named(node, self.hash);
                     self.call.named(calls.clock.now(), found, &mut calls.lock_budget())
                 }
                 step => Some(step),
             };
             match step {
                 None | Some(Step::Resolve | Step::Find(_)) => {}
-                Some(Step::Run) => self.run_here(calls).await,
-                Some(Step::Send { attempt, to, hop }) => self.send(calls, attempt, to, hop),
-                Some(Step::Withdraw { attempt }) => self.withdraw(calls, attempt),
-                Some(Step::Wait(until)) => self.wait(calls, until).await,
-                Some(Step::Done(outcome)) => {
-                    let hops = if self.owner == Some(calls.me.node) { 0 } else { self.call.hops };
-                    return Answered { outcome, owner: self.owner, hops, fence: self.fence };
+                Some(Step::Run) => self.run_here().await,
+                Some(Step::Send { attempt, to, hop }) => self.send(attempt, to, hop),
+                Some(Step::Await) => self.hear().await,
+                Some(Step::Wait(until)) => {
+                    calls.clock.wait_until(until).await;
+                    self.call.timeout(calls.clock.now().max(until));
                 }
+                Some(Step::Done(outcome)) => return self.answered(outcome),
             }
         }
     }
 
+    fn answered(&self, outcome: Outcome<Bytes>) -> Answered {
+        let hops = if self.owner == Some(self.calls.me.node) { 0 } else { self.call.hops };
+        Answered { outcome, owner: self.owner, hops, fence: self.fence }
+    }
+
     /// This node owns the key: the handler runs at once, in place.
-    async fn run_here(&mut self, calls: &Arc<Calls>) {
+    async fn run_here(&mut self) {
+        let calls = self.calls;
         self.owner = Some(calls.me.node);
         let deadline = self.call.deadline();
-        let Some(mut service) = calls.services.find(&self.wish.service) else {
+        let Some(mut service) = calls.services.find(&self.payload.service).map(|entry| entry.service()) else {
             return self.call.not_run(calls.clock.now(), Refusal::NoService, &mut calls.lock_budget());
         };
         let ready = tokio::select! {
@@ -80,9 +99,9 @@ impl UnderWay {
         }
         self.fence = view.fence();
         let request = Request {
-            key: self.wish.key.clone(),
+            key: self.payload.key.clone(),
             hash: self.hash,
-            body: self.wish.body.clone(),
+            body: self.payload.body.clone(),
             caller: calls.me,
             received: now,
             deadline,
@@ -96,77 +115,42 @@ impl UnderWay {
         }
     }
 
-    fn send(&mut self, calls: &Arc<Calls>, attempt: u32, to: Instance, hop: u8) {
+    fn send(&mut self, attempt: u32, to: Instance, hop: u8) {
         self.owner = Some(to.node);
         let outbound = Outbound {
-            service: Arc::clone(&self.wish.service),
-            key: self.wish.key.clone(),
-            body: self.wish.body.clone(),
+            payload: Arc::clone(&self.payload),
             deadline: self.call.deadline(),
-            idempotent: self.wish.idempotent,
+            idempotent: self.call.is_idempotent(),
             hop,
             record: self.record.take().filter(|_| hop > 1),
         };
-        match calls.enqueue(to, outbound) {
-            Ok((link, seq, report)) => {
-                self.sent = Some((link, seq));
-                self.report = Some((attempt, report));
-            }
-            Err(proof) => self.call.unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget()),
-        }
-    }
-
-    fn withdraw(&mut self, calls: &Calls, attempt: u32) {
-        let proof = self.sent.as_ref().and_then(|(link, seq)| link.lock().withdraw(*seq));
-        match proof {
-            Some(proof) => self.call.unsent(calls.clock.now(), attempt, proof, &mut calls.lock_budget()),
-            None => {
-                self.call.not_withdrawn(attempt);
-                self.abandon();
+        match self.calls.enqueue(to, outbound) {
+            Ok((link, seq, report)) => self.sent = Some(Sent { attempt, report, link, seq }),
+            Err(proof) => {
+                self.call.unsent(self.calls.clock.now(), attempt, proof, &mut self.calls.lock_budget());
             }
         }
     }
 
-    /// Nobody waits for the answer any more.
-    fn abandon(&mut self) {
-        if let Some((link, seq)) = self.sent.take() {
-            link.lock().abandon(seq);
-            link.wake();
-            self.calls.close_over(&link);
-        }
-    }
-
-    async fn wait(&mut self, calls: &Arc<Calls>, until: Instant) {
-        let Some((attempt, mut report)) = self.report.take() else {
-            calls.clock.wait_until(until).await;
-            return self.call.timeout(calls.clock.now().max(until));
-        };
-        tokio::select! {
-            biased;
-            said = &mut report => self.on_report(calls, attempt, said.unwrap_or(Report::Lost)).await,
-            () = calls.clock.wait_until(until) => {
-                self.report = Some((attempt, report));
-                self.call.timeout(calls.clock.now().max(until));
-            }
-        }
-    }
-
-    async fn on_report(&mut self, calls: &Arc<Calls>, attempt: u32, report: Report) {
+    /// Waits for what becomes of the attempt. Its link says so by the deadline.
+    async fn hear(&mut self) {
+        let sent = self.sent.as_mut().expect("an attempt is waited for after it was sent");
+        let (attempt, report) = (sent.attempt, (&mut sent.report).await.unwrap_or(Report::Lost));
         self.sent = None;
-        if let Report::Refused(_, _, Some(record)) = &report
-            && let Some(from) = self.owner
-        {
-            calls.merge(from, record, self.call.deadline().since(calls.clock.now())).await;
-        }
+        let calls = self.calls;
         let now = || calls.clock.now();
         match report {
             Report::Unsent(proof) => self.call.unsent(now(), attempt, proof, &mut calls.lock_budget()),
             Report::Lost => self.call.lost(now(), attempt, &mut calls.lock_budget()),
+            Report::Late => self.call.late(attempt),
             Report::Ran(result, fence) => {
                 self.fence = fence;
                 self.call.answered(attempt, result);
             }
             Report::Refused(why, owner, record) => {
+                if let (Some(record), Some(from)) = (&record, self.owner) {
+                    calls.merge(from, &record.0, self.call.deadline().since(now())).await;
+                }
                 self.record = record;
                 self.call.refused(now(), attempt, why, owner, &mut calls.lock_budget());
             }
@@ -175,13 +159,10 @@ impl UnderWay {
 }
 
 /// The call has its outcome, or its caller has gone away: nothing of it stays behind.
-impl Drop for UnderWay {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if let Some((link, seq)) = self.sent.take()
-            && link.lock().withdraw(seq).is_none()
-        {
-            link.lock().abandon(seq);
-            link.wake();
+        if let Some(Sent { link, seq, .. }) = self.sent.take() {
+            link.queue(|link| link.abandon(seq));
             self.calls.close_over(&link);
         }
         self.calls.open.fetch_sub(1, Ordering::Relaxed);
