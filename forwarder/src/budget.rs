@@ -1,40 +1,82 @@
 //! How many repeats are allowed: a share of the fresh calls, so that trouble is not multiplied.
 
-/// Millionths of a repeat that a fresh call earns: 10 %.
-const EARNED: u32 = 100_000;
-/// Most repeats saved up; also what a node begins with, so that a quiet one may repeat at all.
-const SAVED_MAX: u32 = 10 * 1_000_000;
+/// A repeat, in millionths.
+const ONE: u32 = 1_000_000;
+
+/// Why a call is to be tried again.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Repeat {
+    /// The owner was overloaded, not reached, or lost: to ask again is more of what it has too much of.
+    Trouble,
+    /// The members do not agree yet on who owns the key, or the owner waits to be confirmed: that ends by itself, and to
+    /// ask again costs one refusal.
+    Moving,
+}
+
+impl Repeat {
+    /// Millionths of such a repeat that a fresh call earns.
+    fn earned(self) -> u32 {
+        match self {
+            Self::Trouble => ONE / 10,
+            Self::Moving => ONE,
+        }
+    }
+
+    /// Most such repeats saved up, in millionths; also what a node begins with, so that a quiet one may repeat at all.
+    fn saved_max(self) -> u32 {
+        match self {
+            Self::Trouble => 10 * ONE,
+            Self::Moving => 1_000 * ONE,
+        }
+    }
+}
 
 /// The repeats that a node may still make.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    millionths: u32,
+    /// In millionths.
+    trouble: u32,
+    moving: u32,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { millionths: SAVED_MAX }
+        Self { trouble: Repeat::Trouble.saved_max(), moving: Repeat::Moving.saved_max() }
     }
 }
 
 impl Budget {
     /// A fresh call begins.
     pub fn earn(&mut self) {
-        self.millionths = (self.millionths + EARNED).min(SAVED_MAX);
+        for why in [Repeat::Trouble, Repeat::Moving] {
+            let purse = self.purse(why);
+            *purse = (*purse + why.earned()).min(why.saved_max());
+        }
     }
 
     /// How many repeats are left.
-    pub fn left(&self) -> u32 {
-        self.millionths / 1_000_000
+    pub fn left(&self, why: Repeat) -> u32 {
+        match why {
+            Repeat::Trouble => self.trouble / ONE,
+            Repeat::Moving => self.moving / ONE,
+        }
     }
 
     /// Takes one repeat; false when there is none left.
-    pub fn spend(&mut self) -> bool {
-        let enough = self.millionths >= 1_000_000;
+    pub fn spend(&mut self, why: Repeat) -> bool {
+        let purse = self.purse(why);
+        let enough = *purse >= ONE;
         if enough {
-            self.millionths -= 1_000_000;
+            *purse -= ONE;
         }
         enough
+    }
+
+    fn purse(&mut self, why: Repeat) -> &mut u32 {
+        match why {
+            Repeat::Trouble => &mut self.trouble,
+            Repeat::Moving => &mut self.moving,
+        }
     }
 }
 
@@ -42,15 +84,27 @@ impl Budget {
 mod tests {
     use super::*;
 
-    #[test]
-    fn repeats_are_a_tenth_of_fresh_calls() {
+    fn repeats(why: Repeat) -> u32 {
         let mut budget = Budget::default();
-        while budget.spend() {}
+        while budget.spend(why) {}
         let mut repeats = 0;
         for _ in 0..1_000 {
             budget.earn();
-            repeats += u32::from(budget.spend());
+            repeats += u32::from(budget.spend(why));
         }
-        assert_eq!(repeats, 100);
+        repeats
+    }
+
+    #[test]
+    fn repeats_after_trouble_are_a_tenth_of_fresh_calls_and_those_while_keys_move_as_many() {
+        assert_eq!(repeats(Repeat::Trouble), 100);
+        assert_eq!(repeats(Repeat::Moving), 1_000);
+    }
+
+    #[test]
+    fn keys_that_move_take_nothing_from_what_trouble_may() {
+        let mut budget = Budget::default();
+        while budget.spend(Repeat::Moving) {}
+        assert_eq!((budget.left(Repeat::Trouble), budget.left(Repeat::Moving)), (10, 0));
     }
 }

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use swimring_membership::{Instance, Instant, NodeId, Rng};
 
-use crate::Budget;
+use crate::budget::{Budget, Repeat};
 use crate::outcome::{NeverSent, NotExecuted, Outcome, Unknown, Why};
 use crate::wire::Refusal;
 
@@ -105,6 +105,7 @@ pub struct Call<B> {
     to: Option<Instance>,
     hop: u8,
     repeats: u32,
+    moves: u32,
     /// An earlier attempt was handed over and its end will never be known.
     open: bool,
     rng: Rng,
@@ -123,6 +124,7 @@ impl<B> Call<B> {
             to: None,
             hop: 0,
             repeats: 0,
+            moves: 0,
             open: false,
             rng,
             hops: 0,
@@ -252,22 +254,26 @@ impl<B> Call<B> {
     fn lose(&mut self, now: Instant, why: Unknown, budget: &mut Budget) {
         self.open = true;
         if self.spec.idempotent {
-            self.pause_or(now, Outcome::Unknown(why), budget);
+            self.pause_or(now, Outcome::Unknown(why), Repeat::Trouble, budget);
         } else {
             self.finish(Outcome::Unknown(why));
         }
     }
 
     fn pause(&mut self, now: Instant, otherwise: NotExecuted, budget: &mut Budget) {
-        self.pause_or(now, self.unrun(otherwise), budget);
+        let why = if otherwise.why().is_moving() { Repeat::Moving } else { Repeat::Trouble };
+        self.pause_or(now, self.unrun(otherwise), why, budget);
     }
 
     /// Waits and tries again, if the time and the budget allow it.
-    fn pause_or(&mut self, now: Instant, otherwise: Outcome<B>, budget: &mut Budget) {
-        let doubled = (self.config.pause_min * (1 << self.repeats.min(10))).min(self.config.pause_max);
+    fn pause_or(&mut self, now: Instant, otherwise: Outcome<B>, why: Repeat, budget: &mut Budget) {
+        let doubled = (self.config.pause_min * (1 << (self.repeats + self.moves).min(10))).min(self.config.pause_max);
         let until = now + self.rng.span(doubled / 2, doubled);
-        if until < self.spec.deadline && budget.spend() {
-            self.repeats += 1;
+        if until < self.spec.deadline && budget.spend(why) {
+            match why {
+                Repeat::Trouble => self.repeats += 1,
+                Repeat::Moving => self.moves += 1,
+            }
             self.state = State::Pausing(until);
         } else {
             self.finish(otherwise);
@@ -304,9 +310,12 @@ impl<B> Call<B> {
         self.state = State::Done(Some(outcome));
     }
 
-    /// How often it was tried again.
-    pub fn repeats(&self) -> u32 {
-        self.repeats
+    /// How often it was tried again, for this reason.
+    pub fn repeats(&self, why: Repeat) -> u32 {
+        match why {
+            Repeat::Trouble => self.repeats,
+            Repeat::Moving => self.moves,
+        }
     }
 
     /// Whether it may run more than once.

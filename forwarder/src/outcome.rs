@@ -48,6 +48,17 @@ pub enum Why {
     Invalid(&'static str),
 }
 
+impl Why {
+    /// Whether the call found no owner because keys are moving: another try soon finds it.
+    pub fn is_moving(self) -> bool {
+        match self {
+            Self::Refused(refusal) => matches!(refusal, Refusal::NotOwner | Refusal::Unconfirmed),
+            Self::Unsent(unsent) => matches!(unsent, Unsent::Replaced | Unsent::Leaving),
+            Self::NoOwner | Self::Deadline | Self::Overloaded | Self::Leaving | Self::Invalid(_) => false,
+        }
+    }
+}
+
 /// Why an attempt ended before the transport took its first byte.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unsent {
@@ -57,6 +68,9 @@ pub enum Unsent {
     /// The owner's process was replaced by another one.
     #[error("the owner was restarted")]
     Replaced,
+    /// The owner's process is going away.
+    #[error("the owner is going away")]
+    Leaving,
     /// Too much waits for the owner already.
     #[error("too much waits for the owner")]
     Full,

@@ -105,6 +105,7 @@ pub(crate) struct App {
     /// Calls of this process, and how often they were tried again.
     fresh: u32,
     repeats: u32,
+    moves: u32,
     view: Option<Arc<View>>,
     budget: Budget,
     active: BTreeMap<u64, Active>,
@@ -131,6 +132,7 @@ impl App {
             leaving: false,
             fresh: 0,
             repeats: 0,
+            moves: 0,
             view: None,
             budget: Budget::default(),
             active: BTreeMap::new(),

@@ -166,10 +166,20 @@ fn at_the_deadline_it_counts_whether_the_attempt_was_handed_over() {
 #[test]
 fn repeats_end_with_the_budget() {
     let mut story = story(true);
-    while story.budget.spend() {}
+    while story.budget.spend(Repeat::Trouble) {}
     let attempt = story.send_to(A);
     story.call.refused(NOW, attempt, Refusal::Overloaded, None, &mut story.budget);
     assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
+}
+
+#[test]
+fn whoever_waits_for_a_key_to_move_takes_no_repeat_from_the_others() {
+    let mut story = story(false);
+    while story.budget.spend(Repeat::Trouble) {}
+    let attempt = story.send_to(A);
+    story.call.refused(NOW, attempt, Refusal::NotOwner, None, &mut story.budget);
+    assert!(story.is_pausing());
+    assert_eq!((story.call.repeats(Repeat::Moving), story.call.repeats(Repeat::Trouble)), (1, 0));
 }
 
 #[test]

@@ -535,7 +535,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             Frame::Goodbye => {
                 // The process goes, whichever of its connections said so.
                 self.ending.append(&mut self.conns);
-                Arrival::Goodbye(self.give_back(Unsent::Unreachable))
+                Arrival::Goodbye(self.give_back(Unsent::Leaving))
             }
         })
     }

@@ -320,6 +320,7 @@ impl Builder {
             clock,
             hasher: KeyHasher::new(self.hashing, &identity.secret),
             view: Arc::clone(&gossip.published.view),
+            behind: Arc::clone(&gossip.published.behind),
             pulse: Arc::clone(&gossip.pulse),
             control: gossip.inbox.clone(),
             services: Services::new(self.services),

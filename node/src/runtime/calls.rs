@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::endpoint::{Port, close_code};
 use super::gossip::Input;
 use super::metrics;
+use super::publisher::Behind;
 use super::pulse::Pulse;
 use super::service::Services;
 use super::system::Clock;
@@ -201,6 +202,7 @@ pub(crate) struct Calls {
     clock: Clock,
     hasher: KeyHasher,
     view: Arc<ArcSwap<View>>,
+    behind: Behind,
     pulse: Arc<Pulse>,
     control: mpsc::Sender<Input>,
     services: Services,
@@ -242,6 +244,7 @@ pub(crate) struct CallsStart {
     pub(crate) clock: Clock,
     pub(crate) hasher: KeyHasher,
     pub(crate) view: Arc<ArcSwap<View>>,
+    pub(crate) behind: Behind,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) control: mpsc::Sender<Input>,
     pub(crate) services: Services,
@@ -262,6 +265,7 @@ impl Calls {
             clock: start.clock,
             hasher: start.hasher,
             view: start.view,
+            behind: start.behind,
             pulse: start.pulse,
             control: start.control,
             services: start.services,

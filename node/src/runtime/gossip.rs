@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::Connection;
@@ -19,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::endpoint::{Established, GREETINGS_MAX, Port, TransportKeys, close_code};
 use super::metrics;
-use super::publisher::{self, Publication, Published};
+use super::publisher::{self, Behind, Publication, Published};
 use super::pulse::{BEAT_EVERY, Pulse};
 use super::state::State as StateDirectory;
 use super::system::{Clock, Socket, System};
@@ -74,6 +75,8 @@ pub(crate) enum Input {
 pub(crate) enum Ask {
     /// A record that another node gave as its reason; answered once it is in the view.
     Merge(NodeId, Vec<u8>, oneshot::Sender<()>),
+    /// Answered once the view has everything that is known now.
+    Publish(oneshot::Sender<()>),
     Seeds(Vec<SocketAddr>),
     /// Take no keys any more; answered once the published view says so.
     Drain(oneshot::Sender<()>),
@@ -115,6 +118,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
     let (inbox, inputs) = mpsc::channel(INBOX);
     let pulse = Arc::new(Pulse::default());
     let (events, _) = broadcast::channel(EVENTS);
+    let behind = Arc::clone(&published.behind);
     let gossip = Gossip {
         inbox: inbox.clone(),
         published,
@@ -137,6 +141,7 @@ pub(crate) fn start(start: GossipStart) -> io::Result<Gossip> {
         dials: HashMap::new(),
         publishing,
         publisher,
+        behind,
         merged: Vec::new(),
         pulse,
         draining: false,
@@ -166,6 +171,7 @@ struct Driver {
     dials: HashMap<DialId, AbortHandle>,
     publishing: Publishing,
     publisher: std::sync::mpsc::Sender<Publication>,
+    behind: Behind,
     /// Who waits for a record to be in the published view.
     merged: Vec<oneshot::Sender<()>>,
     pulse: Arc<Pulse>,
@@ -291,6 +297,7 @@ impl Driver {
                 }
                 self.merged.push(done);
             }
+            Ask::Publish(done) => self.merged.push(done),
             Ask::Seeds(seeds) => self.control.command(now, |membership| membership.join(now, &seeds)),
             Ask::Drain(done) => {
                 self.draining = true;
@@ -364,6 +371,9 @@ impl Driver {
         // that is said to hold.
         let now = self.clock.now();
         self.control.handle_timeout(now);
+        // What others are about to hear of this node, its own calls go by already.
+        self.take_events();
+        self.publish();
         loop {
             let mut idle = true;
             while let Some(command) = self.control.poll_command() {
@@ -371,10 +381,7 @@ impl Driver {
                 self.command(command);
             }
             idle &= !self.transmit();
-            while let Some(event) = self.control.poll_event() {
-                idle = false;
-                self.on_event(event);
-            }
+            idle &= !self.take_events();
             if idle {
                 break;
             }
@@ -385,11 +392,24 @@ impl Driver {
         self.publish();
     }
 
+    /// Handles what became true; false if nothing did.
+    fn take_events(&mut self) -> bool {
+        let mut any = false;
+        while let Some(event) = self.control.poll_event() {
+            any = true;
+            self.on_event(event);
+        }
+        any
+    }
+
     fn publish(&mut self) {
         let waiting = std::mem::take(&mut self.merged);
         let edition = self.publishing.next(self.clock.now(), &mut self.control);
         // What is stored is ahead of it: the next life begins above every fence of this one.
         self.state.store_fence(self.control.membership().fence());
+        if edition.is_some() {
+            self.behind.fetch_add(1, Ordering::AcqRel);
+        }
         let has_news = edition.is_some() || !waiting.is_empty();
         if has_news && self.publisher.send(Publication { edition, waiting }).is_err() {
             tracing::error!("the thread that publishes views has ended: this node goes by an old view");

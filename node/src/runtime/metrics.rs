@@ -165,6 +165,7 @@ const fn why_name(why: Why) -> &'static str {
         Why::Unsent(Unsent::Replaced) => "replaced",
         Why::Unsent(Unsent::Full) | Why::Overloaded | Why::Refused(CallRefusal::Overloaded) => "overloaded",
         Why::Unsent(Unsent::Late) => "late",
+        Why::Unsent(Unsent::Leaving) => "owner_leaving",
         Why::Leaving => "leaving",
         Why::Invalid(_) | Why::Refused(CallRefusal::Invalid) => "invalid",
         Why::Refused(CallRefusal::Unconfirmed) => "unconfirmed",

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use arc_swap::ArcSwap;
@@ -48,16 +49,21 @@ pub(crate) struct Published {
     pub(crate) view: Arc<ArcSwap<View>>,
     pub(crate) changed: watch::Receiver<u64>,
     pub(crate) rings: broadcast::Sender<RingChange>,
+    pub(crate) behind: Behind,
 }
+
+/// How many views were handed over and are not published yet.
+pub(crate) type Behind = Arc<AtomicU64>;
 
 /// Starts the thread with the first view. It ends with the sender.
 pub(crate) fn start(first: View) -> io::Result<(Sender<Publication>, Published)> {
     let (sender, receiver) = channel();
     let (publish, changed) = watch::channel(first.version());
     let (rings, _) = broadcast::channel(RING_CHANGES);
-    let published = Published { view: Arc::new(ArcSwap::from_pointee(first)), changed, rings };
-    let (view, rings) = (Arc::clone(&published.view), published.rings.clone());
-    let run = move || publish_all(&receiver, &view, &publish, &rings);
+    let view = Arc::new(ArcSwap::from_pointee(first));
+    let published = Published { view: Arc::clone(&view), changed, rings: rings.clone(), behind: Behind::default() };
+    let behind = Arc::clone(&published.behind);
+    let run = move || publish_all(&receiver, &view, &publish, &rings, &behind);
     std::thread::Builder::new().name("swimring-views".into()).spawn(run)?;
     Ok((sender, published))
 }
@@ -67,15 +73,17 @@ fn publish_all(
     view: &ArcSwap<View>,
     publish: &watch::Sender<u64>,
     rings: &broadcast::Sender<RingChange>,
+    behind: &AtomicU64,
 ) {
     let mut last = None;
     let mut between = Passing::new(view.load().me().node);
     between.next(Arc::clone(view.load().ring_members()));
     while let Ok(first) = receiver.recv() {
-        let (mut newest, mut retaken, mut waiting) = (None::<View>, false, Vec::new());
+        let (mut newest, mut retaken, mut waiting, mut editions) = (None::<View>, false, Vec::new(), 0);
         for publication in std::iter::once(first).chain(receiver.try_iter()) {
             waiting.extend(publication.waiting);
             let Some(edition) = publication.edition else { continue };
+            editions += 1;
             if let Some(overtaken) = newest.replace(edition.view) {
                 between.note_view(overtaken.ring_members());
             }
@@ -100,6 +108,7 @@ fn publish_all(
             view.store(Arc::new(new));
             publish.send_replace(version);
         }
+        behind.fetch_sub(editions, Ordering::AcqRel);
         waiting.into_iter().for_each(|waiting| _ = waiting.send(()));
     }
 }
@@ -153,7 +162,9 @@ mod tests {
         hears(&mut membership, &other);
         sender.send(publication(view(&membership, 3))).unwrap();
         drop(sender);
-        publish_all(&receiver, &published, &watch::channel(0).0, &changes);
+        let behind = AtomicU64::new(2);
+        publish_all(&receiver, &published, &watch::channel(0).0, &changes, &behind);
+        assert_eq!(behind.into_inner(), 0);
         let (passed, last) = (listener.try_recv().unwrap(), listener.try_recv().unwrap());
         let me = membership.id();
         let lost = |ring: &Ring| (0..1_000u64).filter(|key| ring.owner(KeyHash(key << 54)) != Ok(me)).count();

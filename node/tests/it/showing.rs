@@ -51,6 +51,16 @@ fn a_short_demo_holds_and_leaves_nobody_behind() {
 }
 
 #[test]
+fn a_rolling_restart_loses_and_fails_no_call() {
+    let demo = run(&["demo", "--nodes", "4", "--rate", "400", "--rolling", "1", "--json"]);
+    let report: Value = serde_json::from_slice(&demo.stdout).unwrap_or_else(|_| panic!("{}", text(&demo.stderr)));
+    assert_eq!(demo.status.code(), Some(0), "{report}");
+    let round = &report["rounds"][0];
+    assert!(round["calls"].as_u64() > Some(500) && round["own_calls"].as_u64() > Some(100), "{report}");
+    assert_eq!([&round["failed"], &round["own_failed"], &round["ran_twice"]], [0, 0, 0], "{report}");
+}
+
+#[test]
 fn a_demo_that_is_killed_takes_its_children_with_it() {
     let mut demo = swimring()
         .args(["demo", "--nodes", "3", "--seconds", "60"])

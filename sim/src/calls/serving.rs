@@ -1,6 +1,6 @@
 //! What a data plane does with frames of others, and what the ledger says of every execution and outcome.
 
-use swimring::forwarder::{Unknown, Why};
+use swimring::forwarder::{Repeat, Unknown, Why};
 
 use super::*;
 use crate::recording::Event;
@@ -296,10 +296,11 @@ impl World {
         let Some(active) = app.active.remove(&id) else {
             return;
         };
-        app.repeats += active.call.repeats();
-        let (fresh, repeats) = (app.fresh, app.repeats);
-        self.check(index, Property::F12, repeats <= 10 + fresh / 10, || {
-            format!("tried {repeats} times again for {fresh} calls")
+        app.repeats += active.call.repeats(Repeat::Trouble);
+        app.moves += active.call.repeats(Repeat::Moving);
+        let (fresh, repeats, moves) = (app.fresh, app.repeats, app.moves);
+        self.check(index, Property::F12, repeats <= 10 + fresh / 10 && moves <= 1_000 + fresh, || {
+            format!("tried {repeats} and {moves} times again for {fresh} calls")
         });
         let Some(entry) = self.ledger.entries.get_mut(&id) else {
             return;
@@ -326,7 +327,7 @@ impl World {
         let gave_up = matches!(outcome, Outcome::NotExecuted(no)
             if matches!(no.why(), Why::Refused(why) if why.is_passing())
                 && self.now + PAUSE < deadline
-                && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left() > 0));
+                && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left(if no.why().is_moving() { Repeat::Moving } else { Repeat::Trouble }) > 0));
         self.check(index, Property::F16, !gave_up, || {
             format!("call {id} ended {outcome:?} with time and repeats left")
         });

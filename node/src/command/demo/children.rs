@@ -73,6 +73,14 @@ impl Cluster {
         Ok(self.last())
     }
 
+    /// Starts a process again that has left, under its name and in its place among the others.
+    pub(super) async fn restart(&mut self, index: usize, name: String) -> anyhow::Result<()> {
+        let seed = self.children.first().map(|child| child.gossip.clone());
+        let child = Child::start(name.clone(), &self.directory.join(&name), seed).await?;
+        self.children.insert(index, child);
+        self.children[index].wait_ready().await
+    }
+
     pub(super) fn last(&self) -> &Child {
         self.children.last().expect("a process was just started")
     }
@@ -91,7 +99,7 @@ impl Cluster {
 
     /// The doors that the load may use.
     pub(super) fn live(&self) -> Vec<Entry> {
-        self.children.iter().map(|child| Entry { name: child.name.clone(), http: child.http.clone() }).collect()
+        self.children.iter().map(Child::entry).collect()
     }
 
     /// Waits until every process sees `count` ready members and all have one view.
@@ -165,6 +173,10 @@ impl Child {
         let listening: Listening = serde_json::from_str(&line).with_context(|| format!("{name} said {line:?}"))?;
         let admin = AdminOf(listening.admin.parse().map_err(|problem: String| anyhow!(problem))?);
         Ok(Self { name, admin, gossip: listening.gossip, http: listening.http, process })
+    }
+
+    pub(super) fn entry(&self) -> Entry {
+        Entry { name: self.name.clone(), http: self.http.clone() }
     }
 
     pub(super) fn clone_admin(&self) -> AdminOf {

@@ -6,6 +6,7 @@
 mod children;
 mod load;
 mod report;
+mod rolling;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub(super) struct DemoArgs {
     /// Calls a second.
     #[arg(long, env = "SWIMRING_RATE", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rate: u64,
+    /// Instead of the story: how many times every process in turn leaves and starts again, under load.
+    #[arg(long, env = "SWIMRING_ROLLING", value_name = "ROUNDS", conflicts_with = "seconds", value_parser = clap::value_parser!(u16).range(1..=100))]
+    rolling: Option<u16>,
     /// One JSON object on standard output.
     #[arg(long, env = "SWIMRING_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
@@ -52,17 +56,15 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
     };
     let told = runtime.block_on(async {
         tokio::select! {
-            told = tell(args) => Some(told),
+            told = tell_either(args) => Some(told),
             () = interrupted() => None,
         }
     });
     // The children's standard inputs are closed by now, or will be with this process.
     runtime.shutdown_timeout(Duration::from_millis(200));
     match told {
-        Some(Ok(report)) => {
-            report.print(args.json);
-            if report.problems().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(WRONG) }
-        }
+        Some(Ok(true)) => ExitCode::SUCCESS,
+        Some(Ok(false)) => ExitCode::from(WRONG),
         Some(Err(problem)) => {
             eprintln!("swimring: {problem:#}");
             ExitCode::from(REFUSED)
@@ -81,6 +83,22 @@ async fn interrupted() {
     tokio::select! {
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Tells what was asked for, and whether everything held.
+async fn tell_either(args: &DemoArgs) -> anyhow::Result<bool> {
+    match args.rolling {
+        Some(rounds) => {
+            let report = rolling::tell(args, rounds).await?;
+            report.print(args.json);
+            Ok(report.problems().is_empty())
+        }
+        None => {
+            let report = tell(args).await?;
+            report.print(args.json);
+            Ok(report.problems().is_empty())
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The connections of the data plane: dialling, greeting, adopting, forgetting.
 
-use swimring_forwarder::Unsent;
+use swimring_forwarder::{Repeat, Unsent};
 
 use super::super::endpoint::{Established, GREETINGS_MAX, close_code};
 use super::streams::{keep_lane, open_lanes, receive_large, send_large};
@@ -280,7 +280,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             _ = observe.tick() => {
                 metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
                 metrics::observe_admission(&calls.admission_stats(), calls.lock_admission().remembered());
-                metrics::observe_repeats_left(calls.lock_budget().left());
+                metrics::observe_repeats_left(calls.lock_budget().left(Repeat::Trouble));
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
             }
         }

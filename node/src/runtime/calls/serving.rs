@@ -128,16 +128,19 @@ impl Reader {
 pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: Option<&mut Reader>) {
     let calls = &lane.calls;
     let hash = calls.hash(header.key.0);
-    let merging = header.record.filter(|_| calls.view().ownership(hash) != Ownership::Mine);
-    let place = merging.and_then(|_| Arc::clone(&calls.merging).try_acquire_owned().ok());
-    let (Some(record), Some(place)) = (merging, place) else {
+    // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here.
+    let is_behind = || header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
+    let waits = calls.view.load().ownership(hash) != Ownership::Mine && is_behind();
+    let place = waits.then(|| Arc::clone(&calls.merging).try_acquire_owned().ok()).flatten();
+    let Some(place) = place else {
         return admit(lane, header, hash, body, reader);
     };
     let lane = lane.clone();
-    let (service, key, record) = (header.service.to_owned(), header.key.0.to_vec(), record.0.to_vec());
+    let (service, key) = (header.service.to_owned(), header.key.0.to_vec());
+    let record = header.record.map(|record| record.0.to_vec());
     let CallHeader { seq, floor, life, deadline, error_us, hop, .. } = header;
     calls.spawn(async move {
-        lane.calls.merge(lane.from.node, &record, MERGE_TIMEOUT).await;
+        lane.calls.catch_up(lane.from.node, record, MERGE_TIMEOUT).await;
         drop(place);
         let (service, key) = (service.as_str(), Slice(&key));
         let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record: None };
@@ -302,16 +305,19 @@ pub(super) fn on_cancel(lane: &Lane, seq: u64) {
 }
 
 impl Calls {
-    /// Has the control plane take in a record that decided something elsewhere.
-    pub(super) async fn merge(&self, from: NodeId, record: &[u8], patience: Duration) {
-        let (done, merged) = oneshot::channel();
-        let ask = Input::Ask(Ask::Merge(from, record.to_vec(), done));
-        let merging = async {
+    /// Waits until the view has everything that is known here, and a record that decided something elsewhere.
+    pub(super) async fn catch_up(&self, from: NodeId, record: Option<Vec<u8>>, patience: Duration) {
+        let (done, told) = oneshot::channel();
+        let ask = Input::Ask(match record {
+            Some(record) => Ask::Merge(from, record, done),
+            None => Ask::Publish(done),
+        });
+        let waiting = async {
             if self.control.send(ask).await.is_ok() {
-                let _ = merged.await;
+                let _ = told.await;
             }
         };
-        let _ = tokio::time::timeout(patience.min(MERGE_TIMEOUT), merging).await;
+        let _ = tokio::time::timeout(patience.min(MERGE_TIMEOUT), waiting).await;
     }
 }
 

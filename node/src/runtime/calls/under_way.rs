@@ -149,7 +149,8 @@ impl<'a> UnderWay<'a> {
             }
             Report::Refused(why, owner, record) => {
                 if let (Some(record), Some(from)) = (&record, self.owner) {
-                    calls.merge(from, &record.0, self.call.deadline().since(now())).await;
+                    let patience = self.call.deadline().since(now());
+                    calls.catch_up(from, Some(record.0.clone()), patience).await;
                 }
                 self.record = record;
                 self.call.refused(now(), attempt, why, owner, &mut calls.lock_budget());
