@@ -236,6 +236,12 @@ impl Builder {
         self
     }
 
+    /// How much this node takes on for others. Past it a call is refused at once, and has not run.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Where the node gets its sockets, its time and its randomness from.
     pub fn system(mut self, system: Arc<dyn System>) -> Self {
         self.system = system;

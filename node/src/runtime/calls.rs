@@ -175,6 +175,8 @@ pub struct Answered {
     pub owner: Option<NodeId>,
     /// How many other processes were asked; 0 if the handler ran here.
     pub hops: u8,
+    /// How often it was tried again after a refusal, a lost connection, or one that could not be made.
+    pub repeats: u32,
     /// The fence of the owner's hold on the key, if the handler ran.
     pub fence: u64,
 }
@@ -348,7 +350,7 @@ impl Calls {
         if let Some(problem) = self.problem_with(&wish) {
             let outcome = Outcome::NotExecuted(NotExecuted::because(problem));
             metrics::call_failed(&outcome);
-            return Answered { outcome, owner: None, hops: 0, fence: 0 };
+            return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         self.lock_budget().earn();

@@ -1,6 +1,6 @@
 //! One call of this node, driven by the task that asked: does what [`Call`] says, and tells it what came of it.
 
-use swimring_forwarder::{Resolution, Step};
+use swimring_forwarder::{Repeat, Resolution, Step};
 use tokio::sync::oneshot;
 
 use super::super::sabotage;
@@ -66,7 +66,8 @@ impl<'a> UnderWay<'a> {
 
     fn answered(&self, outcome: Outcome<Bytes>) -> Answered {
         let hops = if self.owner == Some(self.calls.me.node) { 0 } else { self.call.hops };
-        Answered { outcome, owner: self.owner, hops, fence: self.fence }
+        let repeats = self.call.repeats(Repeat::Trouble) + self.call.repeats(Repeat::Moving);
+        Answered { outcome, owner: self.owner, hops, repeats, fence: self.fence }
     }
 
     /// This node owns the key: the handler runs at once, in place.
