@@ -141,6 +141,12 @@ pub enum Frame<'a> {
 impl<'a> Frame<'a> {
     /// Appends the frame with `body`.
     pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
+        self.encode_head(body.len(), out);
+        out.extend_from_slice(body);
+    }
+
+    /// Appends what stands before a body of so many bytes.
+    pub fn encode_head(&self, body_bytes: usize, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; PREFIX_BYTES]);
         let kind = match self {
@@ -155,8 +161,7 @@ impl<'a> Frame<'a> {
         };
         let header = out.len() - start - PREFIX_BYTES;
         assert!(header <= HEADER_BYTES_MAX, "every part of a header has its limit");
-        out.extend_from_slice(body);
-        let length = u32::try_from(out.len() - start - 4).expect("bodies are limited far below 4 GiB");
+        let length = u32::try_from(out.len() - start - 4 + body_bytes).expect("bodies are limited far below 4 GiB");
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
         out[start + 4] = kind;
         out[start + 5] = VERSION;

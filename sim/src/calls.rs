@@ -194,7 +194,7 @@ impl App {
     /// Tells everybody that this process goes.
     pub(crate) fn say_goodbye(&mut self) {
         for to in self.links.ends().collect::<Vec<_>>() {
-            self.links.get_mut(&to).into_iter().for_each(|link| link.send(&Frame::Goodbye, &[]));
+            self.links.get_mut(&to).into_iter().for_each(|link| link.send(&Frame::Goodbye));
         }
     }
 

@@ -71,13 +71,13 @@ pub struct Outbound<B> {
     pub record: Option<Blob>,
 }
 
-/// What a frame of the other process means here. `T` is the caller's token of an attempt.
+/// What a frame of the other process means here. `T` is the caller's token of an attempt, `P` holds the frame's body.
 #[derive(Debug)]
-pub enum Arrival<'a, T> {
+pub enum Arrival<'a, T, P> {
     /// It wants something run.
-    Call(CallHeader<'a>, &'a [u8]),
+    Call(CallHeader<'a>, P),
     /// It ran an attempt of ours: the answer, or the handler's error.
-    Ran(T, Result<&'a [u8], &'a [u8]>, u64),
+    Ran(T, Result<P, P>, u64),
     /// It refused an attempt of ours.
     Refused(T, Refusal, Option<NodeId>, Option<Blob>),
     /// It does not wait any more for what it sent under this number.
@@ -86,6 +86,21 @@ pub enum Arrival<'a, T> {
     Goodbye(Vec<(T, NeverSent)>),
     /// Nothing that anybody has to hear of.
     Nothing,
+}
+
+/// A frame that has a stream of its own: the body is long, and stays where it is.
+#[derive(Debug)]
+pub struct Large<B> {
+    /// What stands before the body.
+    pub head: Vec<u8>,
+    /// The body.
+    pub body: B,
+}
+
+impl<B: AsRef<[u8]>> Large<B> {
+    fn bytes(&self) -> usize {
+        self.head.len() + self.body.as_ref().len() + FRAME_OVERHEAD_BYTES
+    }
 }
 
 /// Attempts that end without an answer, for their connection has ended or their deadline is here.
@@ -170,14 +185,14 @@ pub struct Link<T, B> {
     /// Frames that nobody waits for, replies mostly: several behind one another in each piece, and those with a stream
     /// of their own.
     frames: VecDeque<Vec<u8>>,
-    large_frames: VecDeque<Vec<u8>>,
+    large_frames: VecDeque<Large<B>>,
     backlog_bytes: usize,
     pending: BTreeMap<u64, Pending<T>>,
     /// No attempt's deadline is before this.
     earliest: Option<Instant>,
 }
 
-impl<T, B: AsRef<[u8]>> Link<T, B> {
+impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// No connection yet. Attempts are numbered from the microsecond: a link to the same process that was
     /// forgotten meanwhile never numbered as many.
     pub fn new(now: Instant, to: Instance, limits: LinkLimits) -> Self {
@@ -254,7 +269,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
 
     /// Asks what the other's clock shows.
     fn ask_clock(&mut self, now: Instant) {
-        self.send(&Frame::Clock { sent: now.as_nanos() }, &[]);
+        self.send(&Frame::Clock { sent: now.as_nanos() });
     }
 
     /// Whether there is a connection that takes something new.
@@ -342,7 +357,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             }
         }
         if self.pending.remove(&seq).is_some() {
-            self.send(&Frame::Cancel { seq }, &[]);
+            self.send(&Frame::Cancel { seq });
         }
     }
 
@@ -373,23 +388,33 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         let late = self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(seq, _)| *seq);
         for seq in late.collect::<Vec<_>>() {
             over.lost.extend(self.pending.remove(&seq).map(|pending| pending.token));
-            self.send(&Frame::Cancel { seq }, &[]);
+            self.send(&Frame::Cancel { seq });
         }
         let queued = self.queued.iter().chain(&self.queued_large).map(|queued| queued.call.deadline);
         self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).min();
         over
     }
 
-    /// Queues a frame that nobody waits for: a reply, mostly.
-    pub fn send(&mut self, frame: &Frame<'_>, body: &[u8]) {
-        if self.conns.is_empty() {
-            return;
+    /// Queues a frame without a body, that nobody waits for.
+    pub fn send(&mut self, frame: &Frame<'_>) {
+        self.send_short(frame, &[]);
+    }
+
+    /// Queues the answer to an attempt of the other.
+    pub fn answer(&mut self, frame: &Frame<'_>, body: B) {
+        if body.as_ref().len() <= LANE_BODY_BYTES_MAX {
+            self.send_short(frame, body.as_ref());
+        } else if !self.conns.is_empty() {
+            let mut head = Vec::new();
+            frame.encode_head(body.as_ref().len(), &mut head);
+            let large = Large { head, body };
+            self.backlog_bytes += large.bytes();
+            self.large_frames.push_back(large);
         }
-        if body.len() > LANE_BODY_BYTES_MAX {
-            let mut bytes = Vec::with_capacity(FRAME_OVERHEAD_BYTES + body.len());
-            frame.encode(body, &mut bytes);
-            self.backlog_bytes += bytes.len() + FRAME_OVERHEAD_BYTES;
-            self.large_frames.push_back(bytes);
+    }
+
+    fn send_short(&mut self, frame: &Frame<'_>, body: &[u8]) {
+        if self.conns.is_empty() {
             return;
         }
         let piece = match self.frames.back_mut() {
@@ -435,7 +460,9 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
                 return self.take_frames(bytes_max, out);
             }
             if let Some(queued) = self.queued.pop_front() {
+                let payload = Arc::clone(&queued.call.payload);
                 self.hand_over(now, conn, timebase, queued, out);
+                out.extend_from_slice(payload.body.as_ref());
             }
         }
     }
@@ -450,33 +477,27 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
         }
     }
 
-    /// Appends one frame with a large body to `out`, for the shell to write on a stream of its own on `conn`.
-    /// False if there is none.
-    pub fn take_large(&mut self, now: Instant, conn: ConnId, out: &mut Vec<u8>) -> bool {
+    /// The next frame with a large body, for the shell to write on a stream of its own on `conn`.
+    pub fn take_large(&mut self, now: Instant, conn: ConnId) -> Option<Large<B>> {
         if self.preferred() != Some(conn) {
-            return false;
+            return None;
         }
-        if let Some(frame) = self.large_frames.pop_front() {
-            self.backlog_bytes -= frame.len() + FRAME_OVERHEAD_BYTES;
-            *out = frame;
-            return true;
+        if let Some(large) = self.large_frames.pop_front() {
+            self.backlog_bytes -= large.bytes();
+            return Some(large);
         }
-        let Some(timebase) = self.timebase else {
-            return false;
-        };
-        let Some(idempotent) = self.queued_large.front().map(|queued| queued.call.idempotent) else {
-            return false;
-        };
+        let timebase = self.timebase?;
+        let idempotent = self.queued_large.front().map(|queued| queued.call.idempotent)?;
         if self.must_ask(now, idempotent) {
-            return false;
+            return None;
         }
-        let Some(queued) = self.queued_large.pop_front() else {
-            return false;
-        };
-        self.hand_over(now, conn, timebase, queued, out);
-        true
+        let queued = self.queued_large.pop_front()?;
+        let (mut head, payload) = (Vec::new(), Arc::clone(&queued.call.payload));
+        self.hand_over(now, conn, timebase, queued, &mut head);
+        Some(Large { head, body: payload.body.clone() })
     }
 
+    /// Appends what stands before the body of an attempt, and counts it as handed over.
     fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
         self.queued_bytes -= queued.body_bytes();
         let Queued { seq, token, call } = queued;
@@ -494,7 +515,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             key: Slice(call.payload.key.as_ref()),
             record: call.record.as_ref().map(|record| Slice(&record.0)),
         };
-        Frame::Call(header).encode(call.payload.body.as_ref(), out);
+        Frame::Call(header).encode_head(call.payload.body.as_ref().len(), out);
         self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, token });
         self.used = true;
     }
@@ -503,13 +524,15 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
     ///
     /// # Errors
     /// If it is none; the other's fault.
-    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T>, Malformed> {
-        let Some((frame, body)) = Frame::decode(bytes)? else {
-            return Ok(Arrival::Nothing);
-        };
+    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T, &'a [u8]>, Malformed> {
+        Ok(Frame::decode(bytes)?.map_or(Arrival::Nothing, |(frame, body)| self.handle(now, frame, body)))
+    }
+
+    /// A frame came in, and its body.
+    pub fn handle<'a, P>(&mut self, now: Instant, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
         self.hear(now);
         let mut end = |seq| self.pending.remove(&seq).map(|pending| pending.token);
-        Ok(match frame {
+        match frame {
             Frame::Call(header) => Arrival::Call(header, body),
             Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Ok(body), fence)),
             Frame::Executed { seq, fence } => {
@@ -522,7 +545,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
             // Whoever does not read its answers gets none of these.
             Frame::Clock { .. } if self.is_choked() => Arrival::Nothing,
             Frame::Clock { sent } => {
-                self.send(&Frame::ClockIs { sent, clock: now.as_nanos() }, &[]);
+                self.send(&Frame::ClockIs { sent, clock: now.as_nanos() });
                 Arrival::Nothing
             }
             Frame::ClockIs { sent, clock } => {
@@ -537,7 +560,7 @@ impl<T, B: AsRef<[u8]>> Link<T, B> {
                 self.ending.append(&mut self.conns);
                 Arrival::Goodbye(self.give_back(Unsent::Leaving))
             }
-        })
+        }
     }
 
     /// A connection has ended: what was handed over on it is lost, and without another connection what waits

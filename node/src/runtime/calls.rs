@@ -458,7 +458,7 @@ impl Calls {
     /// Tells everybody that nothing new is taken here.
     pub(crate) fn say_goodbye(&self) {
         for link in self.links.iter() {
-            link.queue(|link| link.send(&Frame::Goodbye, &[]));
+            link.queue(|link| link.send(&Frame::Goodbye));
         }
     }
 

@@ -140,7 +140,9 @@ impl World {
             let mut bytes = Vec::new();
             link.take(now, conn, BATCH, &mut bytes);
             if bytes.is_empty() {
-                if link.take_large(now, conn, &mut bytes) {
+                if let Some(large) = link.take_large(now, conn) {
+                    bytes.extend_from_slice(&large.head);
+                    bytes.extend_from_slice(&large.body);
                     self.send_call_frame(process, conn.0, None, &bytes);
                 }
             } else {

@@ -148,7 +148,7 @@ impl World {
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
                 if let Some(link) = app.links.get_mut(&from) {
-                    link.send(&Frame::Refused { seq: header.seq, why, owner, record }, &[]);
+                    link.send(&Frame::Refused { seq: header.seq, why, owner, record });
                 }
             }
             Verdict::Ignore => {
@@ -281,7 +281,7 @@ impl World {
             }
             Some(Running::There { permit, body }) => {
                 if let Some(link) = app.links.get_mut(&permit.caller()) {
-                    link.send(&Frame::Ok { seq: permit.seq(), fence: 0 }, &body);
+                    link.answer(&Frame::Ok { seq: permit.seq(), fence: 0 }, body.into());
                 }
                 app.admission.complete(permit);
             }

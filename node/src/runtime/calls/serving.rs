@@ -44,10 +44,8 @@ impl Body {
         match self {
             Self::Here(body) => Some(body),
             Self::Coming(mut stream, length) => {
-                let mut body = Vec::new();
-                let reading = read_body(&mut stream, length, &mut body);
-                tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??;
-                Some(body.into())
+                let reading = read_body(&mut stream, length);
+                Some(tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??.into())
             }
         }
     }
@@ -278,20 +276,20 @@ async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
     drop(place);
     match result {
         Ok(body) | Err(body) if body.len() > calls.body_bytes_max => {
-            reply(&link, &Frame::Executed { seq, fence }, b"the answer is too long");
+            reply(&link, &Frame::Executed { seq, fence }, Bytes::from_static(b"the answer is too long"));
         }
-        Ok(body) => reply(&link, &Frame::Ok { seq, fence }, &body),
-        Err(error) => reply(&link, &Frame::Executed { seq, fence }, &error),
+        Ok(body) => reply(&link, &Frame::Ok { seq, fence }, body),
+        Err(error) => reply(&link, &Frame::Executed { seq, fence }, error),
     }
 }
 
-fn reply(link: &PeerLink, frame: &Frame<'_>, body: &[u8]) {
-    link.queue(|link| link.send(frame, body));
+fn reply(link: &PeerLink, frame: &Frame<'_>, body: Bytes) {
+    link.queue(|link| link.answer(frame, body));
 }
 
 fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
     let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
-    reply(link, &Frame::Refused { seq, why, owner, record }, &[]);
+    link.queue(|link| link.send(&Frame::Refused { seq, why, owner, record }));
 }
 
 fn ownership(view: &View, hash: KeyHash) -> Ownership {

@@ -166,7 +166,7 @@ fn look_at<'a>(
     now: Instant,
     buffer: &'a [u8],
     taken: &mut usize,
-    arrivals: &mut Vec<Arrival<'a, Token>>,
+    arrivals: &mut Vec<Arrival<'a, Token, &'a [u8]>>,
 ) -> Result<(), Malformed> {
     for _ in 0..GROUP {
         let length = Frame::length(&buffer[*taken..], LANE_BODY_BYTES_MAX)?;
@@ -187,14 +187,30 @@ fn expel(lane: &Lane, problem: Malformed) {
     lane.connection.close(close_code(Goodbye::Malformed), b"no frame");
 }
 
+/// A body that may be kept.
+struct Held(Bytes);
+
+/// In a lane it lies among others, which would be kept with it.
+impl From<&[u8]> for Held {
+    fn from(body: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(body))
+    }
+}
+
+impl From<Vec<u8>> for Held {
+    fn from(body: Vec<u8>) -> Self {
+        Self(body.into())
+    }
+}
+
 /// Does what a frame asks for.
-fn on_arrival(lane: &Lane, arrival: Arrival<'_, Token>, choked: bool, reader: Option<&mut Reader>) {
+fn on_arrival<P: Into<Held>>(lane: &Lane, arrival: Arrival<'_, Token, P>, choked: bool, reader: Option<&mut Reader>) {
     match arrival {
         // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
         Arrival::Call(..) if choked => metrics::dropped("call"),
-        Arrival::Call(header, body) => on_call(lane, header, Body::Here(Bytes::copy_from_slice(body)), reader),
+        Arrival::Call(header, body) => on_call(lane, header, Body::Here(body.into().0), reader),
         Arrival::Ran(token, result, fence) => {
-            let result = result.map(Bytes::copy_from_slice).map_err(Bytes::copy_from_slice);
+            let result = result.map(|body| body.into().0).map_err(|body| body.into().0);
             let _ = token.send(Report::Ran(result, fence));
         }
         Arrival::Refused(token, why, owner, record) => {
@@ -219,21 +235,23 @@ pub(super) async fn send_large(lane: Lane) {
         // Taken only once there is a stream for it: until then it can be withdrawn.
         let stream = lane.connection.open_uni().await;
         let Ok(mut stream) = stream else { return };
-        let mut frame = Vec::new();
-        while !lane.link.lock().take_large(lane.calls.clock.now(), lane.conn, &mut frame) {
+        let large = loop {
+            if let Some(large) = lane.link.lock().take_large(lane.calls.clock.now(), lane.conn) {
+                break large;
+            }
             // It may want to ask first, in a lane.
             lane.writers.lanes.notify_one();
             tokio::select! {
                 () = lane.writers.large.notified() => {}
                 _ = lane.connection.closed() => return,
             }
-        }
+        };
         lane.link.room.notify_waiters();
         let counted = Unacknowledged::count(&lane.calls);
         lane.calls.spawn(async move {
             let (_place, _counted) = (place, counted);
             let sending = async {
-                stream.write_all(&frame).await.ok()?;
+                stream.write_all_chunks(&mut [large.head.into(), large.body]).await.ok()?;
                 stream.finish().ok()?;
                 stream.stopped().await.ok()
             };
@@ -262,24 +280,23 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
         return Ok(());
     }
     let prefix = Prefix::read(&bytes, lane.calls.body_bytes_max)?;
-    let mut frame = bytes.to_vec();
-    frame.resize(PREFIX_BYTES + prefix.header_bytes, 0);
-    if stream.read_exact(&mut frame[PREFIX_BYTES..]).await.is_err() {
+    let mut header = vec![0; prefix.header_bytes];
+    if stream.read_exact(&mut header).await.is_err() {
         return Ok(());
     }
-    match prefix.frame(&frame[PREFIX_BYTES..])? {
+    match prefix.frame(&header)? {
         Some(Frame::Call(_)) if lane.link.lock().is_choked() => {
             metrics::dropped("call");
             _ = stream.stop(VarInt::from_u32(0));
         }
         Some(Frame::Call(header)) => on_call(lane, header, Body::Coming(stream, prefix.body_bytes), None),
-        Some(Frame::Ok { seq, .. } | Frame::Executed { seq, .. }) if lane.link.lock().is_pending(seq) => {
+        Some(frame @ (Frame::Ok { seq, .. } | Frame::Executed { seq, .. })) if lane.link.lock().is_pending(seq) => {
             let Some(_claimed) = Arriving::claim(&lane.link, seq) else {
                 return Err(Malformed::OutOfRange("a second answer to one attempt"));
             };
-            if read_body(&mut stream, prefix.body_bytes, &mut frame).await.is_some() {
+            if let Some(body) = read_body(&mut stream, prefix.body_bytes).await {
                 let now = lane.calls.clock.now();
-                let arrival = lane.link.queue(|link| link.handle_frame(now, &frame))?;
+                let arrival = lane.link.queue(|link| link.handle(now, frame, body));
                 on_arrival(lane, arrival, false, None);
                 lane.calls.close_over(&lane.link);
             }
@@ -293,13 +310,13 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
 }
 
 /// Takes so many bytes, as they come: what was announced is not yet here.
-pub(super) async fn read_body(stream: &mut RecvStream, length: usize, into: &mut Vec<u8>) -> Option<()> {
-    let end = into.len() + length;
-    while into.len() < end {
-        let chunk = stream.read_chunk(end - into.len(), true).await.ok()??;
-        into.extend_from_slice(&chunk.bytes);
+pub(super) async fn read_body(stream: &mut RecvStream, length: usize) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    while body.len() < length {
+        let chunk = stream.read_chunk(length - body.len(), true).await.ok()??;
+        body.extend_from_slice(&chunk.bytes);
     }
-    Some(())
+    Some(body)
 }
 
 /// A large answer that is coming: no other stream brings it.
