@@ -21,6 +21,7 @@ mod sieve;
 mod state;
 pub mod system;
 mod tls;
+pub mod typed;
 
 pub use calls::Answered;
 pub use calls::streams::LANES;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use swimring_membership::{Event, InvalidProfile, Member, Name, NodeId, Phase, Profile, State as MemberState};
 use swimring_ring::KeyHash;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -25,6 +26,8 @@ use crate::core::view::View;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline of a call.
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+/// Most calls of one [`Swimring::call_each`] under way at once.
+pub const CALLS_AT_ONCE_MAX: usize = 1_024;
 /// How often seeds that were given as names are looked up again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -139,6 +142,18 @@ impl Swimring {
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.
     pub async fn call(&self, request: CallRequest) -> Answered {
         self.0.calls.call(request.wish).await
+    }
+
+    /// Runs several calls, each at the owner of its own key, as many as [`CALLS_AT_ONCE_MAX`] at a time. One outcome each, in
+    /// the order of the requests, by its deadline, which counts from now: whoever has to wait for its turn has less time
+    /// left. What some of them come to changes nothing for the others.
+    pub async fn call_each(&self, requests: impl IntoIterator<Item = CallRequest>) -> Vec<Answered> {
+        let begun = tokio::time::Instant::now();
+        let calls = requests.into_iter().map(|CallRequest { wish }| async move {
+            let timeout = wish.timeout.saturating_sub(begun.elapsed());
+            self.0.calls.call(Wish { timeout, ..wish }).await
+        });
+        futures_util::stream::iter(calls).buffered(CALLS_AT_ONCE_MAX).collect().await
     }
 
     /// Whether this node is in its cluster and takes keys.

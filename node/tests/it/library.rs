@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use swimring::forwarder::{Outcome, Why};
 use swimring::membership::{NodeId, Preset, Settings};
 use swimring::ring::Hashing;
@@ -12,6 +13,7 @@ use swimring::runtime::Answered;
 use swimring::runtime::builder::Builder;
 use swimring::runtime::node::{CallRequest, Swimring};
 use swimring::runtime::service::{Request, ServiceError, handler};
+use swimring::runtime::typed::{CallError, typed};
 use tokio::sync::mpsc;
 
 use crate::harness::{SOON, Site, agree, eventually};
@@ -111,6 +113,70 @@ fn a_quick_service_may_answer_at_once_wait_fail_or_panic() {
         assert_eq!(ask("panic"), Outcome::Executed("the handler panicked".into()));
     }
     assert_eq!(pair.two.admission_stats().admitted, 12, "each ran once");
+}
+
+#[test]
+fn calls_of_many_keys_each_have_their_own_outcome_in_their_order() {
+    let pair = Pair::new(|builder| {
+        let echo = handler(async |request: Request| match request.key.as_ref() {
+            b"k7" => Err(ServiceError("not this one".into())),
+            _ => Ok(request.key),
+        });
+        builder.service("echo", echo)
+    });
+    let keys: Vec<String> = (0..3_000).map(|number| format!("k{number}")).collect();
+    let requests = keys.iter().map(|key| CallRequest::new("echo", key.clone(), ""));
+    let invalid = CallRequest::new("echo", "", "");
+    let mut answers = pair.runtime.block_on(pair.one.call_each(requests.chain([invalid])));
+    let last = answers.pop().expect("one each");
+    assert!(matches!(last.outcome, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))));
+    assert_eq!(answers.len(), keys.len());
+    let owners = [id(&pair.one), id(&pair.two)];
+    for (key, answered) in keys.iter().zip(&answers) {
+        let expected =
+            if key == "k7" { Outcome::Executed("not this one".into()) } else { Outcome::Ok(key.clone().into()) };
+        assert_eq!(answered.outcome, expected);
+        assert_eq!(answered.owner, pair.one.owner(key.as_bytes()).ok());
+    }
+    assert!(
+        owners.iter().all(|owner| answers.iter().filter(|answered| answered.owner == Some(*owner)).count() > 1_000)
+    );
+    let late = (0..10).map(|_| CallRequest::new("echo", "k1", "").timeout(Duration::ZERO));
+    let late = pair.runtime.block_on(pair.one.call_each(late));
+    assert!(late.iter().all(|answered| matches!(answered.outcome, Outcome::NotExecuted(_))), "{late:?}");
+}
+
+#[test]
+fn a_typed_service_takes_and_gives_values() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Sum {
+        numbers: Vec<i64>,
+        name: String,
+    }
+    let pair = Pair::new(|builder| {
+        let sum = typed(async |_: Request, Sum { numbers, name }: Sum| match numbers.iter().sum::<i64>() {
+            0 => Err("nothing to add".to_owned()),
+            sum => Ok((name, sum)),
+        });
+        builder.quick_service("sum", sum)
+    });
+    for owner in [&pair.one, &pair.two] {
+        let ask = |numbers: &[i64]| {
+            let sum = Sum { numbers: numbers.to_vec(), name: "a".into() };
+            let request = CallRequest::with_value("sum", pair.key_of(owner), &sum).expect("it has a length");
+            pair.call(request).value::<(String, i64)>()
+        };
+        assert_eq!(ask(&[1, 2, 39]), Ok(("a".into(), 42)));
+        assert_eq!(ask(&[1, -1]), Err(CallError::Executed("nothing to add".into())));
+        let other = pair.call(CallRequest::with_value("sum", pair.key_of(owner), &7u8).expect("a number"));
+        assert_eq!(
+            other.value::<(String, i64)>(),
+            Err(CallError::Executed("the body is no value of this service".into()))
+        );
+    }
+    let nobody = CallRequest::with_value("absent", pair.key_of(&pair.two), &7u8).expect("a number");
+    let missing = pair.call(nobody).value::<u8>().expect_err("there is no such service");
+    assert!(missing.is_not_executed(), "{missing}");
 }
 
 #[test]
