@@ -260,9 +260,10 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
     }
 
-    /// Compares clocks again, if calls went by the last comparison: clocks drift.
+    /// Compares clocks again, if calls went by the last comparison: clocks drift. Asks again as well, if a question was
+    /// never answered: an end that could not keep up passes over some.
     pub fn keep_clock(&mut self, now: Instant) {
-        if std::mem::take(&mut self.used) {
+        if std::mem::take(&mut self.used) || self.asking {
             self.ask_clock(now);
         }
     }
@@ -436,7 +437,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             self.backlog_bytes += frames.len();
             match self.frames.back_mut() {
                 Some(piece) if piece.len() < PIECE_BYTES => piece.extend_from_slice(frames),
-                _ => self.frames.push_back(std::mem::take(frames)),
+                // No longer than it is: the transport keeps it until it is acknowledged.
+                _ => self.frames.push_back(frames.as_slice().to_vec()),
             }
         }
         frames.clear();

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use quinn::Connection;
 use swimring_forwarder::wire::{Frame, Refusal, SERVICE_BYTES_MAX};
-use swimring_forwarder::{Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Why};
+use swimring_forwarder::{Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unsent, Why};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng, State};
 use swimring_ring::{KEY_BYTES_MAX, KeyHash, KeyHasher};
@@ -467,6 +467,9 @@ impl Calls {
         self.leave();
         self.ending.cancel();
         self.lock_peers().close();
+        // Nobody else ends what waits for a dial now.
+        let waiting: Vec<Instance> = lock(&self.waiting).drain().flat_map(|(_, waiting)| waiting).collect();
+        waiting.into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
         self.tracker.close();
         let _ = tokio::time::timeout(super::system::CLOSE_GRACE, self.tracker.wait()).await;
         self.port.close().await;

@@ -17,7 +17,7 @@ use super::metrics;
 use super::once::Once;
 use super::sieve::{Ids, QUIC_VERSION, Sieve};
 use super::system::{Clock, Socket, System};
-use super::tls::{Tls, certified};
+use super::tls::{CALLS_PACKET_BYTES_MAX, Tls, certified};
 use crate::core::hello::{Answer, Class, HELLO_BYTES_MAX, Hello, Refusal};
 use crate::core::peers::{ConnId, Goodbye};
 
@@ -147,6 +147,9 @@ impl Port {
         config.cid_generator(move || Box::new(keys.ids.generator()));
         // The fixed bit, which greasing would leave to chance, tells garbage from packets.
         config.grease_quic_bit(false).supported_versions(vec![QUIC_VERSION]);
+        if class == Class::Calls {
+            config.max_udp_payload_size(CALLS_PACKET_BYTES_MAX).map_err(io::Error::other)?;
+        }
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(tls.server(class)), socket, runtime)?;
         Ok(Self { class, endpoint, tls, clock: Clock::new(Arc::clone(system)), said: Arc::default() })
     }

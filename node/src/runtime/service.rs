@@ -131,6 +131,8 @@ pub(crate) trait Quick: Send {
 pub(crate) enum Begun {
     /// To its end.
     Done(Result<Bytes, ServiceError>),
+    /// It has not begun, for the handle has failed for good, and must go.
+    Failed(ServiceError),
     /// It has to wait.
     Waiting(Pin<Box<dyn Future<Output = Result<Bytes, ServiceError>> + Send>>),
     /// It has not begun, for a layer of the service makes it wait. The handle waits with it, and must go.
@@ -152,7 +154,7 @@ where
         let mut context = Context::from_waker(Waker::noop());
         match self.service.poll_ready(&mut context) {
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Begun::Done(Err(error)),
+            Poll::Ready(Err(error)) => return Begun::Failed(error),
             Poll::Pending => return Begun::NotReady(request),
         }
         let future = self.service.call(request);
@@ -194,19 +196,39 @@ pub(crate) struct Handles(Vec<(Arc<Entry>, Box<dyn Quick>)>);
 impl Handles {
     /// Begins a call in place, by a handle that `make` makes if there is none. A handler that panics has run, and failed.
     pub(crate) fn begin(&mut self, entry: &Arc<Entry>, make: &MakeQuick, request: Request) -> Begun {
-        let held = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry));
-        let index = held.unwrap_or_else(|| {
-            self.0.push((Arc::clone(entry), make()));
-            self.0.len() - 1
-        });
-        let handle = &mut self.0[index].1;
-        let begun = catch_unwind(AssertUnwindSafe(|| handle.begin(request)));
-        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_))) {
-            let handle = self.0.swap_remove(index);
-            _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
+        let index = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry));
+        // A service may panic when it is cloned, too.
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            let index = index.unwrap_or_else(|| {
+                self.0.push((Arc::clone(entry), make()));
+                self.0.len() - 1
+            });
+            self.0[index].1.begin(request)
+        }));
+        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_)))
+            && let Some(index) = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry))
+        {
+            let (_, handle) = self.0.swap_remove(index);
+            drop_caught(handle);
         }
-        begun.unwrap_or_else(|_| Begun::Done(Err(ServiceError(PANICKED))))
+        match begun {
+            Ok(Begun::Failed(error)) => Begun::Done(Err(error)),
+            Ok(begun) => begun,
+            Err(_) => Begun::Done(Err(ServiceError(PANICKED))),
+        }
     }
+}
+
+/// With a connection go its handles.
+impl Drop for Handles {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(_, handle)| drop_caught(handle));
+    }
+}
+
+/// What an application's layers do when they are dropped must not end whoever drops them.
+fn drop_caught(handle: Box<dyn Quick>) {
+    _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
 }
 
 /// What is said of a handler that panicked.

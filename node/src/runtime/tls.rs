@@ -130,6 +130,9 @@ fn alpn(class: Class) -> &'static [u8] {
     }
 }
 
+/// Longest packet of calls, where the path is found to carry it, in bytes: fewer packets on loopback and between jumbo frames.
+pub(crate) const CALLS_PACKET_BYTES_MAX: u16 = 8_192;
+
 /// quinn's defaults are for the open internet. A cluster wants few streams (each allowed one is allocated at
 /// connect), bounded windows, a short first round trip, and connections that stay.
 fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
@@ -155,6 +158,9 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
             acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));
             config.ack_frequency_config(Some(acknowledgements));
             config.send_fairness(false);
+            let mut discovery = quinn::MtuDiscoveryConfig::default();
+            discovery.upper_bound(CALLS_PACKET_BYTES_MAX);
+            config.mtu_discovery_config(Some(discovery));
         }
     }
     config

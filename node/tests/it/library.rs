@@ -1,7 +1,7 @@
 //! The library, as an application links it: two nodes in this process, over real QUIC.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -144,6 +144,72 @@ fn calls_of_many_keys_each_have_their_own_outcome_in_their_order() {
     let late = (0..10).map(|_| CallRequest::new("echo", "k1", "").timeout(Duration::ZERO));
     let late = pair.runtime.block_on(pair.one.call_each(late));
     assert!(late.iter().all(|answered| matches!(answered.outcome, Outcome::NotExecuted(_))), "{late:?}");
+}
+
+#[test]
+fn a_quick_service_that_panics_as_it_is_cloned_or_fails_for_good_ends_no_connection() {
+    let (sick, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let service = Fragile { sick: Arc::clone(&sick), failed: Arc::clone(&failed), broken: false };
+    let pair = Pair::new(move |builder| builder.quick_service("fragile", service.clone()));
+    let key = pair.key_of(&pair.two);
+    let ask = || pair.call(CallRequest::new("fragile", key.clone(), "x")).outcome;
+    sick.store(true, Ordering::Relaxed);
+    assert_eq!(ask(), Outcome::Executed("the handler panicked".into()));
+    sick.store(false, Ordering::Relaxed);
+    assert_eq!(ask(), Outcome::Ok("x".into()));
+    failed.store(true, Ordering::Relaxed);
+    assert_eq!(ask(), Outcome::Executed("broken".into()));
+    failed.store(false, Ordering::Relaxed);
+    assert_eq!(ask(), Outcome::Ok("x".into()), "another handle is whole");
+    assert_eq!(pair.two.admission_stats().admitted, 4);
+    pair.runtime.block_on(async {
+        let left = tokio::time::timeout(Duration::from_secs(10), pair.two.leave(Duration::from_secs(60))).await;
+        assert!(left.is_ok(), "every place was given back");
+    });
+}
+
+/// Panics when it is cloned while it is sick; a handle that was asked while it had failed stays broken.
+struct Fragile {
+    sick: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
+    broken: bool,
+}
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert!(!self.sick.load(Ordering::Relaxed), "sick");
+        Self { sick: Arc::clone(&self.sick), failed: Arc::clone(&self.failed), broken: false }
+    }
+}
+
+impl tower::Service<Request> for Fragile {
+    type Response = Bytes;
+    type Error = ServiceError;
+    type Future = std::future::Ready<Result<Bytes, ServiceError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), ServiceError>> {
+        self.broken |= self.failed.load(Ordering::Relaxed);
+        std::task::Poll::Ready(if self.broken { Err("broken".to_owned().into()) } else { Ok(()) })
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        std::future::ready(Ok(request.body))
+    }
+}
+
+#[test]
+fn a_node_that_closes_while_it_dials_leaves_no_call_waiting() {
+    let pair = Pair::new(|builder| builder.service("echo", handler(async |request: Request| Ok(request.body))));
+    let (key, one) = (pair.key_of(&pair.two), pair.one.clone());
+    pair.runtime.block_on(async {
+        // Gone without a word: whoever calls has to dial, and nobody answers.
+        pair.two.close().await;
+        let request = CallRequest::new("echo", key, "x").timeout(Duration::from_secs(300));
+        // The call is under way before the node closes.
+        let both = async { tokio::join!(biased; one.call(request), pair.one.close()) };
+        let (answered, ()) = tokio::time::timeout(Duration::from_secs(10), both).await.expect("it ends with the node");
+        assert!(matches!(answered.outcome, Outcome::NotExecuted(_)), "{answered:?}");
+    });
 }
 
 #[test]

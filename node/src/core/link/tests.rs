@@ -234,6 +234,22 @@ fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_ru
 }
 
 #[test]
+fn a_question_that_was_passed_over_is_asked_again_after_a_while() {
+    let mut link = link();
+    let later = NOW + FRESH * 2;
+    link.enqueue(outbound(later), "may not run twice").unwrap();
+    let take = |link: &mut TestLink| {
+        let mut bytes = Vec::new();
+        link.take(later, ConnId(1), 1 << 20, &mut bytes);
+        Frame::decode(bytes.leak()).ok().flatten().map(|(frame, _)| frame)
+    };
+    assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
+    assert!(take(&mut link).is_none(), "the answer is waited for");
+    link.keep_clock(later);
+    assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
+}
+
+#[test]
 fn a_link_made_anew_never_gives_a_number_again() {
     let mut link = link();
     let first = link.enqueue(outbound(NOW), "a").unwrap();

@@ -1,6 +1,6 @@
 //! The connections of the data plane: dialling, greeting, adopting, forgetting.
 
-use swimring_forwarder::{Repeat, Unsent};
+use swimring_forwarder::Repeat;
 
 use super::super::endpoint::{Established, GREETINGS_MAX, close_code};
 use super::streams::{keep_lane, open_lanes, receive_large, send_large};
@@ -41,7 +41,7 @@ impl Calls {
         self.settle();
     }
 
-    fn give_back(&self, to: Instance, why: Unsent) {
+    pub(super) fn give_back(&self, to: Instance, why: Unsent) {
         let back = self.link(to).lock().give_back(why);
         for (token, proof) in back {
             let _ = token.send(Report::Unsent(proof));

@@ -204,6 +204,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
 /// Brings a call that was begun in place to its end.
 async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun: Begun) {
     match begun {
+        Begun::Failed(ServiceError(error)) => finish(place, fence, Err(error)).await,
         Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
         Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
         Begun::NotReady(Request { key, hash, body, .. }) => {
