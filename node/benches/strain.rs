@@ -27,7 +27,9 @@ const SLOT: Duration = Duration::from_millis(5);
 /// How many times that it is asked for.
 const TIMES: f64 = 3.0;
 /// In such spans it is counted how many calls are answered.
-const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW: Duration = Duration::from_millis(500);
+/// How many of a hundred calls are answered once the owner is well again.
+const WELL: u64 = 95;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -217,7 +219,7 @@ impl Scene {
             std::thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     peak.fetch_max(resident_mib(), Ordering::Relaxed);
-                    std::thread::park_timeout(WINDOW);
+                    std::thread::park_timeout(Duration::from_millis(100));
                 }
             })
         };
@@ -249,16 +251,18 @@ impl Scene {
             self.load(&window, &self.keys[2], "slot", takes / 2.0, WINDOW);
             let answered = window.take(&window.answered).len();
             let failed = window.take(&window.refused).len() as u64 + window.others.load(Ordering::Relaxed);
-            if failed * 100 > answered as u64 {
+            if (answered as u64) * 100 < (answered as u64 + failed) * WELL {
                 back = None;
             } else if back.is_none() {
-                back = Some(ended.elapsed());
+                back = Some(ended.elapsed().saturating_sub(WINDOW));
             }
         }
         let back = back.map(|back| back.as_secs_f64());
         say(match back {
-            Some(back) => format!("  under half of what it takes, 99 % are answered again {back:.1} s after its end"),
-            None => "  under half of what it takes, 99 % were not answered again".into(),
+            Some(back) => {
+                format!("  under half of what it takes, {WELL} % are answered from {back:.1} s after its end on")
+            }
+            None => format!("  under half of what it takes, {WELL} % were not answered again"),
         });
         json!({
             "asked_per_second": takes * TIMES, "possible_per_second": takes, "answered_per_second": goodput.round(),
