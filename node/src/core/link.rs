@@ -14,6 +14,7 @@ use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
 
+use super::backlog::{Backlog, Large};
 use super::peers::ConnId;
 
 /// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
@@ -23,12 +24,6 @@ const DRIFT_PPM: u64 = 500;
 const FRESH: Duration = Duration::from_secs(3);
 /// Clocks that were compared longer ago are compared before any call: by then they may be a tenth of a second apart.
 const CLOCK_FRESH: Duration = Duration::from_secs(200);
-/// What a frame that waits takes besides its bytes.
-const FRAME_OVERHEAD_BYTES: usize = 64;
-/// How many bytes of frames lie behind one another before a new piece is begun.
-const PIECE_BYTES: usize = 32 * 1_024;
-/// Most bytes of replies that wait to be written before calls of the other are passed over: it does not read.
-const BACKLOG_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
 /// How much may be under way to one process.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -86,21 +81,6 @@ pub enum Arrival<'a, T, P> {
     Goodbye(Vec<(T, NeverSent)>),
     /// Nothing that anybody has to hear of.
     Nothing,
-}
-
-/// A frame that has a stream of its own: the body is long, and stays where it is.
-#[derive(Debug)]
-pub struct Large<B> {
-    /// What stands before the body.
-    pub head: Vec<u8>,
-    /// The body.
-    pub body: B,
-}
-
-impl<B: AsRef<[u8]>> Large<B> {
-    fn bytes(&self) -> usize {
-        self.head.len() + self.body.as_ref().len() + FRAME_OVERHEAD_BYTES
-    }
 }
 
 /// Attempts that end without an answer, for their connection has ended or their deadline is here.
@@ -182,11 +162,7 @@ pub struct Link<T, B> {
     queued: Queue<T, B>,
     queued_large: Queue<T, B>,
     queued_bytes: usize,
-    /// Frames that nobody waits for, replies mostly: several behind one another in each piece, and those with a stream
-    /// of their own.
-    frames: VecDeque<Vec<u8>>,
-    large_frames: VecDeque<Large<B>>,
-    backlog_bytes: usize,
+    backlog: Backlog<B>,
     pending: BTreeMap<u64, Pending<T>>,
     /// No attempt's deadline is before this.
     earliest: Option<Instant>,
@@ -211,9 +187,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             queued: Queue::new(),
             queued_large: Queue::new(),
             queued_bytes: 0,
-            frames: VecDeque::new(),
-            large_frames: VecDeque::new(),
-            backlog_bytes: 0,
+            backlog: Backlog::default(),
             pending: BTreeMap::new(),
             earliest: None,
         }
@@ -300,12 +274,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether something that nobody waits for, an answer mostly, is among that.
     pub fn has_frames(&self) -> bool {
-        !self.frames.is_empty()
+        self.backlog.has_pieces()
     }
 
     /// Whether something waits for [`take_large`](Self::take_large).
     pub fn has_large_work(&self) -> bool {
-        !self.large_frames.is_empty() || (self.takes_calls() && !self.queued_large.is_empty())
+        self.backlog.has_large() || (self.takes_calls() && !self.queued_large.is_empty())
     }
 
     fn takes_calls(&self) -> bool {
@@ -314,7 +288,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether the other does not read what it is sent: its calls are better passed over.
     pub fn is_choked(&self) -> bool {
-        self.backlog_bytes > BACKLOG_BYTES_MAX
+        self.backlog.is_choked()
     }
 
     /// How many attempts are queued or wait for an answer.
@@ -398,48 +372,23 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Queues a frame without a body, that nobody waits for.
     pub fn send(&mut self, frame: &Frame<'_>) {
-        self.send_short(frame, &[]);
+        if !self.conns.is_empty() {
+            self.backlog.push_short(frame, &[]);
+        }
     }
 
     /// Queues the answer to an attempt of the other.
     pub fn answer(&mut self, frame: &Frame<'_>, body: B) {
-        if body.as_ref().len() <= LANE_BODY_BYTES_MAX {
-            self.send_short(frame, body.as_ref());
-        } else if !self.conns.is_empty() {
-            let mut head = Vec::new();
-            frame.encode_head(body.as_ref().len(), &mut head);
-            let large = Large { head, body };
-            self.backlog_bytes += large.bytes();
-            self.large_frames.push_back(large);
+        if !self.conns.is_empty() {
+            self.backlog.push(frame, body);
         }
-    }
-
-    fn send_short(&mut self, frame: &Frame<'_>, body: &[u8]) {
-        if self.conns.is_empty() {
-            return;
-        }
-        let piece = match self.frames.back_mut() {
-            Some(piece) if piece.len() < PIECE_BYTES => piece,
-            _ => {
-                self.frames.push_back(Vec::new());
-                self.frames.back_mut().expect("it was just pushed")
-            }
-        };
-        let before = piece.len();
-        frame.encode(body, piece);
-        self.backlog_bytes += piece.len() - before;
     }
 
     /// Queues frames that were encoded before, one behind the other, each with a body that a lane may carry. Leaves
     /// `frames` empty.
     pub fn send_encoded(&mut self, frames: &mut Vec<u8>) {
         if !self.conns.is_empty() && !frames.is_empty() {
-            self.backlog_bytes += frames.len();
-            match self.frames.back_mut() {
-                Some(piece) if piece.len() < PIECE_BYTES => piece.extend_from_slice(frames),
-                // No longer than it is: the transport keeps it until it is acknowledged.
-                _ => self.frames.push_back(frames.as_slice().to_vec()),
-            }
+            self.backlog.push_encoded(frames);
         }
         frames.clear();
     }
@@ -451,7 +400,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if self.preferred() != Some(conn) {
             return;
         }
-        self.take_frames(bytes_max, out);
+        self.backlog.take(bytes_max, out);
         let Some(timebase) = self.timebase else {
             return;
         };
@@ -459,7 +408,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             && let Some(idempotent) = self.queued.front().map(|queued| queued.call.idempotent)
         {
             if self.must_ask(now, idempotent) {
-                return self.take_frames(bytes_max, out);
+                return self.backlog.take(bytes_max, out);
             }
             if let Some(queued) = self.queued.pop_front() {
                 let payload = Arc::clone(&queued.call.payload);
@@ -469,23 +418,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
     }
 
-    /// Appends whole frames that nobody waits for, until there are `bytes_max` or a piece more.
-    fn take_frames(&mut self, bytes_max: usize, out: &mut Vec<u8>) {
-        while out.len() < bytes_max
-            && let Some(piece) = self.frames.pop_front()
-        {
-            self.backlog_bytes -= piece.len();
-            if out.is_empty() { *out = piece } else { out.extend_from_slice(&piece) }
-        }
-    }
-
     /// The next frame with a large body, for the shell to write on a stream of its own on `conn`.
     pub fn take_large(&mut self, now: Instant, conn: ConnId) -> Option<Large<B>> {
         if self.preferred() != Some(conn) {
             return None;
         }
-        if let Some(large) = self.large_frames.pop_front() {
-            self.backlog_bytes -= large.bytes();
+        if let Some(large) = self.backlog.take_large() {
             return Some(large);
         }
         let timebase = self.timebase?;
@@ -597,9 +535,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// There will be no connection: what waits goes back.
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
         if self.conns.is_empty() {
-            self.frames.clear();
-            self.large_frames.clear();
-            self.backlog_bytes = 0;
+            self.backlog.clear();
         }
         self.queued_bytes = 0;
         let back = self.queued.drain(..).chain(self.queued_large.drain(..));

@@ -2,8 +2,9 @@
 //!
 //! The runtime and the simulator drive these same types: [`control::Control`] is the control plane (membership
 //! over its connections), [`view::View`] what it publishes and [`publishing::Publishing`] when, [`peers::Peers`] the connections of a class, and
-//! [`link::Link`] the attempts between two processes.
+//! [`link::Link`] the attempts between two processes, with a [`backlog::Backlog`] of answers.
 
+pub mod backlog;
 pub mod control;
 pub mod hello;
 pub mod link;
