@@ -4,6 +4,7 @@
 //! has heard of. Nodes that see the same members share the highest of theirs: so whoever has won a key ends up above all
 //! its earlier owners, also above a fence that was not heard of when the key was won.
 
+use crate::NodeId;
 use crate::membership::Membership;
 
 /// However far above the highest heard of a fence is, hearing of it climbs so far only: a lie must leave fences above it.
@@ -28,8 +29,11 @@ impl Membership {
         self.fences.heard = self.fences.heard.max(fence);
     }
 
-    /// Somebody has minted this fence.
-    pub(crate) fn hear_fence(&mut self, fence: u64) {
+    /// Somebody has minted this fence, says `from`: who is no member does not know.
+    pub(crate) fn hear_fence(&mut self, from: NodeId, fence: u64) {
+        if self.roster.present(from).is_none() {
+            return;
+        }
         let highest = self.fences.heard.saturating_add(LEAP_MAX);
         if fence > highest {
             self.stats.implausible += 1;
@@ -38,9 +42,9 @@ impl Membership {
     }
 
     /// A seed has heard of this fence. What it lists is how a newcomer begins, and so is this.
-    pub(crate) fn hear_seed_fence(&mut self, fence: u64) {
+    pub(crate) fn hear_seed_fence(&mut self, from: NodeId, fence: u64) {
         if self.is_joined() {
-            self.hear_fence(fence);
+            self.hear_fence(from, fence);
         } else {
             self.fences.heard = self.fences.heard.max(fence.min(FIRST_MAX));
         }
@@ -88,19 +92,27 @@ mod tests {
     #[test]
     fn a_lie_climbs_only_so_far_and_a_newcomer_climbs_after_it() {
         let mut node = node("a");
-        node.hear_fence(u64::MAX);
+        let member = node.id();
+        node.hear_fence(member, u64::MAX);
         assert_eq!((node.fence_heard(), node.stats.implausible), (LEAP_MAX, 1));
-        node.hear_fence(LEAP_MAX + 7);
+        node.hear_fence(member, LEAP_MAX + 7);
         assert_eq!(node.fence_heard(), LEAP_MAX + 7);
-        node.hear_fence(3);
+        node.hear_fence(member, 3);
         assert_eq!(node.hold(true), LEAP_MAX + 8, "what is minted is above all that was heard");
+    }
+
+    #[test]
+    fn who_is_no_member_raises_no_fence() {
+        let mut node = node("a");
+        node.hear_fence(NodeId::from_u128(7), 5);
+        assert_eq!(node.fence_heard(), 0);
     }
 
     #[test]
     fn a_fence_is_shared_only_by_the_view_that_it_is_for() {
         let mut node = node("a");
         let own = node.hold(true);
-        node.hear_fence(own + 9);
+        node.hear_fence(node.id(), own + 9);
         node.share_fence(own + 5);
         assert_eq!((node.fence(), node.fence_of_view()), (own + 5, own + 5));
         node.restate(crate::Instant::ORIGIN);

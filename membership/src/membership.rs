@@ -261,7 +261,7 @@ impl Membership {
             }
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
             Message::JoinReply { list, part, parts, settled, fence, rows } => {
-                self.hear_seed_fence(fence);
+                self.hear_seed_fence(from.id, fence);
                 return self.on_join_reply(now, from, (list, part, parts), settled, rows);
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
@@ -269,8 +269,9 @@ impl Membership {
             Message::Ranges { ranges } => self.on_ranges(from, &ranges),
             Message::Summaries { ranges, members } => self.on_summaries(from, &ranges, &members),
             Message::Rows { fence, rows } => {
-                self.hear_fence(fence);
-                return self.on_rows(now, from, rows);
+                let taken = self.on_rows(now, from, rows);
+                self.hear_fence(from.id, fence);
+                return taken;
             }
             Message::Want { ids } => self.on_want(from, &ids),
         }

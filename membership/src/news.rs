@@ -21,10 +21,10 @@ impl Membership {
     /// Takes in what a message carries about its sender and others. Returns whether the sender should hear
     /// this node's own record.
     pub(crate) fn on_header(&mut self, now: Instant, from: Peer, header: Header) -> bool {
-        self.hear_fence(header.fence_heard.max(header.fence));
         for update in header.updates {
             self.on_update(now, from, update);
         }
+        self.hear_fence(from.id, header.fence_heard.max(header.fence));
         if header.digest == self.roster.digest() {
             self.share_fence(header.fence);
         }

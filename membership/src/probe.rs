@@ -237,8 +237,9 @@ impl Membership {
         {
             self.start_probe(now, peer, Purpose::Round);
         }
+        // Whoever has trouble of its own asks less often, and so accuses fewer (Lifeguard §IV-A).
         let period = self.config.period(self.roster.present_count());
-        self.timers.set(Timer::ProbeRound, now + period);
+        self.timers.set(Timer::ProbeRound, now + period * (self.health + 1));
     }
 
     /// Asks a suspect out of turn, so that confirmations do not wait for the round.

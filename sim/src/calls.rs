@@ -23,6 +23,7 @@ use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
 use crate::conns::Process;
 use crate::flow::LANES;
+use crate::host::Home;
 use crate::network::draw;
 use crate::oracles::Property;
 use crate::world::{Happening, World};
@@ -93,6 +94,7 @@ const LIMITS: Limits = Limits {
 pub(crate) struct App {
     me: Instance,
     peer: Peer,
+    home: Home,
     pub(crate) publishing: Publishing,
     /// The highest fence under which each key ran here.
     held: BTreeMap<Arc<[u8]>, u64>,
@@ -118,10 +120,18 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(me: Instance, peer: Peer, publishing: Publishing, peers: PeersConfig, rng: Rng) -> Self {
+    pub(crate) fn new(
+        me: Instance,
+        peer: Peer,
+        home: Home,
+        publishing: Publishing,
+        peers: PeersConfig,
+        rng: Rng,
+    ) -> Self {
         Self {
             me,
             peer,
+            home,
             publishing,
             held: BTreeMap::new(),
             peers: Peers::new(Class::Calls, peer, me.life, peers, rng.fork(1)),
@@ -149,7 +159,7 @@ impl App {
             class: Class::Calls,
             peer: self.peer,
             life: self.me.life,
-            fingerprint: [7; 16],
+            fingerprint: self.home.fingerprint(),
             clock: clock.as_nanos(),
         }
     }
@@ -269,6 +279,12 @@ pub(crate) enum CallInput {
     Done(u64),
     Peers,
     Call(u64, Vec<u8>, CallSpec),
+}
+
+impl CallInput {
+    pub(crate) fn is_of_time(&self) -> bool {
+        matches!(self, Self::Timer(_) | Self::Drop(_) | Self::Done(_) | Self::Peers)
+    }
 }
 
 impl World {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use swimring::core::hello::Class;
 use swimring::core::peers::{DialId, Target};
-use swimring_membership::{Instant, NodeId};
+use swimring_membership::{Instant, NodeId, Peer};
 
 use crate::conns::Process;
 
@@ -29,7 +29,7 @@ struct Dialled {
     under_way: BTreeSet<DialId>,
     failures: BTreeMap<Target, u32>,
     /// When it has forgotten what failed to a node.
-    forgotten: BTreeMap<NodeId, Instant>,
+    forgotten: BTreeMap<Peer, Instant>,
     /// Since when, and before when, what is not dialled.
     waits: BTreeMap<(SocketAddr, Option<NodeId>), (Instant, Instant)>,
 }
@@ -79,12 +79,12 @@ impl Dials {
         *failures
     }
 
-    /// The process has forgotten what failed to this node.
-    pub(crate) fn forget(&mut self, now: Instant, process: Process, class: Class, id: NodeId) {
+    /// The process has forgotten what failed to this node at this address.
+    pub(crate) fn forget(&mut self, now: Instant, process: Process, class: Class, of: Peer) {
         let dialled = self.of(process, class);
-        dialled.forgotten.insert(id, now);
-        dialled.failures.retain(|target, _| !matches!(target, Target::Peer(peer, _) if peer.id == id));
-        dialled.waits.retain(|(_, who), _| *who != Some(id));
+        dialled.forgotten.insert(of, now);
+        dialled.failures.retain(|target, _| !matches!(target, Target::Peer(peer, _) if *peer == of));
+        dialled.waits.retain(|(address, who), _| *who != Some(of.id) || address.ip() != of.address.ip());
     }
 
     /// Whether a process is, or within a minute was, without any connection.
@@ -98,7 +98,7 @@ impl Dials {
     /// Whether that was at this very moment: of two things at once, either may have come first.
     pub(crate) fn forgets(&self, now: Instant, process: Process, class: Class, target: Target) -> bool {
         let forgotten = self.of.get(&(process, class)).map(|dialled| &dialled.forgotten);
-        matches!(target, Target::Peer(peer, _) if forgotten.and_then(|held| held.get(&peer.id)) == Some(&now))
+        matches!(target, Target::Peer(peer, _) if forgotten.and_then(|held| held.get(&peer)) == Some(&now))
     }
 
     /// Whether a process has dialled an address lately.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use swimring_membership::NodeId;
 
 use crate::conns::Process;
-use crate::host::Input;
+use crate::host::{Home, Input};
 use crate::network::Layer;
 use crate::plan::{Action, Cut, Memory, Select, Side};
 use crate::recording::Event;
@@ -50,6 +50,9 @@ impl World {
             Action::Quit(who) => self.each(who, Self::quit),
             Action::Drain(who) => self.each(who, Self::drain),
             Action::Replace(who) => self.replace(who),
+            Action::Foreign(who) => self.foreign(who),
+            Action::Twin(who, memory) => self.twin(who, *memory),
+            Action::Upgrade(who) => self.upgrade(who),
             Action::Strangers(count, who) => {
                 let hosts = self.select(who);
                 self.strangers(&hosts, *count, until)
@@ -187,7 +190,7 @@ impl World {
     }
 
     /// The hosts that a step means, of those whose process runs.
-    fn select(&mut self, who: &Select) -> Vec<usize> {
+    pub(crate) fn select(&mut self, who: &Select) -> Vec<usize> {
         let selected = self.chosen(who);
         self.selected.extend(&selected);
         selected
@@ -215,8 +218,8 @@ impl World {
     fn owner_in_most_views(&mut self, key: &str, up: &[usize]) -> Option<usize> {
         let hash = self.hasher.hash(key.as_bytes());
         let mut votes = BTreeMap::<NodeId, usize>::new();
-        for host in up {
-            if let Ok(owner) = self.view(*host).ring().owner(hash) {
+        for host in up.iter().filter(|host| self.hosts[**host].home == Home::Here).copied().collect::<Vec<_>>() {
+            if let Ok(owner) = self.view(host).ring().owner(hash) {
                 *votes.entry(owner).or_insert(0) += 1;
             }
         }
@@ -231,23 +234,6 @@ impl World {
             if let Some((after, memory)) = restart {
                 self.schedule(self.now + after, Happening::End(Ending::Start(*host, memory)));
             }
-        }
-        hosts.len()
-    }
-
-    /// Others take the addresses of machines that end; a seed's address stays a seed's.
-    fn replace(&mut self, who: &Select) -> usize {
-        let mut hosts = self.select(who);
-        hosts.retain(|host| *host >= self.plan.world.seeds);
-        for host in &hosts {
-            self.kill(*host);
-            self.hosts[*host].replaced = true;
-            let address = self.hosts[*host].address;
-            let next = self.add_host();
-            self.by_address.remove(&self.hosts[next].address);
-            self.hosts[next].address = address;
-            self.by_address.insert(address, next);
-            self.start(next, Memory::Kept);
         }
         hosts.len()
     }

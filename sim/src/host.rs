@@ -45,6 +45,13 @@ pub(crate) enum Input {
     Call(Box<crate::calls::CallInput>),
 }
 
+impl Input {
+    /// Whether nothing has to come in for it: a timer, or the end of something that runs here.
+    pub(crate) fn is_of_time(&self) -> bool {
+        matches!(self, Self::Wake) || matches!(self, Self::Call(input) if input.is_of_time())
+    }
+}
+
 /// What survives a process: its state directory.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
@@ -80,8 +87,12 @@ pub struct Host {
     /// Its state directory, and an old copy of it.
     pub disk: Disk,
     stale_disk: Disk,
-    /// Another machine has its address: nothing runs here any more.
-    pub replaced: bool,
+    /// Another machine has its address or its name: nothing runs here any more.
+    pub retired: bool,
+    /// Its cluster.
+    pub home: Home,
+    /// It runs a later release.
+    pub upgraded: bool,
     /// Standing still.
     pub paused: bool,
     /// Standing before it sends and after it has received, while its timers go on.
@@ -152,6 +163,32 @@ pub fn cluster() -> Name {
     Name::new("sim").expect("the name follows the rule")
 }
 
+/// Which cluster a machine belongs to.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// The world's.
+    Here,
+    /// Another one, on addresses that were this one's.
+    Foreign,
+}
+
+impl Home {
+    fn cluster(self) -> Name {
+        match self {
+            Self::Here => cluster(),
+            Self::Foreign => crate::identities::elsewhere(),
+        }
+    }
+
+    /// Of the cluster's secret and constants.
+    pub(crate) fn fingerprint(self) -> [u8; 16] {
+        match self {
+            Self::Here => [7; 16],
+            Self::Foreign => [9; 16],
+        }
+    }
+}
+
 impl Host {
     /// A machine on which nothing runs yet.
     pub fn new(index: usize, seed: u64) -> Self {
@@ -173,7 +210,9 @@ impl Host {
             troubled: None,
             disk: Disk::default(),
             stale_disk: Disk::default(),
-            replaced: false,
+            retired: false,
+            home: Home::Here,
+            upgraded: false,
             paused: false,
             blocked: false,
             leaving: false,
@@ -185,6 +224,21 @@ impl Host {
             armed: None,
             clock: Clock { world: Instant::ORIGIN, local: origin, ppm: 0 },
             rng,
+        }
+    }
+
+    /// The machine is of this node, of that cluster.
+    pub(crate) fn is_called(&mut self, name: Name, home: Home) {
+        self.id = NodeId::of(&home.cluster(), &name);
+        (self.name, self.home) = (name, home);
+    }
+
+    /// What a copy of the state directory of this machine holds, as much of it as `memory` leaves.
+    pub(crate) fn copied_disk(&self, memory: Memory) -> Disk {
+        match memory {
+            Memory::Kept => self.disk.clone(),
+            Memory::Lost => Disk::default(),
+            Memory::Stale => self.stale_disk.clone(),
         }
     }
 
@@ -237,16 +291,12 @@ impl Host {
         rings: &Arc<Rings>,
     ) {
         assert!(self.control.is_none(), "one process a machine");
-        match memory {
-            Memory::Kept => {}
-            Memory::Lost => self.disk = Disk::default(),
-            Memory::Stale => self.disk = self.stale_disk.clone(),
-        }
+        self.disk = self.copied_disk(memory);
         self.life += 1;
         self.started = now;
         self.disk.boot += 1;
         let start = Start {
-            cluster: cluster(),
+            cluster: self.home.cluster(),
             profile: Profile {
                 name: self.name.clone(),
                 gossip: self.address,
@@ -262,8 +312,9 @@ impl Host {
         let settings = Settings { mesh_max: spec.mesh, ..Settings::preset(spec.preset) };
         let config = Config::new(settings).expect("a preset is valid with any mesh that a plan can say");
         let local = self.local(now);
-        let mut control = Control::new(local, config, peers_config(Class::Gossip, spec.limits), start, [7; 16])
-            .expect("the profile keeps its limits");
+        let mut control =
+            Control::new(local, config, peers_config(Class::Gossip, spec.limits), start, self.home.fingerprint())
+                .expect("the profile keeps its limits");
         let disk = self.disk.clone();
         control.command(local, |membership| {
             membership.remember_contacts(disk.contacts);
@@ -274,7 +325,7 @@ impl Host {
         let publishing = Publishing::new(self.id, Placement { arcs_log2: spec.arcs }, Arc::clone(rings));
         let rng = self.rng.fork(u64::from(self.life));
         let peers = peers_config(Class::Calls, spec.limits);
-        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), publishing, peers, rng));
+        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.home, publishing, peers, rng));
         self.control = Some(control);
         (self.paused, self.blocked, self.slow, self.armed) = (false, false, 1, None);
         (self.leaving, self.closed) = (false, false);

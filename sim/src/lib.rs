@@ -22,6 +22,7 @@ pub mod experiment;
 mod faults;
 mod flow;
 pub mod host;
+mod identities;
 mod leaving;
 mod memberlist;
 pub mod mutants;

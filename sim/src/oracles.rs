@@ -9,6 +9,8 @@ use swimring_membership::wire::{Header, Message};
 use crate::host::Host;
 use crate::network::Network;
 
+mod boots_do_not_run_out;
+mod clusters_stay_apart;
 mod digests_tell_views_apart;
 mod evidence_is_monotone;
 mod heal_keeps_the_healthy;
@@ -20,8 +22,12 @@ mod property;
 mod records_are_immutable;
 mod refutation_is_synchronous;
 mod the_dead_stay_dead;
+mod troubled_observers_accuse_few;
 
 pub use property::{Counts, Property};
+
+/// How far one claim of others may raise a boot.
+const BOOT_LEAP_MAX: u32 = 1 << 12;
 
 /// What the world knows, for oracles to look at.
 pub struct Facts<'a> {
@@ -46,8 +52,9 @@ impl Facts<'_> {
         self.hosts.iter().take(self.seeds)
     }
 
-    fn by_id(&self, id: swimring_membership::NodeId) -> Option<&Host> {
-        self.hosts.iter().find(|host| host.id == id)
+    /// One, as a rule; two while a name is in use twice.
+    fn with_id(&self, id: swimring_membership::NodeId) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().filter(move |host| host.id == id)
     }
 }
 
@@ -131,9 +138,12 @@ pub fn all() -> Vec<Box<dyn Oracle>> {
         Box::new(the_dead_stay_dead::Watch::default()),
         Box::new(evidence_is_monotone::Watch),
         Box::new(no_phantoms::Watch),
+        Box::new(clusters_stay_apart::Watch),
+        Box::new(boots_do_not_run_out::Watch::default()),
         Box::new(records_are_immutable::Watch::default()),
         Box::new(digests_tell_views_apart::Watch::default()),
         Box::new(refutation_is_synchronous::Watch),
         Box::new(heal_keeps_the_healthy::Watch),
+        Box::new(troubled_observers_accuse_few::Watch::default()),
     ]
 }

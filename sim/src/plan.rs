@@ -215,6 +215,13 @@ pub enum Action {
     Drain(Select),
     /// Machines end, and others with names of their own take their addresses at once. Seeds stay.
     Replace(Select),
+    /// Machines end, and nodes of another cluster take their addresses at once, with all that the machines had stored. The
+    /// first seed stays.
+    Foreign(Select),
+    /// Processes start with the names of these, on machines of their own, with so much of their state directories.
+    Twin(Select, Memory),
+    /// Processes end, and start again as those of a later release.
+    Upgrade(Select),
     /// New nodes come, within a time.
     Join(usize, Duration),
     /// The load is so many times higher.
@@ -323,6 +330,9 @@ impl Action {
             Self::Quit(_) => "quit",
             Self::Drain(_) => "drain",
             Self::Replace(_) => "replace",
+            Self::Foreign(_) => "foreign",
+            Self::Twin(..) => "twin",
+            Self::Upgrade(_) => "upgrade",
             Self::Crash(_, None | Some((_, Memory::Kept))) => "crash",
             Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
             Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",

@@ -60,6 +60,9 @@ const END: Duration = Duration::from_secs(600);
 /// Share of the plans at whose end everybody leaves at once, in millionths: a moment at which nobody owns any key.
 const EVERYBODY_LEAVES: u32 = 150_000;
 
+/// Share of the plans with faults of who is who, in millionths.
+const RARER: u32 = 400_000;
+
 /// Half of the clusters are full meshes, whatever their size; of the others only the small ones are.
 fn draw_mesh(mut rng: Rng) -> usize {
     if rng.chance(500_000) { 256 } else { log_uniform(&mut rng, 4, 32) as usize }
@@ -95,6 +98,8 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         steps.push(Step { at, action, lasts });
         at += Duration::from_secs(5 + rng.below(50));
     }
+    steps.extend(draw_rarer(rng.fork(3), nodes));
+    steps.sort_by_key(|step| step.at);
     let mut rng = rng.fork(1);
     if rng.chance(EVERYBODY_LEAVES) {
         let at = CHAOS + secs(&mut rng, 10, 40);
@@ -108,6 +113,26 @@ pub fn plan(profile: Profile, seed: u64) -> Plan {
         quiet: Some(Quiet { at: END, core: 70 }),
         expect: Expect { converged: Duration::from_secs(60), served: true },
     }
+}
+
+/// Faults of who is who, and processes that are blocked: in some plans, among all others.
+fn draw_rarer(mut rng: Rng, nodes: usize) -> Vec<Step> {
+    if !rng.chance(RARER) {
+        return Vec::new();
+    }
+    let memories = [Memory::Kept, Memory::Lost, Memory::Stale];
+    let kinds = 1 + rng.index(4);
+    let steps = (0..1 + rng.index(4)).map(|turn| {
+        let at = Duration::from_secs(15) + rng.span(Duration::ZERO, CHAOS - Duration::from_secs(20));
+        let (action, lasts) = match (kinds + turn) % 4 {
+            0 => (Action::Twin(some(&mut rng, nodes), memories[rng.index(3)]), Duration::ZERO),
+            1 => (Action::Foreign(some(&mut rng, nodes)), Duration::ZERO),
+            2 => (Action::Upgrade(some(&mut rng, nodes)), Duration::ZERO),
+            _ => (Action::Block(some(&mut rng, nodes)), secs(&mut rng, 1, 40)),
+        };
+        Step { at: Duration::from_millis(at.as_millis() as u64), action, lasts }
+    });
+    steps.collect()
 }
 
 fn draw_link(rng: &mut Rng) -> LinkRule {

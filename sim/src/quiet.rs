@@ -5,6 +5,7 @@ use std::time::Duration;
 use swimring::core::hello::Class;
 use swimring_membership::Settings;
 
+use crate::host::Home;
 use crate::oracles::Property;
 use crate::plan::Memory;
 use crate::recording::Event;
@@ -29,7 +30,7 @@ impl World {
     pub(crate) fn quiet(&mut self) {
         let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
         let mut hosts: Vec<usize> =
-            (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0 && !self.hosts[*host].replaced).collect();
+            (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0 && self.is_of_world(*host)).collect();
         self.rng.shuffle(&mut hosts);
         let least = (hosts.len() * share as usize).div_ceil(100).max(1);
         let size = least + self.rng.index(hosts.len() - least + 1);
@@ -59,6 +60,11 @@ impl World {
         }
         self.agreed = 0;
         self.schedule(self.now + LOOK, Happening::Look);
+    }
+
+    /// Whether the machine is one of the world's cluster that still has its place in it.
+    fn is_of_world(&self, host: usize) -> bool {
+        !self.hosts[host].retired && self.hosts[host].home == Home::Here
     }
 
     fn has_left(&self, host: usize) -> bool {
@@ -152,6 +158,9 @@ impl World {
             let Some(control) = &machine.control else {
                 return Some(format!("{} is not running", machine.name));
             };
+            if self.namesakes(*host).any(|other| self.hosts[other].is_up()) {
+                return Some(format!("{} runs twice", machine.name));
+            }
             let membership = control.membership();
             if !membership.is_joined() || !membership.is_confirmed() {
                 return Some(format!("{} is not joined or not confirmed", machine.name));

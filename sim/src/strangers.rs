@@ -9,7 +9,8 @@ use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::ConnId;
 use swimring::forwarder::wire::{CallHeader, Frame};
 use swimring_membership::codec::Slice;
-use swimring_membership::{Name, NodeId, Peer, Rng};
+use swimring_membership::wire::{Header, Message, Update};
+use swimring_membership::{Incarnation, Name, NodeId, Peer, Rng};
 
 use crate::calls::CallInput;
 use crate::conns::Process;
@@ -19,6 +20,8 @@ use crate::world::{Happening, World};
 
 /// How many connections a node of strangers opens: more than anybody lets it have.
 const CONNECTIONS_OF_NODE: usize = 40;
+/// How many lies are told at once.
+const LIES: usize = 6;
 
 /// What a stranger tries.
 #[derive(Copy, Clone, Debug)]
@@ -35,6 +38,8 @@ enum Trick {
     Babble,
     /// The same, and has something run.
     Call,
+    /// The same, and says of members, and of fences, what nobody can have said.
+    Lie,
 }
 
 /// A stranger at the door, or what becomes of it.
@@ -106,7 +111,8 @@ impl World {
             1 => Trick::OtherCluster,
             2 => Trick::BorrowedName,
             3 => Trick::Babble,
-            4 if class == Class::Calls => Trick::Call,
+            4 | 5 if class == Class::Calls => Trick::Call,
+            4 | 5 => Trick::Lie,
             _ => Trick::Stay,
         };
         let (certified, hello) = stranger(&mut self.rng, class, number, trick);
@@ -123,6 +129,7 @@ impl World {
         let says = match trick {
             Trick::Babble => Some(vec![0xff; 40]),
             Trick::Call => Some(self.call_of_a_stranger(at.host)),
+            Trick::Lie => self.lies(at.host),
             _ => None,
         };
         if let Some(bytes) = says {
@@ -153,6 +160,28 @@ impl World {
         let mut bytes = Vec::new();
         Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);
         bytes
+    }
+
+    /// Of everybody the host knows, itself among them: they have lived for so long, and are gone.
+    fn lies(&mut self, host: usize) -> Option<Vec<u8>> {
+        let roster = self.hosts[host].control.as_ref()?.membership().roster();
+        let known: Vec<NodeId> = roster.iter().map(|(id, _)| id).collect();
+        let updates = (0..LIES).map(|_| {
+            let id = known[self.rng.index(known.len())];
+            let at = Incarnation::new(u32::MAX - self.rng.below(2) as u32, u32::MAX - self.rng.below(2) as u32);
+            match self.rng.below(4) {
+                0 => Update::Suspect(id, at, known[0]),
+                1 => Update::Down(id, at, vec![0]),
+                2 => Update::Notice(id, at),
+                _ => Update::Left(id, at),
+            }
+        });
+        let updates = updates.collect();
+        let fence = u64::MAX - self.rng.below(2);
+        let header = Header { belief: None, digest: 1, fence, fence_heard: fence, updates };
+        let mut bytes = Vec::new();
+        Message::Rumours { header }.encode(&mut bytes);
+        Some(bytes)
     }
 
     fn peer_of(&self, host: usize, class: Class, conn: ConnId) -> Option<Peer> {

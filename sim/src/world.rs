@@ -311,7 +311,7 @@ impl World {
             return;
         }
         let waits = host.stands_still() || !host.inbox.is_empty() || host.busy_until > self.now;
-        if waits && !(host.blocked && matches!(input, Input::Wake)) {
+        if waits && !(host.blocked && input.is_of_time()) {
             let first = host.inbox.is_empty() && !host.stands_still();
             host.wait(input);
             if first {
@@ -379,13 +379,21 @@ impl World {
             // What still comes on a connection that was given up is not looked at.
             return;
         }
-        let own = self.network.conns.get(conn.0).is_some();
+        let held = self.network.conns.get(conn.0);
+        let own = held.is_some();
+        let abroad = held.is_some_and(|held| {
+            held.ends.iter().any(|end| self.hosts[end.process.host].home != self.hosts[index].home)
+        });
+        let Some(control) = &mut self.hosts[index].control else {
+            return;
+        };
         let result = control.handle_message(now, conn, bytes);
         let header = oracles::header(bytes);
         self.with_oracles(|oracle, facts, out| oracle.after_message(facts, index, header.as_ref(), out));
         self.check(index, Property::W1, result.is_ok() || !own, || {
             format!("refused a message of another node: {result:?}")
         });
+        self.check(index, Property::M13, !abroad, || "reads a message of another cluster".into());
         self.pump(index);
     }
 
@@ -497,6 +505,7 @@ impl World {
             ControlEvent::Peers(event) => self.watch_waits(index, Class::Gossip, event),
             ControlEvent::Membership(Event::Rebooted { boot }) => self.hosts[index].disk.boot = *boot,
             ControlEvent::Membership(Event::NameTaken { .. } | Event::Superseded { .. }) => {
+                self.give_way(index);
                 let process = self.hosts[index].process();
                 self.schedule(self.now, Happening::End(crate::faults::Ending::Exit(process)));
             }
@@ -506,14 +515,12 @@ impl World {
                 if *state == State::Down && leaves {
                     self.count_down(index, *id);
                 }
-                if leaves {
-                    self.dials.forget(self.now, process, Class::Gossip, *id);
-                }
                 let member = self.hosts[index].control.as_ref().and_then(|control| control.membership().member(*id));
                 if let Some((peer, life)) = member.map(|member| (member.record.peer(), member.record.life())) {
                     // What a leaver still has to say may be on its way; whoever is down says nothing.
                     let wait = if *state == State::Left { LAST_WORDS } else { Duration::ZERO };
                     if leaves {
+                        self.dials.forget(self.now, process, Class::Gossip, peer);
                         self.check_gone(index, peer, life);
                     }
                     let forget = crate::calls::CallHappening::Forget(process, peer, life);

@@ -231,3 +231,63 @@ fn the_owner_of_a_key_can_be_chosen_to_fail() {
     let spared = tell(&plan.replace("owner(\"k0\")", "random(0)"), 5).ledger.outcomes["ok"];
     assert!(owned < spared, "calls for the one key were lost with its owner: {owned} and {spared} were answered");
 }
+
+/// How many checks of a property a story made.
+fn checks(world: &World, property: Property) -> u64 {
+    world.findings.checks.of(property)
+}
+
+#[test]
+fn of_two_processes_with_one_name_one_gives_way() {
+    // Together, each with what the other's state directory holds; and apart, so that both are in before they meet.
+    for (seed, memory) in [(1, "kept"), (2, "lost"), (3, "stale")] {
+        let together = format!(
+            "plan 1
+            world nodes=8 seeds=2
+            at 30s twin n5 memory={memory}
+            at 60s twin random(3) memory={memory}
+            quiet at 90s core=100%
+            expect converged<=10s"
+        );
+        assert!(checks(&tell(&together, seed), Property::M8) >= 4);
+        let apart = format!(
+            "plan 1
+            world nodes=8 seeds=2
+            at 30s cut groups(n1 n3 n5 n7 | n2 n4 n6 n8) for 120s
+            at 100s twin n5 memory={memory}
+            quiet at 150s core=100%
+            expect converged<=10s"
+        );
+        assert!(checks(&tell(&apart, seed), Property::M8) >= 1);
+    }
+}
+
+#[test]
+fn another_cluster_on_addresses_that_were_ours_stays_another_cluster() {
+    // A seed's among them, and with the contacts that were stored there.
+    for seed in 0..3 {
+        let plan = "plan 1
+            world nodes=9 seeds=3
+            at 30s foreign nodes(n2 n6 n7)
+            at 60s crash nodes(n4 n5) ; restart after=20s memory=kept
+            at 70s join 2 over 1s
+            quiet at 120s core=100%
+            expect converged<=10s";
+        assert!(checks(&tell(plan, seed), Property::M13) >= 1_000);
+    }
+}
+
+#[test]
+fn nodes_of_a_later_release_come_in_one_by_one() {
+    let steps: Vec<String> = (1..=6).map(|node| format!("at {}s upgrade n{node}", 20 + 15 * node)).collect();
+    let plan = format!(
+        "plan 1
+        world nodes=8 seeds=2
+        load rate=50 keys=uniform(100) deadline=2s idempotent=50%
+        {}
+        quiet at 140s core=100%
+        expect converged<=10s",
+        steps.join("\n")
+    );
+    assert!(checks(&tell(&plan, 7), Property::W1) >= 1_000);
+}

@@ -9,8 +9,10 @@ use swimring_membership::{Instant, Peer};
 
 /// The first bytes of a hello: tells a stranger's stream at once.
 const MAGIC: [u8; 4] = *b"swrg";
-/// The protocol version that this release speaks.
+/// The newest protocol version that this release speaks.
 pub const VERSION: u8 = 1;
+/// The oldest one that it still speaks: the one before, once there is one.
+pub const OLDEST: u8 = 1;
 /// Longest hello or answer, in bytes.
 pub const HELLO_BYTES_MAX: usize = 256;
 
@@ -82,7 +84,7 @@ impl Hello {
     /// Reads a hello (without its length).
     ///
     /// # Errors
-    /// [`Refusal::Version`] for a stranger or a version that is not ours.
+    /// [`Refusal::Version`] for a stranger, or one who speaks no version of ours.
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
         decode(bytes)
     }
@@ -102,18 +104,19 @@ impl Answer {
     /// Reads an answer (without its length).
     ///
     /// # Errors
-    /// [`Refusal::Version`] for a version that is not ours.
+    /// [`Refusal::Version`] for one who speaks no version of ours.
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
         decode(bytes)
     }
 }
 
-/// Length (2 bytes, little endian), magic, version, body.
+/// Length (2 bytes, little endian), magic, the oldest and the newest version that the sender speaks, body. Both ends
+/// speak the newest that they have in common. Later versions may append to the body, and change nothing else of it.
 fn encode<T: Serialize>(body: &T, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0, 0]);
     out.extend_from_slice(&MAGIC);
-    out.push(VERSION);
+    out.extend_from_slice(&[OLDEST, VERSION]);
     codec::encode(body, out);
     let length = out.len() - start - 2;
     assert!(length <= HELLO_BYTES_MAX, "a hello has a fixed shape");
@@ -122,8 +125,46 @@ fn encode<T: Serialize>(body: &T, out: &mut Vec<u8>) {
 
 fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     let body = bytes.strip_prefix(&MAGIC).ok_or(Refusal::Version)?;
-    match body.split_first() {
-        Some((&VERSION, body)) => codec::decode(body).map_err(|_: Malformed| Refusal::Version),
-        _ => Err(Refusal::Version),
+    let (&[oldest, newest], body) = body.split_first_chunk().ok_or(Refusal::Version)?;
+    if oldest > VERSION || newest < OLDEST {
+        return Err(Refusal::Version);
+    }
+    let (body, _tail) = codec::decode_prefix(body).map_err(|_: Malformed| Refusal::Version)?;
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use swimring_membership::NodeId;
+
+    use super::*;
+
+    fn hello() -> (Hello, Vec<u8>) {
+        let peer = Peer { id: NodeId::from_u128(1), address: ([10, 0, 0, 1], 7_946).into() };
+        let hello = Hello { class: Class::Gossip, peer, life: 2, fingerprint: [3; 16], clock: 4 };
+        let mut bytes = Vec::new();
+        hello.encode(&mut bytes);
+        (hello, bytes.split_off(2))
+    }
+
+    #[test]
+    fn a_later_release_that_speaks_this_version_too_is_understood_whatever_it_appends() {
+        let (hello, mut bytes) = hello();
+        bytes[5] = VERSION + 3;
+        bytes.extend_from_slice(b"and more");
+        assert_eq!(Hello::decode(&bytes), Ok(hello));
+    }
+
+    #[test]
+    fn releases_without_a_version_in_common_refuse_each_other() {
+        let (_, good) = hello();
+        for (oldest, newest) in [(VERSION + 1, VERSION + 2), (0, OLDEST - 1)] {
+            let mut bytes = good.clone();
+            (bytes[4], bytes[5]) = (oldest, newest);
+            assert_eq!(Hello::decode(&bytes), Err(Refusal::Version));
+        }
+        for length in 0..good.len() {
+            assert_eq!(Hello::decode(&good[..length]), Err(Refusal::Version), "{length}");
+        }
     }
 }

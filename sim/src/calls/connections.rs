@@ -97,7 +97,7 @@ impl World {
     /// A process is gone from this host's view: so are its connections, and no other's.
     pub(crate) fn forget_calls_to(&mut self, index: usize, peer: Peer, life: u64) {
         let process = self.hosts[index].process();
-        self.dials.forget(self.now, process, Class::Calls, peer.id);
+        self.dials.forget(self.now, process, Class::Calls, peer);
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };

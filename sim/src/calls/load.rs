@@ -1,6 +1,7 @@
 //! Who calls what, and when: drawn from the load of the plan.
 
 use super::*;
+use crate::host::Home;
 use crate::plan::Keys;
 use crate::recording::Event;
 
@@ -26,7 +27,7 @@ impl World {
         let pick = self.load_rng.index(self.hosts.len());
         let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));
         let host = &self.hosts[pick];
-        if !host.is_up() || host.stands_still() || host.app.is_none() {
+        if !host.is_up() || host.stands_still() || host.app.is_none() || host.home == Home::Foreign {
             return;
         }
         let process = host.process();

@@ -4,7 +4,7 @@
 use swimring_membership::State;
 use swimring_membership::wire::{Header, Update};
 
-use super::{Facts, Findings, Oracle, Property};
+use super::{BOOT_LEAP_MAX, Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
@@ -24,8 +24,9 @@ impl Oracle for Watch {
             if let Some((state, held)) = membership.roster().belief(*id)
                 && *id != membership.id()
             {
-                // Leaving was the last word of a boot.
+                // Leaving was the last word of a boot; and nobody lives as long as some lies say.
                 let over = state == State::Left && held.boot == told.boot;
+                let over = over || told.boot.saturating_sub(held.boot) > BOOT_LEAP_MAX;
                 out.check(facts, Property::M5, &[host], held >= *told || over, || {
                     format!("was told {update:?} and holds {held}")
                 });

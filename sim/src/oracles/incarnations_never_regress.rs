@@ -13,8 +13,8 @@ use super::{Facts, Findings, Oracle, Property};
 
 #[derive(Default)]
 pub(super) struct Watch {
-    /// The highest incarnation of each name, by life.
-    highest: BTreeMap<NodeId, (u32, Minted)>,
+    /// The highest incarnation of each machine's node, by life.
+    highest: BTreeMap<usize, (u32, Minted)>,
     /// When the process of a host joined, by its life.
     joined: BTreeMap<usize, (u32, Instant)>,
     /// The highest of the lives before the running one.
@@ -39,7 +39,7 @@ impl Oracle for Watch {
         };
         let own = control.membership().record().incarnation();
         let minted = Minted { incarnation: own, seen: facts.now };
-        let (life, highest) = self.highest.entry(machine.id).or_insert((machine.life, minted));
+        let (life, highest) = self.highest.entry(host).or_insert((machine.life, minted));
         if *life != machine.life {
             // Of a life that never joined, nobody has to know.
             let had_joined = self.joined.get(&host).is_some_and(|(joined, _)| joined == life);
@@ -91,7 +91,8 @@ impl Watch {
             reached && settled(seed.started) && well
         };
         let joined = |seed: &&Host| seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
-        let others = facts.seeds().filter(|seed| seed.index != host && seed.is_up());
+        let home = facts.hosts[host].home;
+        let others = facts.seeds().filter(|seed| seed.index != host && seed.is_up() && seed.home == home);
         let (joined, others): (Vec<&Host>, Vec<&Host>) = others.partition(joined);
         let knowing = joined.iter().filter(|seed| knew(seed)).count();
         // Behind a shared address it is luck who answers.

@@ -15,7 +15,7 @@ impl Oracle for Watch {
         let ControlEvent::Membership(Event::Changed { id, .. }) = event else {
             return;
         };
-        let known = facts.by_id(*id).is_some_and(|subject| subject.life > 0);
+        let known = facts.with_id(*id).any(|subject| subject.life > 0);
         out.check(facts, Property::M7, &[host], known, || format!("{id:?} is in the view and never lived"));
         let Some(control) = &facts.hosts[host].control else {
             return;

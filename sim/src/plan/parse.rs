@@ -330,6 +330,9 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
             | Action::Quit(_)
             | Action::Drain(_)
             | Action::Replace(_)
+            | Action::Foreign(_)
+            | Action::Twin(..)
+            | Action::Upgrade(_)
             | Action::Join(..)
             | Action::Drift(..)
     );
@@ -362,6 +365,12 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         ("quit", [who]) => Action::Quit(select(who)?),
         ("drain", [who]) => Action::Drain(select(who)?),
         ("replace", [who]) => Action::Replace(select(who)?),
+        ("foreign", [who]) => Action::Foreign(select(who)?),
+        ("twin", [who, setting]) => match pair(setting)? {
+            ("memory", value) => Action::Twin(select(who)?, memory(value)?),
+            (name, _) => return Err(format!("a twin has no {name:?}")),
+        },
+        ("upgrade", [who]) => Action::Upgrade(select(who)?),
         ("crash", [who]) => Action::Crash(select(who)?, None),
         ("block", [who]) => Action::Block(select(who)?),
         ("pause", [who]) => Action::Pause(select(who)?),
@@ -407,22 +416,29 @@ fn cut_groups(text: &str) -> Parsed<Vec<Vec<usize>>> {
 
 /// `restart after=T memory=M` belongs to the crash before it.
 fn restart<'a>(plan: &mut Plan, words: impl Iterator<Item = &'a str>) -> Parsed<()> {
-    let (mut after, mut memory) = (Duration::from_secs(10), Memory::Kept);
+    let (mut after, mut held) = (Duration::from_secs(10), Memory::Kept);
     for word in words {
         match pair(word)? {
             ("after", value) => after = duration(value)?,
-            ("memory", "kept") => memory = Memory::Kept,
-            ("memory", "lost") => memory = Memory::Lost,
-            ("memory", "stale") => memory = Memory::Stale,
-            (name, value) => return Err(format!("a restart has no {name}={value}")),
+            ("memory", value) => held = memory(value)?,
+            (name, _) => return Err(format!("a restart has no {name:?}")),
         }
     }
     match plan.steps.last_mut().map(|step| &mut step.action) {
         Some(Action::Crash(_, restart)) => {
-            *restart = Some((after, memory));
+            *restart = Some((after, held));
             Ok(())
         }
         _ => Err("a restart follows a crash".into()),
+    }
+}
+
+fn memory(text: &str) -> Parsed<Memory> {
+    match text {
+        "kept" => Ok(Memory::Kept),
+        "lost" => Ok(Memory::Lost),
+        "stale" => Ok(Memory::Stale),
+        other => Err(format!("a memory is kept, lost or stale, not {other:?}")),
     }
 }
 

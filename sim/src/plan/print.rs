@@ -100,6 +100,14 @@ fn select(who: &Select) -> String {
     }
 }
 
+fn memory(memory: Memory) -> &'static str {
+    match memory {
+        Memory::Kept => "kept",
+        Memory::Lost => "lost",
+        Memory::Stale => "stale",
+    }
+}
+
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(&action(self))
@@ -129,15 +137,13 @@ fn action(action: &Action) -> String {
         Action::Hole(bytes, Some(who)) => format!("hole {bytes} of {}", select(who)),
         Action::Quit(who) => format!("quit {}", select(who)),
         Action::Replace(who) => format!("replace {}", select(who)),
+        Action::Foreign(who) => format!("foreign {}", select(who)),
+        Action::Twin(who, held) => format!("twin {} memory={}", select(who), memory(*held)),
+        Action::Upgrade(who) => format!("upgrade {}", select(who)),
         Action::Drain(who) => format!("drain {}", select(who)),
         Action::Crash(who, None) => format!("crash {}", select(who)),
-        Action::Crash(who, Some((after, memory))) => {
-            let memory = match memory {
-                Memory::Kept => "kept",
-                Memory::Lost => "lost",
-                Memory::Stale => "stale",
-            };
-            format!("crash {} ; restart after={} memory={memory}", select(who), time(*after))
+        Action::Crash(who, Some((after, held))) => {
+            format!("crash {} ; restart after={} memory={}", select(who), time(*after), memory(*held))
         }
         Action::Block(who) => format!("block {}", select(who)),
         Action::Pause(who) => format!("pause {}", select(who)),

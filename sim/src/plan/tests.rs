@@ -25,6 +25,7 @@ at 160s slow n3 x50                for 30s
 at 180s clock n9 drift=200ppm
 at 190s quit n6 ; at 191s drain n8
 at 200s leave n11 ; at 210s join 5 over 1s ; at 240s overload x3 for 10s
+at 245s replace n12 ; at 246s foreign n13 ; at 247s twin n14 memory=stale ; at 248s upgrade zone:b
 at 250s strangers 40 of random(2) for 20s ; at 260s measure for 20s
 quiet at 300s core=70%
 expect converged<=10s served=all
@@ -33,7 +34,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 24);
+    assert_eq!(plan.steps.len(), 28);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 

@@ -76,6 +76,9 @@ fn selects(action: &mut Action) -> Option<&mut Select> {
         | Action::Quit(who)
         | Action::Drain(who)
         | Action::Replace(who)
+        | Action::Foreign(who)
+        | Action::Twin(who, _)
+        | Action::Upgrade(who)
         | Action::Strangers(_, who) => Some(who),
         Action::Loss(_, who) | Action::Hole(_, who) => who.as_mut(),
         Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_) | Cut::Groups(_))

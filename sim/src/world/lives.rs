@@ -1,11 +1,12 @@
 //! How processes begin and end.
 
 use super::*;
+use crate::host::Home;
 
 impl World {
     /// Starts a process and lets it have its first outputs.
     pub(crate) fn start(&mut self, index: usize, memory: Memory) {
-        if self.hosts[index].is_up() || self.hosts[index].replaced {
+        if self.hosts[index].is_up() || self.hosts[index].retired {
             return;
         }
         let seeds = self.seeds_for(index);
@@ -22,6 +23,13 @@ impl World {
 
     /// Every node knows the seeds, itself among them if it is one; the first node of a world that begins is a cluster of one, on purpose.
     fn seeds_for(&self, index: usize) -> Vec<SocketAddr> {
+        let foreign = |host: &usize| self.hosts[*host].home == Home::Foreign;
+        if foreign(&index) {
+            // The first one is a cluster of its own; the others know it, and what they find there.
+            let first = (0..index).find(foreign);
+            let seeds = self.hosts.iter().take(self.plan.world.seeds).map(|seed| seed.address);
+            return first.map(|first| seeds.chain([self.hosts[first].address]).collect()).unwrap_or_default();
+        }
         let first = index == 0 && self.hosts[0].life == 0;
         let seeds = self.hosts.iter().take(self.plan.world.seeds);
         match (first, self.plan.world.balanced) {

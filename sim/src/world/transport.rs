@@ -24,6 +24,7 @@ impl World {
                 true
             }
         };
+        self.say_more(conn.0, mine, Class::Gossip, None);
         self.note_asked(from.host, to, bytes);
         self.transmit(conn.0, mine);
         taken
@@ -33,7 +34,20 @@ impl World {
     pub(crate) fn send_call_frame(&mut self, from: Process, conn: u64, lane: Option<usize>, bytes: &[u8]) {
         if let Some((mine, held)) = self.open_end(conn, from) {
             held.flows[mine].push_frame(lane, bytes);
+            self.say_more(conn, mine, Class::Calls, lane);
             self.transmit(conn, mine);
+        }
+    }
+
+    /// A process of a later release says now and then what this one does not understand.
+    fn say_more(&mut self, conn: u64, mine: usize, class: Class, lane: Option<usize>) {
+        let Some(host) = self.network.conns.get(conn).map(|held| held.ends[mine].process.host) else { return };
+        if !self.hosts[host].upgraded || !self.rng.chance(LATER_WORDS) {
+            return;
+        }
+        let words = self.later_words(host, class);
+        if let (Some(words), Some(held)) = (words, self.network.conns.get_mut(conn)) {
+            held.flows[mine].push_frame(lane, &words);
         }
     }
 
@@ -392,7 +406,10 @@ impl World {
         let machine = &self.hosts[host];
         match class {
             Class::Gossip => machine.control.as_ref().map_or(gone, |control| control.judge(hello, certified)),
-            Class::Calls => machine.app.as_ref().map_or(gone, |app| app.peers.judge(hello, certified, &[7; 16])),
+            Class::Calls => {
+                let fingerprint = machine.home.fingerprint();
+                machine.app.as_ref().map_or(gone, |app| app.peers.judge(hello, certified, &fingerprint))
+            }
         }
     }
 
@@ -460,11 +477,14 @@ impl World {
                     // The word of its end has overtaken the answer.
                     return self.dialled(&handshake, Err(Refusal::Leaving));
                 }
-                let judged = self.judge(here.host, handshake.class, &hello, self.hosts[there].id);
+                let hello = self.read_hello(there, &hello);
+                let judged = hello.and_then(|hello| {
+                    self.judge(here.host, handshake.class, &hello, self.hosts[there].id).map(|()| hello)
+                });
                 if judged.is_err() {
                     self.close(conn, here);
                 }
-                self.dialled(&handshake, judged.map(|()| (ConnId(conn), hello)));
+                self.dialled(&handshake, judged.map(|hello| (ConnId(conn), hello)));
                 self.read_early(conn);
                 let of = self.hosts[there].id;
                 self.check_connections(here.host, handshake.class, of);
@@ -480,7 +500,11 @@ impl World {
         };
         let acceptor = self.hosts[there].process();
         let id = self.hosts[here.host].id;
-        if let Err(refusal) = self.judge(there, class, &hello, id) {
+        let judged = self.read_hello(here.host, &hello).and_then(|hello| self.judge(there, class, &hello, id));
+        self.check(there, Property::W1, judged != Err(Refusal::Version), || {
+            format!("refused the version of n{}", here.host + 1)
+        });
+        if let Err(refusal) = judged {
             return self.dialled(&handshake, Err(refusal));
         }
         let open = here != acceptor && !self.hosts[there].closed;
@@ -518,6 +542,8 @@ pub(super) fn balancer() -> SocketAddr {
 
 /// The packets of a handshake, by stage: the first is padded; certificates go both ways; then a hello and its answer.
 const FLIGHTS: [&[usize]; 4] = [&[1_228], &[1_228, 928], &[1_228, 328], &[258]];
+/// With how many of its messages a process of a later release sends another one, in millionths.
+const LATER_WORDS: u32 = 100_000;
 /// When a process that stands still is looked at again.
 const PAUSED: Duration = Duration::from_secs(1);
 /// How often a connection of calls shows that it lives.

@@ -1,0 +1,127 @@
+//! Faults of who is who: addresses, names and releases that change hands.
+
+use swimring::core::hello::{Class, Hello, Refusal};
+use swimring_membership::{Name, wire};
+
+use crate::host::Home;
+use crate::oracles::Property;
+use crate::plan::{Memory, Select};
+use crate::world::World;
+
+/// What a later release may append to its hello, and say besides.
+const LATER: &[u8] = b"of a later release";
+/// A kind of message, and of frame, that this release does not know.
+const LATER_KIND: u8 = 200;
+
+impl World {
+    /// Others take the addresses of machines that end; a seed's address stays a seed's.
+    pub(crate) fn replace(&mut self, who: &Select) -> usize {
+        let mut hosts = self.select(who);
+        hosts.retain(|host| *host >= self.plan.world.seeds);
+        for host in &hosts {
+            let next = self.take_address(*host);
+            self.start(next, Memory::Kept);
+        }
+        hosts.len()
+    }
+
+    /// Nodes of another cluster take the addresses of machines that end, and find what was stored there.
+    pub(crate) fn foreign(&mut self, who: &Select) -> usize {
+        let mut hosts = self.select(who);
+        hosts.retain(|host| *host > 0);
+        for host in &hosts {
+            let next = self.take_address(*host);
+            let (name, disk) = (self.hosts[*host].name.clone(), self.hosts[*host].disk.clone());
+            self.hosts[next].is_called(name, Home::Foreign);
+            self.hosts[next].disk = disk;
+            self.start(next, Memory::Kept);
+        }
+        hosts.len()
+    }
+
+    /// A machine ends, and a new one takes its address.
+    fn take_address(&mut self, host: usize) -> usize {
+        self.kill(host);
+        self.hosts[host].retired = true;
+        let address = self.hosts[host].address;
+        let next = self.add_host();
+        self.by_address.remove(&self.hosts[next].address);
+        self.hosts[next].address = address;
+        self.by_address.insert(address, next);
+        next
+    }
+
+    /// Processes with names that others have start elsewhere.
+    pub(crate) fn twin(&mut self, who: &Select, memory: Memory) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            let next = self.add_host();
+            let (name, home) = (self.hosts[*host].name.clone(), self.hosts[*host].home);
+            self.hosts[next].is_called(name, home);
+            self.hosts[next].disk = self.hosts[*host].copied_disk(memory);
+            self.start(next, Memory::Kept);
+        }
+        hosts.len()
+    }
+
+    /// Processes end, and those of a later release take their places.
+    pub(crate) fn upgrade(&mut self, who: &Select) -> usize {
+        let hosts = self.select(who);
+        for host in &hosts {
+            self.kill(*host);
+            self.hosts[*host].upgraded = true;
+            self.start(*host, Memory::Kept);
+        }
+        hosts.len()
+    }
+
+    /// A process gives its name up to another one, and ends: nobody starts it again.
+    pub(crate) fn give_way(&mut self, index: usize) {
+        self.hosts[index].retired = true;
+        let rival = self.namesakes(index).any(|other| self.hosts[other].is_up() && !self.hosts[other].retired);
+        // A rival that answered a moment ago may have crashed since, but not in the quiet phase.
+        self.check(index, Property::M8, rival || self.core.is_none(), || {
+            "gave its name up, and nobody else has it".into()
+        });
+        if let Some(core) = &mut self.core {
+            core.retain(|host| *host != index);
+        }
+    }
+
+    /// The other machines with the name of this one.
+    pub(crate) fn namesakes(&self, index: usize) -> impl Iterator<Item = usize> {
+        let id = self.hosts[index].id;
+        (0..self.hosts.len()).filter(move |other| *other != index && self.hosts[*other].id == id)
+    }
+
+    /// What a hello is read as at the other end, which may be of another release.
+    pub(crate) fn read_hello(&self, from: usize, hello: &Hello) -> Result<Hello, Refusal> {
+        if !self.hosts[from].upgraded {
+            return Ok(*hello);
+        }
+        let mut bytes = Vec::new();
+        hello.encode(&mut bytes);
+        // Behind the length and the magic: the oldest and the newest version.
+        bytes[7] += 1;
+        bytes.extend_from_slice(LATER);
+        Hello::decode(&bytes[2..])
+    }
+
+    /// What a process of a later release says beside what this one understands.
+    pub(crate) fn later_words(&self, host: usize, class: Class) -> Option<Vec<u8>> {
+        let length = LATER.len() as u8;
+        let head = match class {
+            Class::Gossip => vec![LATER_KIND, wire::VERSION, length, 0],
+            Class::Calls => {
+                let version = swimring::forwarder::wire::VERSION;
+                vec![length + 4, 0, 0, 0, LATER_KIND, version, length, 0]
+            }
+        };
+        self.hosts[host].upgraded.then(|| [head.as_slice(), LATER].concat())
+    }
+}
+
+/// The name of a cluster that has nothing to do with the world's.
+pub(crate) fn elsewhere() -> Name {
+    Name::new("elsewhere").expect("the name follows the rule")
+}

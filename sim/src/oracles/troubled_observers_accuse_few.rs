@@ -1,0 +1,59 @@
+//! L12: a node with trouble of its own (it stood still, or is slow) accuses few of those who are well: it takes silence for
+//! its own fault first (Lifeguard's local health).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use swimring::core::control::ControlEvent;
+use swimring_membership::{Event, Instant, NodeId};
+
+use super::{Facts, Findings, Oracle, Property};
+
+/// Accusations within this time are counted together.
+const WINDOW: Duration = Duration::from_secs(30);
+/// Most members that a troubled node accuses within the window though they are well.
+const ACCUSED_MAX: usize = 8;
+/// How long two nodes must have reached each other: a probe that was lost before takes that long.
+const REACHABLE: Duration = Duration::from_secs(10);
+/// Loss above this excuses an accusation, in millionths.
+const LOSS_MAX: u32 = 20_000;
+
+#[derive(Default)]
+pub(super) struct Watch {
+    /// Whom each process has accused lately, the oldest first.
+    accused: BTreeMap<(usize, u32), VecDeque<(Instant, NodeId)>>,
+}
+
+impl Oracle for Watch {
+    fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
+        let ControlEvent::Membership(Event::ProbeFailed { id }) = event else {
+            return;
+        };
+        let observer = &facts.hosts[host];
+        let recent = |since: Option<Instant>| since.is_some_and(|since| facts.now.since(since) <= WINDOW);
+        let troubled = observer.stands_still() || observer.slow > 1 || recent(observer.troubled);
+        let mut subjects = facts.with_id(*id);
+        let (Some(subject), None) = (subjects.next().filter(|_| troubled), subjects.next()) else {
+            return;
+        };
+        let reached = facts.network.reachable_since(host, subject.index);
+        let well = subject.is_up()
+            && !subject.leaving
+            && !subject.stands_still()
+            && subject.slow == 1
+            && !recent(subject.troubled)
+            && !recent(Some(subject.started))
+            && reached.is_some_and(|since| facts.now.since(since) > REACHABLE)
+            && facts.network.worst_loss() <= LOSS_MAX;
+        if !well {
+            return;
+        }
+        let accused = self.accused.entry((host, observer.life)).or_default();
+        accused.retain(|(at, of)| facts.now.since(*at) <= WINDOW && of != id);
+        accused.push_back((facts.now, *id));
+        let count = accused.len();
+        out.check(facts, Property::L12, &[host, subject.index], count <= ACCUSED_MAX, || {
+            format!("has accused {count} members within {WINDOW:?} that are well, while it was in trouble itself")
+        });
+    }
+}
