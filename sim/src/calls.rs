@@ -406,7 +406,7 @@ impl World {
         loop {
             let now = self.hosts[index].local(self.now);
             let view = self.view(index);
-            self.check_ring(index, &view);
+            self.check_routing(index, &view);
             let host = &mut self.hosts[index];
             let Some(app) = &mut host.app else { return };
             let Some(active) = app.active.get_mut(&id) else {

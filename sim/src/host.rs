@@ -89,6 +89,8 @@ pub struct Host {
     stale_disk: Disk,
     /// Another machine has its address or its name: nothing runs here any more.
     pub retired: bool,
+    /// For its process gave its name up to another one.
+    pub gave_way: bool,
     /// Its cluster.
     pub home: Home,
     /// It runs a later release.
@@ -211,6 +213,7 @@ impl Host {
             disk: Disk::default(),
             stale_disk: Disk::default(),
             retired: false,
+            gave_way: false,
             home: Home::Here,
             upgraded: false,
             paused: false,

@@ -77,12 +77,12 @@ impl World {
 
     /// A process gives its name up to another one, and ends: nobody starts it again.
     pub(crate) fn give_way(&mut self, index: usize) {
-        self.hosts[index].retired = true;
-        let rival = self.namesakes(index).any(|other| self.hosts[other].is_up() && !self.hosts[other].retired);
+        (self.hosts[index].retired, self.hosts[index].gave_way) = (true, true);
+        let others = || self.namesakes(index).map(|other| &self.hosts[other]);
+        let has_it = others().any(|other| other.is_up() && !other.retired);
         // A rival that answered a moment ago may have crashed since, but not in the quiet phase.
-        self.check(index, Property::M8, rival || self.core.is_none(), || {
-            "gave its name up, and nobody else has it".into()
-        });
+        let crashed = others().any(|other| !other.gave_way) && self.core.is_none();
+        self.check(index, Property::M8, has_it || crashed, || "gave its name up, and nobody else has it".into());
         if let Some(core) = &mut self.core {
             core.retain(|host| *host != index);
         }

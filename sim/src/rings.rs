@@ -1,11 +1,13 @@
 //! Whether rings are what the members make them: everywhere, at every change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use swimring::core::view::{View, ring_member};
-use swimring::ring::Ring;
+use swimring::ring::{ArcMove, Ring};
 use swimring_membership::{NodeId, Phase};
 
+use crate::conns::Process;
 use crate::oracles::Property;
 use crate::world::World;
 
@@ -24,6 +26,8 @@ pub(crate) struct Seen {
     /// The owners' digest of every view that was looked at.
     of_views: BTreeMap<u128, u128>,
     views: u64,
+    /// The view by which the last call of each process went.
+    routed: BTreeMap<Process, Arc<View>>,
 }
 
 impl World {
@@ -44,8 +48,43 @@ impl World {
         self.check(host, Property::R2, held == digest, || "has another ring than somebody with the same view".into());
     }
 
+    /// A call goes by a view: if that is another than the last time, what has changed since is what had to.
+    pub(crate) fn check_routing(&mut self, host: usize, view: &Arc<View>) {
+        self.check_ring(host, view);
+        let process = self.hosts[host].process();
+        let Some(before) = self.rings_seen.routed.insert(process, Arc::clone(view)) else { return };
+        if Arc::ptr_eq(&before, view) {
+            return;
+        }
+        let later = view.version() >= before.version() && view.fence() >= before.fence();
+        self.check(host, Property::R8, later, || {
+            let [was, is] = [&before, view].map(|view| (view.version(), view.fence()));
+            format!("goes by version and fence {is:?} after {was:?}")
+        });
+        let (old, new) = (before.ring(), view.ring());
+        if old.digest() == new.digest() {
+            return;
+        }
+        let weight =
+            |ring: &Ring, id: NodeId| ring.members().iter().find(|member| member.id == id).map(|member| member.weight);
+        let had_to = |moved: &ArcMove| {
+            let lost = moved.from.is_none_or(|from| weight(new, from) < weight(old, from));
+            let won = moved.to.is_none_or(|to| weight(new, to) > weight(old, to));
+            lost || won
+        };
+        let needless = Ring::diff(old, new).into_iter().find(|moved| !had_to(moved));
+        self.check(host, Property::R3, needless.is_none(), || format!("moved for nothing: {needless:?}"));
+        let key = self.hasher.hash(&view.version().to_le_bytes());
+        let [two, three] = [2, 3].map(|count| new.owners(key, count));
+        let distinct: BTreeSet<NodeId> = three.iter().map(|owner| owner.id).collect();
+        let first = new.owner(key).ok() == three.first().map(|owner| owner.id);
+        self.check(host, Property::R5, first && three.starts_with(&two) && distinct.len() == three.len(), || {
+            format!("three owners of a key are {three:?}, two are {two:?}")
+        });
+    }
+
     /// A ring by which a call goes for the first time is the one that its members make: one of a few is built anew.
-    pub(crate) fn check_ring(&mut self, host: usize, view: &View) {
+    fn check_ring(&mut self, host: usize, view: &View) {
         let ring = view.ring();
         if self.rings_seen.used.insert(ring.digest()) && self.rings_seen.used.len().is_multiple_of(BUILT_EVERY) {
             let anew = Ring::build(ring.placement(), view.ring_members().iter().cloned());

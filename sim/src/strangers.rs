@@ -9,8 +9,8 @@ use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::ConnId;
 use swimring::forwarder::wire::{CallHeader, Frame};
 use swimring_membership::codec::Slice;
-use swimring_membership::wire::{Header, Message, Update};
-use swimring_membership::{Incarnation, Name, NodeId, Peer, Rng};
+use swimring_membership::wire::{Header, Message, RowBody, Update};
+use swimring_membership::{Incarnation, Name, NodeId, Peer, Rng, State};
 
 use crate::calls::CallInput;
 use crate::conns::Process;
@@ -166,6 +166,16 @@ impl World {
     fn lies(&mut self, host: usize) -> Option<Vec<u8>> {
         let roster = self.hosts[host].control.as_ref()?.membership().roster();
         let known: Vec<NodeId> = roster.iter().map(|(id, _)| id).collect();
+        let mut bytes = Vec::new();
+        if self.rng.chance(500_000) {
+            let rows = (0..LIES).map(|_| {
+                let id = known[self.rng.index(known.len())];
+                let state = if self.rng.chance(500_000) { State::Down } else { State::Left };
+                RowBody { id, state, incarnation: Incarnation::new(u32::MAX, 0), record: None }
+            });
+            Message::Rows { fence: u64::MAX, rows: rows.collect() }.encode(&mut bytes);
+            return Some(bytes);
+        }
         let updates = (0..LIES).map(|_| {
             let id = known[self.rng.index(known.len())];
             let at = Incarnation::new(u32::MAX - self.rng.below(2) as u32, u32::MAX - self.rng.below(2) as u32);
@@ -179,7 +189,6 @@ impl World {
         let updates = updates.collect();
         let fence = u64::MAX - self.rng.below(2);
         let header = Header { belief: None, digest: 1, fence, fence_heard: fence, updates };
-        let mut bytes = Vec::new();
         Message::Rumours { header }.encode(&mut bytes);
         Some(bytes)
     }

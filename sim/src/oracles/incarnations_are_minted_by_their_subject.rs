@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use swimring::core::control::ControlEvent;
 use swimring_membership::wire::Header;
-use swimring_membership::{Event, NodeId};
+use swimring_membership::{Event, Incarnation, NodeId};
 
 use super::{Facts, Findings, Oracle, Property};
 
@@ -18,10 +18,13 @@ impl Watch {
     fn learn(&mut self, facts: &Facts<'_>, host: usize) {
         let machine = &facts.hosts[host];
         if let Some(control) = &machine.control {
-            let own = control.membership().record().incarnation();
-            let count = self.minted.entry((machine.id, own.boot)).or_insert(own.count);
-            *count = (*count).max(own.count);
+            self.note(machine.id, control.membership().record().incarnation());
         }
+    }
+
+    fn note(&mut self, id: NodeId, minted: Incarnation) {
+        let count = self.minted.entry((id, minted.boot)).or_insert(minted.count);
+        *count = (*count).max(minted.count);
     }
 }
 
@@ -39,6 +42,10 @@ impl Oracle for Watch {
         let ControlEvent::Membership(Event::Changed { id, incarnation, .. }) = event else {
             return;
         };
+        if *id == facts.hosts[host].id {
+            // What it says of itself, several things within one step perhaps.
+            return self.note(*id, *incarnation);
+        }
         let minted = self.minted.get(&(*id, incarnation.boot)).is_some_and(|count| incarnation.count <= *count);
         out.check(facts, Property::M3, &[host], minted, || {
             format!("believes {incarnation} of {id:?}, which never said so")
