@@ -43,14 +43,14 @@ impl Default for Limits {
     }
 }
 
-/// What the receiver's own ring says of a key.
+/// What the receiver's own ring says of a call's key, for the members at which it may run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ownership {
-    /// This node owns it.
+    /// This node owns it, or is another one of those.
     Mine,
     /// Another one does, because of this record.
     Theirs(NodeId, Blob),
-    /// Nobody does.
+    /// Nobody does; or the call is for other members than the owner alone, and this is none of them.
     Nobody,
 }
 
@@ -166,6 +166,7 @@ pub struct Admission {
     /// What the calls of each peer take, whichever processes of it sent them: a peer can claim to be many.
     of_peers: BTreeMap<NodeId, Load>,
     under_way: Load,
+    leaving: bool,
     stats: AdmissionStats,
 }
 
@@ -178,8 +179,14 @@ impl Admission {
             callers: BTreeMap::new(),
             of_peers: BTreeMap::new(),
             under_way: Load::default(),
+            leaving: false,
             stats: AdmissionStats::default(),
         }
+    }
+
+    /// From now on nothing more begins here, whoever it is for.
+    pub fn leave(&mut self) {
+        self.leaving = true;
     }
 
     /// Decides about a call. `confirmed`: this process knows that it is still the one that others mean.
@@ -244,7 +251,8 @@ impl Admission {
             return Err((Refusal::Unconfirmed, None));
         }
         let owner = match ownership() {
-            Ownership::Mine => return Ok(()),
+            Ownership::Mine if !self.leaving => return Ok(()),
+            Ownership::Mine => None,
             Ownership::Theirs(owner, record) => Some((owner, record)),
             Ownership::Nobody => None,
         };
@@ -332,6 +340,8 @@ mod tests {
 
     use swimring_membership::codec::Slice;
 
+    use crate::wire::Scope;
+
     use super::*;
 
     const NOW: Instant = Instant::from_millis(1_000);
@@ -349,6 +359,7 @@ mod tests {
             service: "kv",
             key: Slice(&[1]),
             record: None,
+            scope: Scope::Owner,
         }
     }
 

@@ -53,6 +53,8 @@ pub enum Resolution {
     There(Instance),
     /// Nobody does.
     Nobody,
+    /// The call is for a certain node, which is no member.
+    Gone,
 }
 
 /// What the driver has to do next.
@@ -161,6 +163,7 @@ impl<B> Call<B> {
             }
             Resolution::There(to) => self.start(to, 1),
             Resolution::Nobody => self.give_up(Why::NoOwner),
+            Resolution::Gone => self.give_up(Why::Gone),
         }
         None
     }
@@ -168,7 +171,7 @@ impl<B> Call<B> {
     /// The node named as the owner was found, or not.
     pub fn named(&mut self, now: Instant, found: Resolution, budget: &mut Budget) -> Option<Step<B>> {
         match found {
-            Resolution::Nobody => {
+            Resolution::Nobody | Resolution::Gone => {
                 self.pause(now, NotExecuted::because(Why::Refused(Refusal::NotOwner)), budget);
                 None
             }

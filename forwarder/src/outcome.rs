@@ -28,6 +28,9 @@ pub enum Why {
     /// Nobody owns keys.
     #[error("no member owns keys")]
     NoOwner,
+    /// The node that it was for is no member.
+    #[error("the node is no member")]
+    Gone,
     /// The deadline came before the call could be handed over.
     #[error("the deadline passed before it could be sent")]
     Deadline,
@@ -54,7 +57,7 @@ impl Why {
         match self {
             Self::Refused(refusal) => matches!(refusal, Refusal::NotOwner | Refusal::Unconfirmed),
             Self::Unsent(unsent) => matches!(unsent, Unsent::Replaced | Unsent::Leaving),
-            Self::NoOwner | Self::Deadline | Self::Overloaded | Self::Leaving | Self::Invalid(_) => false,
+            Self::NoOwner | Self::Gone | Self::Deadline | Self::Overloaded | Self::Leaving | Self::Invalid(_) => false,
         }
     }
 }

@@ -55,6 +55,18 @@ impl Refusal {
     }
 }
 
+/// At which members a call may run.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Scope {
+    /// At the owner of its key.
+    #[default]
+    Owner,
+    /// At each of so many first owners of its key.
+    Owners(u8),
+    /// At any member.
+    Members,
+}
+
 /// What a call says besides its body. Borrows from the bytes of its frame, or from what is to be sent.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CallHeader<'a> {
@@ -78,6 +90,8 @@ pub struct CallHeader<'a> {
     /// The member record that made the last process say that it is not the owner.
     #[serde(borrow)]
     pub record: Option<Slice<'a>>,
+    /// At which members it may run.
+    pub scope: Scope,
 }
 
 impl CallHeader<'_> {
@@ -288,6 +302,7 @@ mod tests {
                 service: "kv",
                 key: Slice(b"user:42"),
                 record: Some(Slice(&[1, 2, 3])),
+                scope: Scope::Owners(3),
             }),
             Frame::Ok { seq: 1, fence: 3 },
             Frame::Executed { seq: 1, fence: 3 },

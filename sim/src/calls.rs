@@ -12,7 +12,7 @@ use swimring::core::link::{Arrival, Link, Outbound, Payload};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
 use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
-use swimring::forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
+use swimring::forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal, Scope};
 use swimring::forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership, Permit, Resolution,
     Step, Unsent, Verdict,
@@ -52,6 +52,8 @@ pub(crate) struct Token {
 struct Active {
     call: Call<Vec<u8>>,
     payload: Arc<Payload<Arc<[u8]>>>,
+    /// The node that it is for, if it is not for the owner.
+    at: Option<NodeId>,
     record: Option<Blob>,
     sent: Option<(Instance, u64)>,
     started: bool,
@@ -164,9 +166,10 @@ impl App {
         }
     }
 
-    /// From now on nothing of others begins here: its own ring says so.
+    /// From now on nothing of others begins here.
     pub(crate) fn leave(&mut self) {
         self.leaving = true;
+        self.admission.leave();
     }
 
     /// The processes of a peer to which a connection stands.
@@ -350,9 +353,13 @@ impl World {
                 app.budget.earn();
                 app.fresh += 1;
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
+                let draw = app.rng.fork(id).fork(1);
+                let (at, scope) = self.draw_scope(index, draw, &key);
+                let Some(app) = &mut self.hosts[index].app else { return };
                 let active = Active {
                     call,
-                    payload: Arc::new(Payload { service: "sim".into(), key: key.into(), body: body.into() }),
+                    payload: Arc::new(Payload { service: "sim".into(), key: key.into(), body: body.into(), scope }),
+                    at,
                     record: None,
                     sent: None,
                     started: false,
@@ -414,7 +421,10 @@ impl World {
             };
             let step = match active.call.step() {
                 Step::Resolve => {
-                    let resolution = view.resolve(self.hasher.hash(&active.payload.key));
+                    let resolution = match active.at {
+                        None => view.resolve(self.hasher.hash(&active.payload.key)),
+                        Some(node) => view.resolve_at(node),
+                    };
                     ownerless = resolution == Resolution::Nobody;
                     active.call.resolved(now, resolution)
                 }
@@ -482,15 +492,18 @@ impl World {
         let Some(active) = app.active.get_mut(&id) else {
             return;
         };
-        if !view.is_confirmed() {
-            return active.call.not_run(now, Refusal::Unconfirmed, &mut app.budget);
+        let scope = active.payload.scope;
+        let mine = view.ownership(self.hasher.hash(&active.payload.key), scope) == Ownership::Mine;
+        let refusal = if view.is_confirmed() { Refusal::NotOwner } else { Refusal::Unconfirmed };
+        if !view.is_confirmed() || !mine {
+            return active.call.not_run(now, refusal, &mut app.budget);
         }
         if active.started {
             return;
         }
         active.started = true;
         let (body, key) = (active.payload.body.to_vec(), Arc::clone(&active.payload.key));
-        self.execute(index, id, &key, Running::Here { call: id, body }, Duration::ZERO);
+        self.execute(index, id, &key, scope, Running::Here { call: id, body }, Duration::ZERO);
     }
 
     fn send_attempt(&mut self, index: usize, token: Token, to: Instance, hop: u8, view: &View) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::ConnId;
-use swimring::forwarder::wire::{CallHeader, Frame};
+use swimring::forwarder::wire::{CallHeader, Frame, Scope};
 use swimring_membership::codec::Slice;
 use swimring_membership::wire::{Header, Message, RowBody, Update};
 use swimring_membership::{Incarnation, Name, NodeId, Peer, Rng, State};
@@ -155,8 +155,8 @@ impl World {
         let key = if self.rng.chance(250_000) { String::new() } else { format!("k{}", self.rng.below(1_000)) };
         let life = if self.rng.chance(250_000) { life + 1 } else { life };
         let hop = self.rng.below(5) as u8;
-        let (key, service, record) = (Slice(key.as_bytes()), "sim", None);
-        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record };
+        let (key, service, record, scope) = (Slice(key.as_bytes()), "sim", None, Scope::Owner);
+        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record, scope };
         let mut bytes = Vec::new();
         Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);
         bytes

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use swimring::core::hello::{Answer, Class, Hello, Refusal};
-use swimring_forwarder::wire::{CallHeader, Frame, Refusal as CallRefusal};
+use swimring_forwarder::wire::{CallHeader, Frame, Refusal as CallRefusal, Scope};
 use swimring_membership::codec::{Blob, Slice};
 use swimring_membership::wire::{Header, Message, Range, RowBody, Summary, Update};
 use swimring_membership::{Incarnation, NodeId, Peer, State};
@@ -73,6 +73,7 @@ fn frames() -> Vec<Frame<'static>> {
         service: "kv",
         key: Slice(b"k"),
         record: None,
+        scope: Scope::Owners(3),
     };
     vec![
         Frame::Call(call),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring_forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal};
+use swimring_forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal, Scope};
 use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
@@ -49,6 +49,8 @@ pub struct Payload<B> {
     pub key: B,
     /// What for.
     pub body: B,
+    /// At which members it may run.
+    pub scope: Scope,
 }
 
 /// An attempt to send, before it has a number and a deadline in the other's time.
@@ -454,6 +456,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             service: &call.payload.service,
             key: Slice(call.payload.key.as_ref()),
             record: call.record.as_ref().map(|record| Slice(&record.0)),
+            scope: call.payload.scope,
         };
         Frame::Call(header).encode_head(call.payload.body.as_ref().len(), out);
         self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, token });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use swimring_forwarder::wire::Scope;
 use swimring_forwarder::{Ownership, Resolution};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Member, Members, Membership, NodeId, Phase, Roster, State};
@@ -189,6 +190,14 @@ impl View {
         }
     }
 
+    /// Where a call goes that is for the node `id`.
+    pub fn resolve_at(&self, id: NodeId) -> Resolution {
+        match self.instance(id) {
+            Resolution::Nobody => Resolution::Gone,
+            found => found,
+        }
+    }
+
     /// Where a call for `key` goes that was sent on to the node `id`. Sent back to this one, it is run only if
     /// this node's own ring says so.
     pub fn named(&self, id: NodeId, key: KeyHash) -> Resolution {
@@ -207,9 +216,21 @@ impl View {
         }
     }
 
-    /// Whether this node owns `key`, and if not, who does and which record says so: its own when it does not
-    /// take keys, the owner's otherwise.
-    pub fn ownership(&self, key: KeyHash) -> Ownership {
+    /// Whether a call for `key` may run here. If it is for the owner, and this node is not the one: who is, and which
+    /// record says so, its own when it does not take keys, the owner's otherwise.
+    pub fn ownership(&self, key: KeyHash, scope: Scope) -> Ownership {
+        let here = match scope {
+            Scope::Owner => return self.ownership_of_owner(key),
+            Scope::Owners(count) => {
+                let owners = self.ring().owners(key, usize::from(count));
+                owners.iter().any(|owner| owner.id == self.me.node)
+            }
+            Scope::Members => true,
+        };
+        if here { Ownership::Mine } else { Ownership::Nobody }
+    }
+
+    fn ownership_of_owner(&self, key: KeyHash) -> Ownership {
         let Ok(owner) = self.ring().owner(key) else {
             return Ownership::Nobody;
         };

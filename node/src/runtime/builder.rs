@@ -231,6 +231,17 @@ impl Builder {
         self.add(name, Entry::quick(service))
     }
 
+    /// A service whose calls are not for the owners of keys only, but also for those who come next, and for every member:
+    /// [`Swimring::call_owners`] and [`Swimring::call_members`] reach it. [`Request::scope`] says which a call is for, and
+    /// may be anything here.
+    pub fn service_everywhere<S>(self, name: &str, service: S) -> Self
+    where
+        S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        self.add(name, Entry::new(service).everywhere())
+    }
+
     fn add(mut self, name: &str, entry: Entry) -> Self {
         self.services.insert(name.into(), entry);
         self

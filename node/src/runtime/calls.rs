@@ -192,6 +192,8 @@ pub(crate) struct Gone {
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
     pub(crate) payload: Arc<Payload<Bytes>>,
+    /// The node that it is for, if it is not for the owner.
+    pub(crate) at: Option<NodeId>,
     pub(crate) timeout: Duration,
     pub(crate) idempotent: bool,
 }
@@ -359,7 +361,7 @@ impl Calls {
         let number = self.next_call.fetch_add(1, Ordering::Relaxed);
         let spec = CallSpec { deadline, idempotent: wish.idempotent };
         let call = Call::new(spec, CallConfig::default(), self.rng.fork(number));
-        let answered = UnderWay::new(self, call, wish.payload).drive(now).await;
+        let answered = UnderWay::new(self, call, wish).drive(now).await;
         match &answered.outcome {
             Outcome::Ok(_) => _ = self.succeeded.fetch_add(1, Ordering::Relaxed),
             failure => metrics::call_failed(failure),
@@ -368,7 +370,7 @@ impl Calls {
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
-        let Payload { service, key, body } = &*wish.payload;
+        let Payload { service, key, body, .. } = &*wish.payload;
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
         } else if body.len() > self.body_bytes_max {
@@ -445,9 +447,10 @@ impl Calls {
         }
     }
 
-    /// From now on this node calls nobody. What others ask of it is not its own any more by its ring.
+    /// From now on this node calls nobody, and begins nothing for others.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
+        self.lock_admission().leave();
     }
 
     /// How many connections there are. After a goodbye the other ends close them once they have every answer.

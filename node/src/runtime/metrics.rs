@@ -160,6 +160,7 @@ pub(crate) fn call_failed<B>(outcome: &Outcome<B>) {
 const fn why_name(why: Why) -> &'static str {
     match why {
         Why::NoOwner => "no_owner",
+        Why::Gone => "gone",
         Why::Deadline => "deadline",
         Why::Unsent(Unsent::Unreachable) => "unreachable",
         Why::Unsent(Unsent::Replaced) => "replaced",

@@ -6,6 +6,7 @@ mod calls;
 pub mod certs;
 mod congestion;
 mod endpoint;
+pub mod gather;
 mod gossip;
 pub mod http;
 pub mod identity;

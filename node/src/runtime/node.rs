@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use swimring_forwarder::wire::Scope;
 use swimring_membership::{Event, InvalidProfile, Member, Name, NodeId, Phase, Profile, State as MemberState};
 use swimring_ring::KeyHash;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -46,14 +47,15 @@ pub(super) struct Parts {
 /// A call to make.
 #[derive(Clone, Debug)]
 pub struct CallRequest {
-    wish: Wish,
+    pub(super) wish: Wish,
 }
 
 impl CallRequest {
     /// A call of `service` for `key`, which may not run twice and waits [`CALL_TIMEOUT`].
     pub fn new(service: impl Into<Arc<str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
-        let payload = Arc::new(Payload { service: service.into(), key: key.into(), body: body.into() });
-        Self { wish: Wish { payload, timeout: CALL_TIMEOUT, idempotent: false } }
+        let scope = Scope::Owner;
+        let payload = Arc::new(Payload { service: service.into(), key: key.into(), body: body.into(), scope });
+        Self { wish: Wish { payload, at: None, timeout: CALL_TIMEOUT, idempotent: false } }
     }
 
     /// How long to wait; at most [`CALL_TIMEOUT_MAX`].

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use swimring_forwarder::wire::Scope;
 use swimring_membership::{Instance, Instant};
 use swimring_ring::KeyHash;
 use tower::util::BoxCloneSyncService;
@@ -27,6 +28,8 @@ pub struct Request {
     pub key: Bytes,
     /// Its place on the ring.
     pub hash: KeyHash,
+    /// At which members the call may run: at the owner of its key, as a rule.
+    pub scope: Scope,
     /// What for.
     pub body: Bytes,
     /// The process that asks; this one, for a call of its own.
@@ -35,9 +38,9 @@ pub struct Request {
     pub received: Instant,
     /// By when nobody waits any more, on this process's clock.
     pub deadline: Instant,
-    /// The view under which this node took the call: by it, the key is this node's.
+    /// The view under which this node took the call: by it, this node is one of those at which it may run.
     pub view: Arc<View>,
-    /// Orders this node's hold on the key against earlier and later owners'.
+    /// Orders this node's hold on its keys against earlier and later owners'.
     pub fence: u64,
 }
 
@@ -72,6 +75,8 @@ pub(crate) struct Entry {
     service: BoxedService,
     /// For a quick one: makes a handle with which whoever reads its calls begins them.
     quick: Option<MakeQuick>,
+    /// It runs calls for other members than owners, too.
+    everywhere: bool,
     /// Until when they are not, all the same; on the node's clock.
     slow_until: AtomicU64,
 }
@@ -85,7 +90,7 @@ impl Entry {
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        Self { service: BoxedService::new(service), quick: None, slow_until: AtomicU64::new(0) }
+        Self { service: BoxedService::new(service), quick: None, everywhere: false, slow_until: AtomicU64::new(0) }
     }
 
     /// A service whose calls whoever reads them may begin.
@@ -97,6 +102,11 @@ impl Entry {
         let handle = service.clone();
         let quick: MakeQuick = Box::new(move || Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }));
         Self { quick: Some(quick), ..Self::new(service) }
+    }
+
+    /// The same service, for calls to any member.
+    pub(crate) fn everywhere(self) -> Self {
+        Self { everywhere: true, ..self }
     }
 
     /// A handle of the service, for one call or several in turn.
@@ -183,9 +193,9 @@ impl Services {
         Self(Arc::new(services.into_iter().map(|(name, entry)| (name, Arc::new(entry))).collect()))
     }
 
-    /// The service `name`.
-    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Entry>> {
-        self.0.get(name)
+    /// The service `name`, if it takes calls for these members.
+    pub(crate) fn find(&self, name: &str, scope: Scope) -> Option<&Arc<Entry>> {
+        self.0.get(name).filter(|entry| entry.everywhere || scope == Scope::Owner)
     }
 }
 

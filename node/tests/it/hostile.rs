@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use swimring::core::hello::{Answer, Class, Hello, Refusal};
-use swimring::forwarder::wire::{CallHeader, Frame};
+use swimring::forwarder::wire::{CallHeader, Frame, Scope};
 use swimring::membership::codec::Slice;
 use swimring::membership::{Name, NodeId, Peer};
 use swimring::runtime::kv::Command;
@@ -318,6 +318,7 @@ fn a_large_body_that_ends_early_runs_nothing() {
         service: "kv",
         key: Slice(key.as_bytes()),
         record: None,
+        scope: Scope::Owner,
     };
     let put = Command::Put { ttl_s: None }.encode(&[7; 100_000]);
     let send = |seq, bytes: usize| {

@@ -393,3 +393,87 @@ fn where_few_ask_each_member_all_hear_that_one_is_down() {
     runtime.block_on(gone.close());
     all_see(&nodes, 15);
 }
+
+#[test]
+fn a_call_for_several_owners_or_all_members_runs_where_it_is_for_and_only_if_the_service_takes_it() {
+    let pair = Pair::new(|builder| {
+        let told =
+            |request: Request| async move { Ok(Bytes::from(format!("{:?} {:?}", request.scope, request.caller.node))) };
+        builder.service("owned", handler(told)).service_everywhere("shared", handler(told))
+    });
+    let [one, two] = [id(&pair.one), id(&pair.two)];
+    let ran = |scope: &str| Outcome::Ok(Bytes::from(format!("{scope} {one:?}")));
+    for owner in [&pair.one, &pair.two] {
+        let key = pair.key_of(owner);
+        let shared = CallRequest::new("shared", key.clone(), "x");
+        let both = pair.runtime.block_on(pair.one.call_owners(shared.clone(), 2, 2));
+        assert!(both.is_reached() && both.answered() == 2, "{both:?}");
+        let first = if id(owner) == one { [one, two] } else { [two, one] };
+        assert_eq!(both.owners.iter().map(|(node, _)| *node).collect::<Vec<_>>(), first);
+        for (node, answered) in &both.owners {
+            let answered = answered.as_ref().expect("both were waited for");
+            assert_eq!((answered.outcome.clone(), answered.owner), (ran("Owners(2)"), Some(*node)));
+        }
+        let too_few = pair.runtime.block_on(pair.one.call_owners(shared.clone(), 3, 3));
+        assert!(!too_few.is_reached() && too_few.owners.iter().all(|(_, answered)| answered.is_none()));
+        let all = pair.runtime.block_on(pair.one.call_members(shared.clone()));
+        let mut at: Vec<NodeId> = all.iter().map(|(node, _)| *node).collect();
+        at.sort_unstable();
+        let mut expected = [one, two];
+        expected.sort_unstable();
+        assert_eq!(at, expected);
+        assert!(all.iter().all(|(_, answered)| answered.outcome == ran("Members")), "{all:?}");
+        assert_eq!(pair.call(shared).outcome, ran("Owner"), "to the owner as ever");
+        let owned = CallRequest::new("owned", key, "x");
+        let refused = pair.runtime.block_on(pair.one.call_owners(owned.clone(), 2, 1));
+        assert!(!refused.is_reached(), "a service that is for owners runs nowhere else: {refused:?}");
+        assert_eq!(pair.call(owned).outcome, ran("Owner"));
+    }
+}
+
+#[test]
+fn what_a_quorum_does_not_wait_for_goes_on_and_what_is_dropped_is_cancelled() {
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let open = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&open);
+    let pair = Pair::new(move |builder| {
+        let (begun, ended, gate) = (begun.clone(), ended.clone(), Arc::clone(&gate));
+        let slow_there = handler(move |request: Request| {
+            let (begun, ended, gate) = (begun.clone(), ended.clone(), Arc::clone(&gate));
+            async move {
+                if request.view.me() != request.caller {
+                    let _ = begun.send(());
+                    let _told = Ended(ended);
+                    gate.acquire().await.expect("it is never closed").forget();
+                }
+                Ok(request.body)
+            }
+        });
+        builder.service_everywhere("slow", slow_there)
+    });
+    let request = CallRequest::new("slow", pair.key_of(&pair.one), "x").timeout(Duration::from_secs(60));
+    pair.runtime.block_on(async {
+        let gathered = pair.one.call_owners(request.clone(), 2, 1).await;
+        assert!(gathered.is_reached() && gathered.answered() == 1);
+        begins.recv().await.expect("it has begun there as well");
+        assert!(ends.try_recv().is_err(), "and goes on");
+        open.add_permits(1);
+        ends.recv().await.expect("until it ends");
+        let both = pair.one.call_owners(request, 2, 2);
+        tokio::select! {
+            _ = both => panic!("the gate is closed"),
+            _ = begins.recv() => {}
+        }
+        ends.recv().await.expect("nobody waits for it any more");
+    });
+}
+
+/// Tells when it is dropped.
+struct Ended(mpsc::UnboundedSender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}

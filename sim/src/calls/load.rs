@@ -5,6 +5,8 @@ use crate::host::Home;
 use crate::plan::Keys;
 use crate::recording::Event;
 
+/// Share of the calls that are for other members than the owners of their keys, in millionths.
+const SCOPED: u32 = 100_000;
 /// Share of the calls that are dropped before they end, in millionths.
 const DROPPED: u32 = 30_000;
 
@@ -50,6 +52,26 @@ impl World {
             let at = self.now + self.load_rng.span(Duration::ZERO, load.deadline);
             self.schedule(at, Happening::Call(CallHappening::Drop(process, call)));
         }
+    }
+}
+
+impl World {
+    /// Some calls are for one of the first owners of their keys, or for any member.
+    pub(super) fn draw_scope(&mut self, index: usize, mut rng: Rng, key: &[u8]) -> (Option<NodeId>, Scope) {
+        if !rng.chance(SCOPED) {
+            return (None, Scope::Owner);
+        }
+        let (view, hash) = (self.view(index), self.hasher.hash(key));
+        let count = 1 + rng.index(3);
+        let (nodes, scope): (Vec<NodeId>, _) = if rng.chance(700_000) {
+            let owners = view.ring().owners(hash, count);
+            (owners.iter().map(|owner| owner.id).collect(), Scope::Owners(count as u8))
+        } else {
+            let present = view.members().filter(|member| member.state.is_present());
+            (present.map(|member| member.record.id()).collect(), Scope::Members)
+        };
+        let at = (!nodes.is_empty()).then(|| nodes[rng.index(nodes.len())]);
+        (at, if at.is_some() { scope } else { Scope::Owner })
     }
 }
 

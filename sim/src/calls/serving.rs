@@ -110,7 +110,7 @@ impl World {
     fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader<'_>, body: Vec<u8>) {
         let hash = self.hasher.hash(header.key.0);
         if let Some(record) = header.record
-            && self.view(index).ownership(hash) != Ownership::Mine
+            && self.view(index).ownership(hash, header.scope) != Ownership::Mine
         {
             self.merge(index, from, record.0);
         }
@@ -121,7 +121,7 @@ impl World {
         };
         let first = app.seen.insert((from, header.seq));
         let incoming = Incoming { caller: from, header: &header, body_bytes: body.len() };
-        match app.admission.admit(now, incoming, view.is_confirmed(), || view.ownership(hash)) {
+        match app.admission.admit(now, incoming, view.is_confirmed(), || view.ownership(hash, header.scope)) {
             Verdict::Run(permit) => {
                 let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
                 let error = Duration::from_micros(u64::from(header.error_us));
@@ -139,11 +139,11 @@ impl World {
                         format!("remembers {remembered:?}")
                     });
                 }
-                self.execute(index, call, header.key.0, Running::There { permit, body }, error);
+                self.execute(index, call, header.key.0, header.scope, Running::There { permit, body }, error);
             }
             Verdict::Refuse(why, owner) => {
                 self.say(|| format!("n{:<4} refuses number {} of {from:?}: {why}", index + 1, header.seq));
-                self.check_refusal(index, from, why, owner.is_some(), view.ownership(hash));
+                self.check_refusal(index, from, why, owner.is_some(), view.ownership(hash, header.scope));
                 self.count_refusal(index, &body, why);
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
@@ -196,17 +196,27 @@ impl World {
     }
 
     /// A handler begins: counted before anything else can happen.
-    pub(super) fn execute(&mut self, index: usize, call: u64, key: &[u8], running: Running, error: Duration) {
+    pub(super) fn execute(
+        &mut self,
+        index: usize,
+        call: u64,
+        key: &[u8],
+        scope: Scope,
+        running: Running,
+        error: Duration,
+    ) {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
         self.say(|| format!("n{:<4} runs call {call}", index + 1));
         self.note(|| Event::Run { call, node: index });
         let view = self.view(index);
-        let owner = view.resolve(self.hasher.hash(key));
-        self.check(index, Property::F6, owner == Resolution::Here, || format!("ran call {call}, which {owner:?} owns"));
+        let here = self.may_run_here(&view, key, scope);
+        self.check(index, Property::F6, here, || format!("ran call {call}, which is for others: {scope:?}"));
         self.check(index, Property::O7, view.is_confirmed(), || {
             format!("ran call {call} after it had stood still, before anybody confirmed it")
         });
-        self.check_fence(index, key, view.fence());
+        if scope == Scope::Owner {
+            self.check_fence(index, key, view.fence());
+        }
         let is_leaving = self.hosts[index].app.as_ref().is_some_and(|app| app.leaving);
         let by_other = matches!(running, Running::There { .. });
         self.check(index, Property::L8, !(is_leaving && by_other), || {
@@ -243,6 +253,17 @@ impl World {
         let within = most <= LIMITS.calls_of_peer_max && peers.values().sum::<usize>() <= LIMITS.calls_max;
         self.check(index, Property::B1, within, || format!("runs {peers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
+    }
+
+    /// Whether this is one of the nodes that a call is for, said here once more on its own.
+    fn may_run_here(&self, view: &View, key: &[u8], scope: Scope) -> bool {
+        let order = view.ring().owners(self.hasher.hash(key), usize::MAX);
+        let place = order.iter().position(|owner| owner.id == view.me().node);
+        match scope {
+            Scope::Owner => place == Some(0),
+            Scope::Owners(count) => place.is_some_and(|place| place < usize::from(count)),
+            Scope::Members => true,
+        }
     }
 
     /// Once the core has agreed, whoever runs a key holds it above everybody else of the core who ever ran it.

@@ -8,7 +8,7 @@ fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
 }
 
 fn with_body(deadline: Instant, body: Vec<u8>) -> Outbound<Vec<u8>> {
-    let payload = Arc::new(Payload { service: "kv".into(), key: b"k".to_vec(), body });
+    let payload = Arc::new(Payload { service: "kv".into(), key: b"k".to_vec(), body, scope: Scope::Owner });
     Outbound { payload, deadline, idempotent: false, hop: 1, record: None }
 }
 

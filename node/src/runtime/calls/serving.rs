@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quinn::{RecvStream, VarInt};
-use swimring_forwarder::wire::{CallHeader, LANE_BODY_BYTES_MAX};
+use swimring_forwarder::wire::{CallHeader, LANE_BODY_BYTES_MAX, Scope};
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
 use swimring_membership::codec::Slice;
 
@@ -128,7 +128,7 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
     let hash = calls.hash(header.key.0);
     // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here.
     let is_behind = || header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
-    let waits = calls.view.load().ownership(hash) != Ownership::Mine && is_behind();
+    let waits = calls.view.load().ownership(hash, header.scope) != Ownership::Mine && is_behind();
     let place = waits.then(|| Arc::clone(&calls.merging).try_acquire_owned().ok()).flatten();
     let Some(place) = place else {
         return admit(lane, header, hash, body, reader);
@@ -136,12 +136,12 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
     let lane = lane.clone();
     let (service, key) = (header.service.to_owned(), header.key.0.to_vec());
     let record = header.record.map(|record| record.0.to_vec());
-    let CallHeader { seq, floor, life, deadline, error_us, hop, .. } = header;
+    let CallHeader { seq, floor, life, deadline, error_us, hop, scope, .. } = header;
     calls.spawn(async move {
         lane.calls.catch_up(lane.from.node, record, MERGE_TIMEOUT).await;
         drop(place);
         let (service, key) = (service.as_str(), Slice(&key));
-        let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record: None };
+        let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record: None, scope };
         admit(&lane, header, hash, body, None);
     });
 }
@@ -152,17 +152,19 @@ struct Admitted {
     entry: Arc<Entry>,
     key: Bytes,
     hash: KeyHash,
+    scope: Scope,
     /// When it is too late to begin.
     latest: Instant,
 }
 
 fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader: Option<&mut Reader>) {
     let calls = &lane.calls;
-    let now = reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now());
+    let (now, scope) =
+        (reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now()), header.scope);
     let view = calls.view();
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
-    let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash));
+    let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash, scope));
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
@@ -171,7 +173,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         }
         Verdict::Ignore => return body.refuse(),
     };
-    let Some(entry) = calls.services.find(header.service) else {
+    let Some(entry) = calls.services.find(header.service, scope) else {
         calls.lock_admission().complete(permit);
         refuse(&lane.link, header.seq, Refusal::NoService, None);
         return body.refuse();
@@ -184,7 +186,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
     match (body, reader, in_place) {
         (Body::Here(body), Some(reader), Some(make)) => {
             let (fence, caller, received) = (view.fence(), lane.from, now);
-            let request = Request { key, hash, body, caller, received, deadline: latest, view, fence };
+            let request = Request { key, hash, scope, body, caller, received, deadline: latest, view, fence };
             let begun = reader.begin(&calls.clock, entry, make, request);
             if let Some(begun) = reader.take_answer(begun, seq, fence) {
                 let place = Place::new(lane, permit);
@@ -195,7 +197,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         }
         (body, ..) => {
             let place = Place::new(lane, permit);
-            let call = Admitted { place, entry: Arc::clone(entry), key, hash, latest };
+            let call = Admitted { place, entry: Arc::clone(entry), key, hash, scope, latest };
             go_on(lane, seq, deadline, run(call, body));
         }
     }
@@ -207,8 +209,8 @@ async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun
         Begun::Failed(ServiceError(error)) => finish(place, fence, Err(error)).await,
         Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
         Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
-        Begun::NotReady(Request { key, hash, body, .. }) => {
-            run(Admitted { place, entry, key, hash, latest }, Body::Here(body)).await;
+        Begun::NotReady(Request { key, hash, scope, body, .. }) => {
+            run(Admitted { place, entry, key, hash, scope, latest }, Body::Here(body)).await;
         }
     }
 }
@@ -236,13 +238,13 @@ async fn run(call: Admitted, body: Body) {
     let Some(body) = body.whole().await else {
         return;
     };
-    let Admitted { place, entry, key, hash, latest } = call;
+    let Admitted { place, entry, key, hash, scope, latest } = call;
     let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
     let mut service = entry.service();
     let ready = service::ready(&mut service).await;
     let (now, view) = (calls.clock.now(), calls.view());
     let confirmed = calls.is_confirmed(&view, now);
-    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, hash));
+    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, hash, scope));
     if let Err((why, owner)) = begins {
         drop(place);
         return refuse(&link, seq, why, owner);
@@ -252,7 +254,7 @@ async fn run(call: Admitted, body: Body) {
         return refuse(&link, seq, Refusal::Overloaded, None);
     }
     let (fence, caller) = (view.fence(), place.permit().caller());
-    let request = Request { key, hash, body, caller, received: now, deadline: latest, view, fence };
+    let request = Request { key, hash, scope, body, caller, received: now, deadline: latest, view, fence };
     if sabotage::calls_run_twice() {
         let _ = service::run(&mut service.clone(), request.clone()).await;
     }
@@ -293,8 +295,8 @@ fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>
     link.queue(|link| link.send(&Frame::Refused { seq, why, owner, record }));
 }
 
-fn ownership(view: &View, hash: KeyHash) -> Ownership {
-    if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash) }
+fn ownership(view: &View, hash: KeyHash, scope: Scope) -> Ownership {
+    if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash, scope) }
 }
 
 /// The caller does not wait any more.

@@ -1,6 +1,6 @@
 //! One call of this node, driven by the task that asked: does what [`Call`] says, and tells it what came of it.
 
-use swimring_forwarder::{Repeat, Resolution, Step};
+use swimring_forwarder::{Ownership, Repeat, Step};
 use tokio::sync::oneshot;
 
 use super::super::sabotage;
@@ -12,6 +12,8 @@ pub(super) struct UnderWay<'a> {
     calls: &'a Arc<Calls>,
     call: Call<Bytes>,
     payload: Arc<Payload<Bytes>>,
+    /// The node that it is for, if it is not for the owner.
+    at: Option<NodeId>,
     hash: KeyHash,
     /// The attempt that is under way: its number here, what is told of it, and where it is.
     sent: Option<Sent>,
@@ -28,9 +30,10 @@ struct Sent {
 }
 
 impl<'a> UnderWay<'a> {
-    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, payload: Arc<Payload<Bytes>>) -> Self {
-        let hash = calls.hash(&payload.key);
-        Self { calls, call, payload, hash, sent: None, record: None, owner: None, fence: 0 }
+    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, wish: Wish) -> Self {
+        let hash = calls.hash(&wish.payload.key);
+        let Wish { payload, at, .. } = wish;
+        Self { calls, call, payload, at, hash, sent: None, record: None, owner: None, fence: 0 }
     }
 
     /// From its beginning, `now`, to its outcome.
@@ -41,8 +44,12 @@ impl<'a> UnderWay<'a> {
             let step = match self.call.step() {
                 Step::Resolve => {
                     let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
-                    let owner = calls.view.load().resolve(KeyHash(self.hash.0.rotate_left(wrong)));
-                    self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), owner)
+                    let view = calls.view.load();
+                    let there = match self.at {
+                        None => view.resolve(KeyHash(self.hash.0.rotate_left(wrong))),
+                        Some(node) => view.resolve_at(node),
+                    };
+                    self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), there)
                 }
                 Step::Find(node) => {
                     let found = calls.view.load().named(node, self.hash);
@@ -70,12 +77,14 @@ impl<'a> UnderWay<'a> {
         Answered { outcome, owner: self.owner, hops, repeats, fence: self.fence }
     }
 
-    /// This node owns the key: the handler runs at once, in place.
+    /// The call is this node's: the handler runs at once, in place.
     async fn run_here(&mut self) {
         let calls = self.calls;
         self.owner = Some(calls.me.node);
         let deadline = self.call.deadline();
-        let Some(mut service) = calls.services.find(&self.payload.service).map(|entry| entry.service()) else {
+        let Some(mut service) =
+            calls.services.find(&self.payload.service, self.payload.scope).map(|entry| entry.service())
+        else {
             return self.call.not_run(calls.clock.now(), Refusal::NoService, &mut calls.lock_budget());
         };
         let ready = tokio::select! {
@@ -85,7 +94,8 @@ impl<'a> UnderWay<'a> {
         };
         // What is asked right before it begins, for a layer of the service can have made it wait.
         let (now, view) = (calls.clock.now(), calls.view());
-        let mine = sabotage::calls_are_misrouted() || view.resolve(self.hash) == Resolution::Here;
+        let scope = self.payload.scope;
+        let mine = sabotage::calls_are_misrouted() || view.ownership(self.hash, scope) == Ownership::Mine;
         let refusal = match () {
             () if now >= deadline => Some(Refusal::Expired),
             () if !calls.is_confirmed(&view, now) => Some(Refusal::Unconfirmed),
@@ -102,6 +112,7 @@ impl<'a> UnderWay<'a> {
         let request = Request {
             key: self.payload.key.clone(),
             hash: self.hash,
+            scope,
             body: self.payload.body.clone(),
             caller: calls.me,
             received: now,
