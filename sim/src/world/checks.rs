@@ -69,7 +69,13 @@ impl World {
         let Some(other) = held.ends.iter().map(|end| end.process).find(|other| *other != process) else { return };
         let (class, address) = (held.class, self.hosts[other.host].address);
         let Some(peers) = self.hosts[process.host].peers(class) else { return };
-        let another = peers.connections().any(|(id, peer, _)| id != conn && peer.address == address);
+        // One that this very step gives up as well is still open.
+        let open = |held: &Conn| {
+            let mine = held.end_of(process).is_some_and(|end| held.ends[end].open);
+            mine && held.class == class && held.ends.iter().any(|end| end.process == other)
+        };
+        let another = peers.connections().any(|(id, peer, _)| id != conn && peer.address == address)
+            || self.network.conns.of_host(process.host).any(|(id, held)| id != conn.0 && open(held));
         self.check(process.host, Property::P6, another, || {
             format!("closes its only connection to {address} as a duplicate")
         });
