@@ -441,7 +441,8 @@ impl World {
                     Happening::Handshake(Handshake { tries: handshake.tries + 1, ..handshake }),
                 );
             }
-            None => {}
+            // The answer never comes: whoever dialled has given up, and drops what stands at the other end.
+            None => handshake.conn.into_iter().for_each(|conn| self.close(conn, handshake.dialler)),
         }
     }
 
