@@ -15,7 +15,9 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use quinn::Connection;
 use swimring_forwarder::wire::{Frame, Refusal, SERVICE_BYTES_MAX};
-use swimring_forwarder::{Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unsent, Why};
+use swimring_forwarder::{
+    Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why,
+};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng, State};
 use swimring_ring::{KEY_BYTES_MAX, KeyHash, KeyHasher};
@@ -28,7 +30,8 @@ use super::gossip::Input;
 use super::metrics;
 use super::publisher::Behind;
 use super::pulse::Pulse;
-use super::service::Services;
+use super::sabotage;
+use super::service::{self, Begun, Request, Rest, Services};
 use super::system::Clock;
 use crate::core::link::{CutOff, Link, LinkLimits, Outbound, Payload};
 use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
@@ -181,6 +184,13 @@ pub struct Answered {
     pub fence: u64,
 }
 
+fn outcome_of(result: Result<Bytes, Bytes>) -> Outcome<Bytes> {
+    match result {
+        Ok(body) => Outcome::Ok(body),
+        Err(error) => Outcome::Executed(error),
+    }
+}
+
 /// A process that is connected here, and down or left.
 pub(crate) struct Gone {
     pub(crate) peer: Peer,
@@ -196,6 +206,22 @@ pub(crate) struct Wish {
     pub(crate) at: Option<NodeId>,
     pub(crate) timeout: Duration,
     pub(crate) idempotent: bool,
+}
+
+/// A call of this node that has no outcome yet.
+struct Open<'a>(&'a AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(calls: &'a Calls) -> Self {
+        calls.open.fetch_add(1, Ordering::Relaxed);
+        Self(&calls.open)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The data plane of one node.
@@ -354,19 +380,58 @@ impl Calls {
             metrics::call_failed(&outcome);
             return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
         }
-        self.open.fetch_add(1, Ordering::Relaxed);
-        self.lock_budget().earn();
-        let now = self.clock.now();
-        let deadline = now + wish.timeout;
-        let number = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let spec = CallSpec { deadline, idempotent: wish.idempotent };
-        let call = Call::new(spec, CallConfig::default(), self.rng.fork(number));
-        let answered = UnderWay::new(self, call, wish).drive(now).await;
+        let open = Open::new(self);
+        let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
+        // What waits has a place of its own, so that whoever calls has a short future to carry.
+        let answered = match self.begin_here(now, hash, &wish) {
+            Some((fence, Begun::Done(result))) => self.ran_here(fence, outcome_of(result.map_err(|error| error.0))),
+            Some((fence, Begun::Waiting(rest))) => {
+                let deadline = now + wish.timeout;
+                self.ran_here(fence, Box::pin(self.end_here(deadline, rest)).await)
+            }
+            Some((_, Begun::Failed(_) | Begun::NotReady(_))) | None => {
+                self.lock_budget().earn();
+                let number = self.next_call.fetch_add(1, Ordering::Relaxed);
+                let spec = CallSpec { deadline: now + wish.timeout, idempotent: wish.idempotent };
+                let call = Call::new(spec, CallConfig::default(), self.rng.fork(number));
+                Box::pin(UnderWay::new(self, call, wish, hash).drive(now)).await
+            }
+        };
+        drop(open);
         match &answered.outcome {
             Outcome::Ok(_) => _ = self.succeeded.fetch_add(1, Ordering::Relaxed),
             failure => metrics::call_failed(failure),
         }
         answered
+    }
+
+    /// Begins a call of this node for a key of its own, without a lock or a queue. None if it has not begun and goes the way
+    /// of all others.
+    fn begin_here(&self, now: Instant, hash: KeyHash, wish: &Wish) -> Option<(u64, Begun)> {
+        let view = self.view.load();
+        let own = wish.at.is_none() && view.ring().owner(hash) == Ok(self.me.node);
+        if !own || wish.timeout.is_zero() || sabotage::calls_are_misrouted() || !self.is_confirmed(&view, now) {
+            return None;
+        }
+        let Payload { service, key, body, scope } = &*wish.payload;
+        let entry = self.services.find(service, *scope)?;
+        let (fence, deadline) = (view.fence(), now + wish.timeout);
+        let (key, body, view) = (key.clone(), body.clone(), Arc::clone(&view));
+        let request = Request { key, hash, scope: *scope, body, caller: self.me, received: now, deadline, view, fence };
+        Some((fence, entry.begin(request)))
+    }
+
+    /// Brings it to its end, or its deadline.
+    async fn end_here(&self, deadline: Instant, rest: Rest) -> Outcome<Bytes> {
+        tokio::select! {
+            biased;
+            result = service::end(rest) => outcome_of(result),
+            () = self.clock.wait_until(deadline) => Outcome::Unknown(Unknown::Deadline),
+        }
+    }
+
+    fn ran_here(&self, fence: u64, outcome: Outcome<Bytes>) -> Answered {
+        Answered { outcome, owner: Some(self.me.node), hops: 0, repeats: 0, fence }
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {

@@ -142,8 +142,8 @@ impl Swimring {
     }
 
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.
-    pub async fn call(&self, request: CallRequest) -> Answered {
-        self.0.calls.call(request.wish).await
+    pub fn call(&self, request: CallRequest) -> impl Future<Output = Answered> + Send + '_ {
+        self.0.calls.call(request.wish)
     }
 
     /// Runs several calls, each at the owner of its own key, as many as [`CALLS_AT_ONCE_MAX`] at a time. One outcome each, in

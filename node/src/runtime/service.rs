@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -66,6 +66,16 @@ const CREDIT: Duration = Duration::from_secs(5);
 /// The longest that one call costs.
 const REST_MAX: Duration = Duration::from_secs(10);
 
+/// For how many threads of callers handles are kept.
+const THREADS: usize = 32;
+
+/// Tells threads apart.
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    NUMBER.with(|number| *number)
+}
+
 /// The services of a node, by name.
 #[derive(Clone, Default)]
 pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Arc<Entry>>>);
@@ -73,8 +83,12 @@ pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Arc<Entry>>>);
 /// A service, and how its calls begin.
 pub(crate) struct Entry {
     service: BoxedService,
-    /// For a quick one: makes a handle with which whoever reads its calls begins them.
-    quick: Option<MakeQuick>,
+    /// Makes a handle with which whoever has a call begins it.
+    make: MakeQuick,
+    /// Handles that callers of this node have used, for those who come next: one for each of a few threads.
+    used: [Mutex<Option<Box<dyn Quick>>>; THREADS],
+    /// Whoever reads a call from the network may begin it.
+    quick: bool,
     /// It runs calls for other members than owners, too.
     everywhere: bool,
     /// Until when they are not, all the same; on the node's clock.
@@ -90,7 +104,10 @@ impl Entry {
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        Self { service: BoxedService::new(service), quick: None, everywhere: false, slow_until: AtomicU64::new(0) }
+        let handle = service.clone();
+        let make: MakeQuick = Box::new(move || Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }));
+        let (service, used) = (BoxedService::new(service), Default::default());
+        Self { service, make, used, quick: false, everywhere: false, slow_until: AtomicU64::new(0) }
     }
 
     /// A service whose calls whoever reads them may begin.
@@ -99,9 +116,7 @@ impl Entry {
         S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        let handle = service.clone();
-        let quick: MakeQuick = Box::new(move || Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }));
-        Self { quick: Some(quick), ..Self::new(service) }
+        Self { quick: true, ..Self::new(service) }
     }
 
     /// The same service, for calls to any member.
@@ -116,7 +131,28 @@ impl Entry {
 
     /// A handle with which calls are begun where they are read, if they may be now.
     pub(crate) fn begins_in_place(&self, now: Instant) -> Option<&MakeQuick> {
-        self.quick.as_ref().filter(|_| self.slow_until.load(Ordering::Relaxed) <= now.as_nanos())
+        (self.quick && self.slow_until.load(Ordering::Relaxed) <= now.as_nanos()).then_some(&self.make)
+    }
+
+    /// Begins a call of this node's own, and goes as far with it as it goes without waiting. A handler that panics has run,
+    /// and failed.
+    pub(crate) fn begin(&self, request: Request) -> Begun {
+        // Nobody waits for a handle that is in use: a new one does as well.
+        let mut used = self.used[thread_number() % THREADS].try_lock().ok();
+        let mut own = None;
+        let handle = used.as_deref_mut().unwrap_or(&mut own);
+        // A service may panic when it is cloned, too.
+        let begun = catch_unwind(AssertUnwindSafe(|| handle.get_or_insert_with(|| (self.make)()).begin(request)));
+        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_))) {
+            handle.take().into_iter().for_each(drop_caught);
+        }
+        drop(used);
+        own.into_iter().for_each(drop_caught);
+        match begun {
+            Ok(Begun::Failed(error)) => Begun::Done(Err(error)),
+            Ok(begun) => begun,
+            Err(_) => Begun::Done(Err(ServiceError(PANICKED))),
+        }
     }
 
     /// A call was begun in place. Returns how long that took. One that took long is paid for with the time that follows,
@@ -137,6 +173,9 @@ pub(crate) trait Quick: Send {
     fn begin(&mut self, request: Request) -> Begun;
 }
 
+/// What is left of a call that waits.
+pub(crate) type Rest = Pin<Box<dyn Future<Output = Result<Bytes, ServiceError>> + Send>>;
+
 /// How far a call came.
 pub(crate) enum Begun {
     /// To its end.
@@ -144,7 +183,7 @@ pub(crate) enum Begun {
     /// It has not begun, for the handle has failed for good, and must go.
     Failed(ServiceError),
     /// It has to wait.
-    Waiting(Pin<Box<dyn Future<Output = Result<Bytes, ServiceError>> + Send>>),
+    Waiting(Rest),
     /// It has not begun, for a layer of the service makes it wait. The handle waits with it, and must go.
     NotReady(Request),
 }

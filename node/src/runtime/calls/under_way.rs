@@ -3,8 +3,6 @@
 use swimring_forwarder::{Ownership, Repeat, Step};
 use tokio::sync::oneshot;
 
-use super::super::sabotage;
-use super::super::service::{self, Request};
 use super::*;
 
 /// One call of this node, from the wish to the outcome.
@@ -30,8 +28,7 @@ struct Sent {
 }
 
 impl<'a> UnderWay<'a> {
-    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, wish: Wish) -> Self {
-        let hash = calls.hash(&wish.payload.key);
+    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, wish: Wish, hash: KeyHash) -> Self {
         let Wish { payload, at, .. } = wish;
         Self { calls, call, payload, at, hash, sent: None, record: None, owner: None, fence: 0 }
     }
@@ -178,6 +175,5 @@ impl Drop for UnderWay<'_> {
             link.queue(|link| link.abandon(seq));
             self.calls.close_over(&link);
         }
-        self.calls.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
