@@ -55,7 +55,7 @@ impl Swimring {
     /// `quorum` of them have answered, or cannot any more, or the deadline. Which nodes these are is decided here and now;
     /// each of them runs it only if it is among them by its own ring. Where the call is still under way then, it goes on
     /// to its end; if this future is dropped, it is cancelled. For services of
-    /// [`service_everywhere`](super::Builder::service_everywhere).
+    /// [`service_everywhere`](super::builder::Builder::service_everywhere).
     ///
     /// With fewer members that own keys than `quorum` nothing runs anywhere.
     pub async fn call_owners(&self, request: CallRequest, count: u8, quorum: usize) -> Gathered {
@@ -91,7 +91,7 @@ impl Swimring {
 
     /// Runs the call at every member that is present in this node's view, this node included, [`CALLS_AT_ONCE_MAX`] at a
     /// time, and waits for all. The key decides nothing. One outcome each, by the deadline, which counts from now. For
-    /// services of [`service_everywhere`](super::Builder::service_everywhere).
+    /// services of [`service_everywhere`](super::builder::Builder::service_everywhere).
     pub async fn call_members(&self, request: CallRequest) -> Vec<(NodeId, Answered)> {
         let begun = tokio::time::Instant::now();
         let view = self.view();
