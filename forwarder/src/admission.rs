@@ -360,6 +360,7 @@ mod tests {
             key: Slice(&[1]),
             record: None,
             scope: Scope::Owner,
+            context: Slice(&[]),
         }
     }
 

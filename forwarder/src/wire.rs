@@ -21,6 +21,8 @@ pub const HEADER_BYTES_MAX: usize = 8 * 1_024;
 pub const LANE_BODY_BYTES_MAX: usize = 64 * 1_024;
 /// Longest name of a service, in bytes.
 pub const SERVICE_BYTES_MAX: usize = 64;
+/// Longest context of a call, in bytes.
+pub const CONTEXT_BYTES_MAX: usize = 1_024;
 
 /// Why a process refuses a call. The call has not run there, except where it says so.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
@@ -92,6 +94,9 @@ pub struct CallHeader<'a> {
     pub record: Option<Slice<'a>>,
     /// At which members it may run.
     pub scope: Scope,
+    /// What goes with it for those who watch: a trace context, say.
+    #[serde(borrow)]
+    pub context: Slice<'a>,
 }
 
 impl CallHeader<'_> {
@@ -281,6 +286,9 @@ fn call_header(bytes: &[u8]) -> Result<CallHeader<'_>, Malformed> {
     if header.record.as_ref().is_some_and(|record| record.0.len() > swimring_membership::RECORD_BYTES_MAX) {
         return Err(Malformed::OutOfRange("record"));
     }
+    if header.context.0.len() > CONTEXT_BYTES_MAX {
+        return Err(Malformed::OutOfRange("context"));
+    }
     Ok(header)
 }
 
@@ -303,6 +311,7 @@ mod tests {
                 key: Slice(b"user:42"),
                 record: Some(Slice(&[1, 2, 3])),
                 scope: Scope::Owners(3),
+                context: Slice(b"00-1-2-01"),
             }),
             Frame::Ok { seq: 1, fence: 3 },
             Frame::Executed { seq: 1, fence: 3 },

@@ -35,6 +35,7 @@ fn main() {
         hash: node.hash(key),
         scope: swimring::forwarder::wire::Scope::Owner,
         body: "body".into(),
+        context: bytes::Bytes::new(),
         caller: node.view().me(),
         received: swimring::membership::Instant::ORIGIN,
         deadline: swimring::membership::Instant::ORIGIN,

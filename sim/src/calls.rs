@@ -31,6 +31,7 @@ use crate::world::{Happening, World};
 use self::links::Links;
 
 mod connections;
+mod driving;
 mod links;
 mod load;
 mod serving;
@@ -358,7 +359,13 @@ impl World {
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let active = Active {
                     call,
-                    payload: Arc::new(Payload { service: "sim".into(), key: key.into(), body: body.into(), scope }),
+                    payload: Arc::new(Payload {
+                        service: "sim".into(),
+                        key: key.into(),
+                        body: body.into(),
+                        scope,
+                        context: Arc::default(),
+                    }),
                     at,
                     record: None,
                     sent: None,
@@ -389,181 +396,6 @@ impl World {
             CallInput::Peers => app.peers.handle_timeout(now),
         }
         self.pump_calls(index);
-    }
-
-    fn on_unsent(&mut self, index: usize, token: Token, proof: NeverSent) {
-        self.report(index, token, |call, now, budget| call.unsent(now, token.attempt, proof, budget));
-    }
-
-    /// Tells a call something, and does what it wants next.
-    fn report(&mut self, index: usize, token: Token, tell: impl FnOnce(&mut Call<Vec<u8>>, Instant, &mut Budget)) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        if let Some(active) = app.active.get_mut(&token.call) {
-            tell(&mut active.call, now, &mut app.budget);
-            self.drive(index, token.call);
-        }
-    }
-
-    /// Does what a call wants, until it waits or ends.
-    fn drive(&mut self, index: usize, id: u64) {
-        let mut ownerless = false;
-        loop {
-            let now = self.hosts[index].local(self.now);
-            let view = self.view(index);
-            self.check_routing(index, &view);
-            let host = &mut self.hosts[index];
-            let Some(app) = &mut host.app else { return };
-            let Some(active) = app.active.get_mut(&id) else {
-                return;
-            };
-            let step = match active.call.step() {
-                Step::Resolve => {
-                    let resolution = match active.at {
-                        None => view.resolve(self.hasher.hash(&active.payload.key)),
-                        Some(node) => view.resolve_at(node),
-                    };
-                    ownerless = resolution == Resolution::Nobody;
-                    active.call.resolved(now, resolution)
-                }
-                Step::Find(node) => {
-                    active.finds += 1;
-                    let found = view.named(node, self.hasher.hash(&active.payload.key));
-                    active.call.named(now, found, &mut app.budget)
-                }
-                step => Some(step),
-            };
-            match step {
-                None | Some(Step::Resolve | Step::Find(_)) => {}
-                Some(Step::Run) => self.run_here(index, id, &view),
-                Some(Step::Send { attempt, to, hop }) => {
-                    self.send_attempt(index, Token { call: id, attempt }, to, hop, &view)
-                }
-                Some(Step::Await) => {
-                    let deadline = active.call.deadline();
-                    return self.wake_at(index, id, deadline);
-                }
-                Some(Step::Wait(until)) => {
-                    self.check(index, Property::F16, !ownerless, || {
-                        format!("call {id} waits, though nobody owns its key")
-                    });
-                    return self.wake_at(index, id, until);
-                }
-                Some(Step::Done(outcome)) => return self.on_outcome(index, id, &outcome),
-            }
-        }
-    }
-
-    fn wake_at(&mut self, index: usize, id: u64, until: Instant) {
-        let host = &self.hosts[index];
-        let (at, process) = (host.world(until).max(self.now), host.process());
-        self.schedule(at, Happening::Call(CallHappening::Timer(process, id)));
-    }
-
-    /// A call has waited: what was sent for it ends if its deadline is here.
-    fn on_call_timer(&mut self, index: usize, id: u64) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(active) = app.active.get_mut(&id) else {
-            return;
-        };
-        active.call.timeout(now);
-        let sent = active.sent.and_then(|(to, _)| app.links.get_mut(&to).map(|link| (to, link.expire(now))));
-        if let Some((to, over)) = sent {
-            over.unsent.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
-            for token in over.lost {
-                self.report(index, token, |call, _, _| call.late(token.attempt));
-            }
-            self.close_what_is_over(index, to);
-        }
-        self.drive(index, id);
-    }
-
-    /// The caller's own node owns the key: the handler runs in place, unless this process may be a ghost.
-    fn run_here(&mut self, index: usize, id: u64, view: &View) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(active) = app.active.get_mut(&id) else {
-            return;
-        };
-        let scope = active.payload.scope;
-        let mine = view.ownership(self.hasher.hash(&active.payload.key), scope) == Ownership::Mine;
-        let refusal = if view.is_confirmed() { Refusal::NotOwner } else { Refusal::Unconfirmed };
-        if !view.is_confirmed() || !mine {
-            return active.call.not_run(now, refusal, &mut app.budget);
-        }
-        if active.started {
-            return;
-        }
-        active.started = true;
-        let (body, key) = (active.payload.body.to_vec(), Arc::clone(&active.payload.key));
-        self.execute(index, id, &key, scope, Running::Here { call: id, body }, Duration::ZERO);
-    }
-
-    fn send_attempt(&mut self, index: usize, token: Token, to: Instance, hop: u8, view: &View) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(active) = app.active.get_mut(&token.call) else {
-            return;
-        };
-        let outbound = Outbound {
-            payload: Arc::clone(&active.payload),
-            deadline: active.call.deadline(),
-            idempotent: active.call.is_idempotent(),
-            hop,
-            record: active.record.clone().filter(|_| hop > 1),
-        };
-        let link = app.links.to(now, to);
-        match link.enqueue(outbound, token) {
-            Ok(seq) => (active.sent, active.hop) = (Some((to, seq)), hop),
-            Err((_, proof)) => {
-                return active.call.unsent(now, token.attempt, proof, &mut app.budget);
-            }
-        }
-        if link.is_connected() {
-            return;
-        }
-        let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
-        let route = address.map(|(peer, calls)| (peer, app.peers.route_to_process(now, peer, calls, to.life)));
-        if let Some((_, Route::Connected(conn))) = route {
-            let right = app.conns.get(&conn) == Some(&to);
-            self.check(index, Property::P5, right, || format!("was given a connection to another process than {to:?}"));
-        }
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        match route {
-            Some((peer, Route::Dialling)) => {
-                app.waiting.entry(peer).or_default().insert(to);
-            }
-            _ => self.give_back(index, to, Unsent::Unreachable),
-        }
-    }
-
-    fn give_back(&mut self, index: usize, to: Instance, why: Unsent) {
-        let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let back = app.links.get_mut(&to).map(|link| link.give_back(why)).unwrap_or_default();
-        let mut calls = Vec::new();
-        for (token, proof) in back {
-            if let Some(active) = app.active.get_mut(&token.call) {
-                active.call.unsent(now, token.attempt, proof, &mut app.budget);
-                calls.push(token.call);
-            }
-        }
-        for call in calls {
-            self.schedule(self.now, Happening::Call(CallHappening::Timer(self.hosts[index].process(), call)));
-        }
     }
 
     /// The view of a host's process, as it is now: published, if it is new.

@@ -156,7 +156,9 @@ impl World {
         let life = if self.rng.chance(250_000) { life + 1 } else { life };
         let hop = self.rng.below(5) as u8;
         let (key, service, record, scope) = (Slice(key.as_bytes()), "sim", None, Scope::Owner);
-        let header = CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record, scope };
+        let context = Slice(&[]);
+        let header =
+            CallHeader { seq: 1, floor: 0, life, deadline, error_us: 0, hop, service, key, record, scope, context };
         let mut bytes = Vec::new();
         Frame::Call(header).encode(&u64::MAX.to_le_bytes(), &mut bytes);
         bytes

@@ -74,6 +74,7 @@ fn frames() -> Vec<Frame<'static>> {
         key: Slice(b"k"),
         record: None,
         scope: Scope::Owners(3),
+        context: Slice(b"00-1-2-01"),
     };
     vec![
         Frame::Call(call),

@@ -51,6 +51,8 @@ pub struct Payload<B> {
     pub body: B,
     /// At which members it may run.
     pub scope: Scope,
+    /// What goes with it for those who watch; at most [`CONTEXT_BYTES_MAX`](swimring_forwarder::wire::CONTEXT_BYTES_MAX).
+    pub context: B,
 }
 
 /// An attempt to send, before it has a number and a deadline in the other's time.
@@ -457,6 +459,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             key: Slice(call.payload.key.as_ref()),
             record: call.record.as_ref().map(|record| Slice(&record.0)),
             scope: call.payload.scope,
+            context: Slice(call.payload.context.as_ref()),
         };
         Frame::Call(header).encode_head(call.payload.body.as_ref().len(), out);
         self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, token });

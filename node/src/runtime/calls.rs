@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use quinn::Connection;
-use swimring_forwarder::wire::{Frame, Refusal, SERVICE_BYTES_MAX};
+use swimring_forwarder::wire::{CONTEXT_BYTES_MAX, Frame, Refusal, SERVICE_BYTES_MAX};
 use swimring_forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why,
 };
@@ -413,11 +413,21 @@ impl Calls {
         if !own || wish.timeout.is_zero() || sabotage::calls_are_misrouted() || !self.is_confirmed(&view, now) {
             return None;
         }
-        let Payload { service, key, body, scope } = &*wish.payload;
-        let entry = self.services.find(service, *scope)?;
-        let (fence, deadline) = (view.fence(), now + wish.timeout);
-        let (key, body, view) = (key.clone(), body.clone(), Arc::clone(&view));
-        let request = Request { key, hash, scope: *scope, body, caller: self.me, received: now, deadline, view, fence };
+        let Payload { service, key, body, context, scope } = &*wish.payload;
+        let (entry, scope) = (self.services.find(service, *scope)?, *scope);
+        let fence = view.fence();
+        let request = Request {
+            key: key.clone(),
+            hash,
+            scope,
+            body: body.clone(),
+            context: context.clone(),
+            caller: self.me,
+            received: now,
+            deadline: now + wish.timeout,
+            view: Arc::clone(&view),
+            fence,
+        };
         Some((fence, entry.begin(request)))
     }
 
@@ -435,11 +445,13 @@ impl Calls {
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
-        let Payload { service, key, body, .. } = &*wish.payload;
+        let Payload { service, key, body, context, .. } = &*wish.payload;
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
         } else if body.len() > self.body_bytes_max {
             Some(Why::Invalid("the body is too long"))
+        } else if context.len() > CONTEXT_BYTES_MAX {
+            Some(Why::Invalid("a context has at most 1,024 bytes"))
         } else if service.len() > SERVICE_BYTES_MAX {
             Some(Why::Invalid("the name of a service has at most 64 bytes"))
         } else if self.leaving.load(Ordering::Acquire) {

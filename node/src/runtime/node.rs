@@ -54,7 +54,8 @@ impl CallRequest {
     /// A call of `service` for `key`, which may not run twice and waits [`CALL_TIMEOUT`].
     pub fn new(service: impl Into<Arc<str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
         let scope = Scope::Owner;
-        let payload = Arc::new(Payload { service: service.into(), key: key.into(), body: body.into(), scope });
+        let (service, key, body, context) = (service.into(), key.into(), body.into(), Bytes::new());
+        let payload = Arc::new(Payload { service, key, body, scope, context });
         Self { wish: Wish { payload, at: None, timeout: CALL_TIMEOUT, idempotent: false } }
     }
 
@@ -62,6 +63,14 @@ impl CallRequest {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.wish.timeout = timeout.min(CALL_TIMEOUT_MAX);
+        self
+    }
+
+    /// What goes with the call to its handler, beside key and body, for those who watch: a trace context, say. Nothing here
+    /// looks at it. At most [`CONTEXT_BYTES_MAX`](swimring_forwarder::wire::CONTEXT_BYTES_MAX) bytes.
+    #[must_use]
+    pub fn context(mut self, context: impl Into<Bytes>) -> Self {
+        Arc::make_mut(&mut self.wish.payload).context = context.into();
         self
     }
 

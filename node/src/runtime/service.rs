@@ -32,6 +32,8 @@ pub struct Request {
     pub scope: Scope,
     /// What for.
     pub body: Bytes,
+    /// What goes with the call for those who watch: see [`CallRequest::context`](super::node::CallRequest::context).
+    pub context: Bytes,
     /// The process that asks; this one, for a call of its own.
     pub caller: Instance,
     /// When it began here, on this process's clock.

@@ -319,6 +319,7 @@ fn a_large_body_that_ends_early_runs_nothing() {
         key: Slice(key.as_bytes()),
         record: None,
         scope: Scope::Owner,
+        context: Slice(&[]),
     };
     let put = Command::Put { ttl_s: None }.encode(&[7; 100_000]);
     let send = |seq, bytes: usize| {

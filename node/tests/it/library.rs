@@ -432,6 +432,20 @@ fn a_call_for_several_owners_or_all_members_runs_where_it_is_for_and_only_if_the
 }
 
 #[test]
+fn a_context_goes_with_its_call_wherever_it_runs() {
+    let told = async |request: Request| Ok(request.context);
+    let pair = Pair::new(|builder| builder.quick_service("quick", handler(told)).service("slow", handler(told)));
+    let context: Bytes = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into();
+    for (service, owner) in [("quick", &pair.one), ("quick", &pair.two), ("slow", &pair.one), ("slow", &pair.two)] {
+        let request = CallRequest::new(service, pair.key_of(owner), "x");
+        assert_eq!(pair.call(request.clone()).outcome, Outcome::Ok(Bytes::new()), "none by itself");
+        assert_eq!(pair.call(request.clone().context(context.clone())).outcome, Outcome::Ok(context.clone()));
+        let long = pair.call(request.context(vec![0; 1_025])).outcome;
+        assert!(matches!(long, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))), "{long:?}");
+    }
+}
+
+#[test]
 fn what_a_quorum_does_not_wait_for_goes_on_and_what_is_dropped_is_cancelled() {
     let (begun, mut begins) = mpsc::unbounded_channel();
     let (ended, mut ends) = mpsc::unbounded_channel();

@@ -8,7 +8,8 @@ fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
 }
 
 fn with_body(deadline: Instant, body: Vec<u8>) -> Outbound<Vec<u8>> {
-    let payload = Arc::new(Payload { service: "kv".into(), key: b"k".to_vec(), body, scope: Scope::Owner });
+    let (service, key, context) = ("kv".into(), b"k".to_vec(), Vec::new());
+    let payload = Arc::new(Payload { service, key, body, scope: Scope::Owner, context });
     Outbound { payload, deadline, idempotent: false, hop: 1, record: None }
 }
 

@@ -134,25 +134,51 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
         return admit(lane, header, hash, body, reader);
     };
     let lane = lane.clone();
-    let (service, key) = (header.service.to_owned(), header.key.0.to_vec());
+    let (service, key, context) = (header.service.to_owned(), header.key.0.to_vec(), header.context.0.to_vec());
     let record = header.record.map(|record| record.0.to_vec());
     let CallHeader { seq, floor, life, deadline, error_us, hop, scope, .. } = header;
     calls.spawn(async move {
         lane.calls.catch_up(lane.from.node, record, MERGE_TIMEOUT).await;
         drop(place);
-        let (service, key) = (service.as_str(), Slice(&key));
-        let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record: None, scope };
+        let (service, key, record, context) = (service.as_str(), Slice(&key), None, Slice(&context));
+        let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record, scope, context };
         admit(&lane, header, hash, body, None);
     });
+}
+
+/// What a call says, its body aside.
+struct Asked {
+    key: Bytes,
+    hash: KeyHash,
+    scope: Scope,
+    context: Bytes,
+}
+
+impl Asked {
+    fn of(header: &CallHeader<'_>, hash: KeyHash) -> Self {
+        let (key, context) = (Bytes::copy_from_slice(header.key.0), Bytes::copy_from_slice(header.context.0));
+        Self { key, hash, scope: header.scope, context }
+    }
+
+    /// As a service sees it, from now on.
+    fn request(
+        self,
+        body: Bytes,
+        caller: Instance,
+        (received, deadline): (Instant, Instant),
+        view: Arc<View>,
+    ) -> Request {
+        let Self { key, hash, scope, context } = self;
+        let fence = view.fence();
+        Request { key, hash, scope, body, context, caller, received, deadline, view, fence }
+    }
 }
 
 /// A call that may run here, in a task of its own.
 struct Admitted {
     place: Place,
     entry: Arc<Entry>,
-    key: Bytes,
-    hash: KeyHash,
-    scope: Scope,
+    asked: Asked,
     /// When it is too late to begin.
     latest: Instant,
 }
@@ -178,15 +204,15 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         refuse(&lane.link, header.seq, Refusal::NoService, None);
         return body.refuse();
     };
-    let (seq, key, latest) = (header.seq, Bytes::copy_from_slice(header.key.0), header.latest());
+    let (seq, asked, latest) = (header.seq, Asked::of(&header, hash), header.latest());
     // Whatever it says: no call takes longer.
     let deadline = latest.min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
     let reader = reader.filter(|reader| reader.has_time_left() && !calls.leaving.load(Ordering::Relaxed));
     let in_place = entry.begins_in_place(now).filter(|_| !sabotage::calls_run_twice());
     match (body, reader, in_place) {
         (Body::Here(body), Some(reader), Some(make)) => {
-            let (fence, caller, received) = (view.fence(), lane.from, now);
-            let request = Request { key, hash, scope, body, caller, received, deadline: latest, view, fence };
+            let fence = view.fence();
+            let request = asked.request(body, lane.from, (now, latest), view);
             let begun = reader.begin(&calls.clock, entry, make, request);
             if let Some(begun) = reader.take_answer(begun, seq, fence) {
                 let place = Place::new(lane, permit);
@@ -197,7 +223,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         }
         (body, ..) => {
             let place = Place::new(lane, permit);
-            let call = Admitted { place, entry: Arc::clone(entry), key, hash, scope, latest };
+            let call = Admitted { place, entry: Arc::clone(entry), asked, latest };
             go_on(lane, seq, deadline, run(call, body));
         }
     }
@@ -209,8 +235,9 @@ async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun
         Begun::Failed(ServiceError(error)) => finish(place, fence, Err(error)).await,
         Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
         Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
-        Begun::NotReady(Request { key, hash, scope, body, .. }) => {
-            run(Admitted { place, entry, key, hash, scope, latest }, Body::Here(body)).await;
+        Begun::NotReady(Request { key, hash, scope, context, body, .. }) => {
+            let asked = Asked { key, hash, scope, context };
+            run(Admitted { place, entry, asked, latest }, Body::Here(body)).await;
         }
     }
 }
@@ -238,13 +265,13 @@ async fn run(call: Admitted, body: Body) {
     let Some(body) = body.whole().await else {
         return;
     };
-    let Admitted { place, entry, key, hash, scope, latest } = call;
+    let Admitted { place, entry, asked, latest } = call;
     let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
     let mut service = entry.service();
     let ready = service::ready(&mut service).await;
     let (now, view) = (calls.clock.now(), calls.view());
     let confirmed = calls.is_confirmed(&view, now);
-    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, hash, scope));
+    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, asked.hash, asked.scope));
     if let Err((why, owner)) = begins {
         drop(place);
         return refuse(&link, seq, why, owner);
@@ -253,8 +280,8 @@ async fn run(call: Admitted, body: Body) {
         drop(place);
         return refuse(&link, seq, Refusal::Overloaded, None);
     }
-    let (fence, caller) = (view.fence(), place.permit().caller());
-    let request = Request { key, hash, scope, body, caller, received: now, deadline: latest, view, fence };
+    let fence = view.fence();
+    let request = asked.request(body, place.permit().caller(), (now, latest), view);
     if sabotage::calls_run_twice() {
         let _ = service::run(&mut service.clone(), request.clone()).await;
     }

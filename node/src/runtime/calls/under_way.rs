@@ -111,6 +111,7 @@ impl<'a> UnderWay<'a> {
             hash: self.hash,
             scope,
             body: self.payload.body.clone(),
+            context: self.payload.context.clone(),
             caller: calls.me,
             received: now,
             deadline,
