@@ -262,7 +262,9 @@ impl Membership {
             Message::JoinRequest { record } => return self.on_join_request(now, from, record),
             Message::JoinReply { list, part, parts, settled, fence, rows } => {
                 self.hear_seed_fence(from.id, fence);
-                return self.on_join_reply(now, from, (list, part, parts), settled, rows);
+                let taken = self.on_join_reply(now, from, (list, part, parts), settled, rows);
+                self.hear_fence(from.id, fence);
+                return taken;
             }
             Message::JoinHeld { incarnation } => self.on_join_held(now, from, incarnation),
             Message::JoinRefused { holder } => self.on_join_refused(holder),

@@ -21,10 +21,13 @@ impl Membership {
     /// Takes in what a message carries about its sender and others. Returns whether the sender should hear
     /// this node's own record.
     pub(crate) fn on_header(&mut self, now: Instant, from: Peer, header: Header) -> bool {
+        let fence = header.fence_heard.max(header.fence);
+        // Whoever comes with this message is a member after it, and whoever goes was one before.
+        self.hear_fence(from.id, fence);
         for update in header.updates {
             self.on_update(now, from, update);
         }
-        self.hear_fence(from.id, header.fence_heard.max(header.fence));
+        self.hear_fence(from.id, fence);
         if header.digest == self.roster.digest() {
             self.share_fence(header.fence);
         }

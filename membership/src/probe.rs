@@ -108,6 +108,10 @@ impl Recent {
         self.0[0] = Some((id, now));
     }
 
+    fn any_since(&self, since: Instant) -> bool {
+        self.0.iter().flatten().any(|&(_, at)| at >= since)
+    }
+
     fn other_since(&self, id: NodeId, since: Instant) -> bool {
         self.0.iter().flatten().any(|&(heard, at)| heard != id && at >= since)
     }
@@ -122,6 +126,10 @@ pub(crate) struct Prober {
     probes: BTreeMap<u32, Probe>,
     relays: BTreeMap<u32, Relay>,
     round_trips: BTreeMap<NodeId, Duration>,
+    /// How many rounds were left out since the last one.
+    skipped: u32,
+    /// When there was, or could have been, the last one.
+    ticked: Instant,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
     /// Since when they are hardly answered.
@@ -139,6 +147,8 @@ impl Prober {
             probes: BTreeMap::new(),
             relays: BTreeMap::new(),
             round_trips: BTreeMap::new(),
+            skipped: 0,
+            ticked: Instant::ORIGIN,
             rounds: u8::MAX,
             isolated_since: None,
             rng,
@@ -230,6 +240,20 @@ impl Prober {
 impl Membership {
     pub(crate) fn on_probe_round(&mut self, now: Instant) {
         self.confirm_if_alone();
+        // The timer keeps its pace, for by it this node notices that it stood still.
+        let period = self.config.period(self.roster.present_count());
+        self.timers.set(Timer::ProbeRound, now + period);
+        if self.prober.skipped < self.health {
+            // Whoever has trouble of its own asks less often, and so accuses fewer (Lifeguard §IV-A).
+            self.prober.skipped += 1;
+            // As much as a round that nobody answers.
+            if !self.recent.any_since(self.prober.ticked) {
+                self.prober.note_round(now, false);
+            }
+            self.prober.ticked = now;
+            return;
+        }
+        (self.prober.skipped, self.prober.ticked) = (0, now);
         let (roster, overlay) = (&self.roster, &self.overlay);
         let target = self.prober.next_target(|id| overlay.observes(id) && roster.present(id).is_some());
         if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
@@ -237,9 +261,6 @@ impl Membership {
         {
             self.start_probe(now, peer, Purpose::Round);
         }
-        // Whoever has trouble of its own asks less often, and so accuses fewer (Lifeguard §IV-A).
-        let period = self.config.period(self.roster.present_count());
-        self.timers.set(Timer::ProbeRound, now + period * (self.health + 1));
     }
 
     /// Asks a suspect out of turn, so that confirmations do not wait for the round.

@@ -252,6 +252,27 @@ impl Ring {
         chosen
     }
 
+    /// Which of the [`owners`](Self::owners) of a key the node is, from 0. None if it owns no keys.
+    pub fn place(&self, key: KeyHash, id: NodeId) -> Option<usize> {
+        let (arc, zone) = (self.arc(key), |owner: u16| self.member(owner).zone.as_deref());
+        let mine = self.owners.racers.iter().enumerate().find_map(|(index, racer)| {
+            (self.member(index as u16).id == id).then(|| (racer.arrival(arc.0), index as u16))
+        })?;
+        // Who is the first of its zone comes before all who are not.
+        let mut firsts: Vec<(Time, u16)> = Vec::new();
+        let mut before = 0;
+        for (index, racer) in self.owners.racers.iter().enumerate() {
+            let other = (racer.arrival(arc.0), index as u16);
+            before += usize::from(other < mine);
+            match firsts.iter_mut().find(|first| zone(first.1) == zone(other.1)) {
+                Some(first) => *first = (*first).min(other),
+                None => firsts.push(other),
+            }
+        }
+        let firsts_before = firsts.iter().filter(|first| **first < mine).count();
+        if firsts.contains(&mine) { Some(firsts_before) } else { Some(before + firsts.len() - firsts_before) }
+    }
+
     /// Every owner in the order in which the arc prefers them, with the reason.
     pub fn explain(&self, key: KeyHash) -> Vec<Explained> {
         let order = self.order(self.arc(key));

@@ -1,6 +1,7 @@
 //! Who asked whom whether it is there: time-bounded completeness (SWIM §4.3), watched while nothing happens.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use swimring_membership::Config;
 use swimring_membership::wire::Message;
@@ -13,6 +14,9 @@ use crate::world::World;
 /// if there are few.
 const ASKED_BY: usize = 3;
 const FEW: usize = 12;
+
+/// How long those who had trouble ask less often.
+const RECOVERY: Duration = Duration::from_secs(15);
 
 /// Every pair of who asked and who was asked since the core agreed.
 #[derive(Debug, Default)]
@@ -33,7 +37,7 @@ impl World {
         // A pass, and another one, in which whoever came first comes last.
         let passes = config.period(core.len()) * 2 * core.len() as u32;
         // Whoever was one of too many asks its neighbours only, and for a while after.
-        let by_all = passes < SERVED && self.hosts.len() <= self.plan.world.mesh;
+        let by_all = passes + RECOVERY < SERVED && self.hosts.len() <= self.plan.world.mesh;
         let by_some = if core.len() < FEW { 1 } else { ASKED_BY };
         let least = if by_all { core.len() - 1 } else { by_some.min(core.len() - 1) };
         for host in core {

@@ -82,6 +82,8 @@ pub struct Host {
     pub life: u32,
     /// When the running process was started.
     pub started: Instant,
+    /// When its last process ended, if one has.
+    pub ended: Option<Instant>,
     /// When it last stood still or was slow, if ever.
     pub troubled: Option<Instant>,
     /// Its state directory, and an old copy of it.
@@ -209,6 +211,7 @@ impl Host {
             app: None,
             life: 0,
             started: Instant::ORIGIN,
+            ended: None,
             troubled: None,
             disk: Disk::default(),
             stale_disk: Disk::default(),

@@ -1,7 +1,9 @@
 //! Faults of who is who: addresses, names and releases that change hands.
 
+use std::time::Duration;
+
 use swimring::core::hello::{Class, Hello, Refusal};
-use swimring_membership::{Name, wire};
+use swimring_membership::{Instant, Name, wire};
 
 use crate::host::Home;
 use crate::oracles::Property;
@@ -10,6 +12,8 @@ use crate::world::World;
 
 /// What a later release may append to its hello, and say besides.
 const LATER: &[u8] = b"of a later release";
+/// How long ago a rival may have answered, that somebody gives way to.
+const ANSWERED: Duration = Duration::from_secs(10);
 /// A kind of message, and of frame, that this release does not know.
 const LATER_KIND: u8 = 200;
 
@@ -81,7 +85,8 @@ impl World {
         let others = || self.namesakes(index).map(|other| &self.hosts[other]);
         let has_it = others().any(|other| other.is_up() && !other.retired);
         // A rival that answered a moment ago may have crashed since, but not in the quiet phase.
-        let crashed = others().any(|other| !other.gave_way) && self.core.is_none();
+        let lately = |at: Instant| self.now.since(at) <= ANSWERED;
+        let crashed = others().any(|other| !other.gave_way && other.ended.is_some_and(lately)) && self.core.is_none();
         self.check(index, Property::M8, has_it || crashed, || "gave its name up, and nobody else has it".into());
         if let Some(core) = &mut self.core {
             core.retain(|host| *host != index);

@@ -29,6 +29,9 @@ pub use property::{Counts, Property};
 /// How far one claim of others may raise a boot.
 const BOOT_LEAP_MAX: u32 = 1 << 12;
 
+/// For how long what a process has said may still have effects.
+const LATELY: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// What the world knows, for oracles to look at.
 pub struct Facts<'a> {
     /// World time.
@@ -52,7 +55,13 @@ impl Facts<'_> {
         self.hosts.iter().take(self.seeds)
     }
 
-    /// One, as a rule; two while a name is in use twice.
+    /// Those that run under this name, or did within a minute: one, as a rule.
+    fn lately_with_id(&self, id: swimring_membership::NodeId) -> impl Iterator<Item = &Host> {
+        let lately = |at: Instant| self.now.since(at) <= LATELY;
+        self.with_id(id).filter(move |host| host.is_up() || host.ended.is_some_and(lately))
+    }
+
+    /// All machines that ever had this name.
     fn with_id(&self, id: swimring_membership::NodeId) -> impl Iterator<Item = &Host> {
         self.hosts.iter().filter(move |host| host.id == id)
     }

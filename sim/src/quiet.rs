@@ -22,6 +22,8 @@ pub(crate) const SERVED: Duration = Duration::from_secs(35);
 const GRACE: Duration = Duration::from_secs(3);
 /// How much later than that a row may go: nobody looks all the time.
 const REAPED: Duration = Duration::from_secs(15);
+/// How long news take to get around, at most, when nobody has trouble.
+const NEWS: Duration = Duration::from_secs(3);
 /// How many gaps the numbers of all callers have at most when nothing has failed for a while.
 const GAPS: usize = 3;
 
@@ -103,9 +105,14 @@ impl World {
 
     /// The core has agreed and served for a while: nothing is left over of the chaos.
     pub(crate) fn over(&mut self) {
-        self.over = true;
         let core = self.core.clone().unwrap_or_default();
         let changed = self.disagreement(&core);
+        if changed.is_some() && !self.doubted {
+            // Somebody may just have objected to a suspicion: that takes a moment to get around.
+            self.doubted = true;
+            return self.schedule(self.now + NEWS, Happening::Over);
+        }
+        self.over = true;
         self.check(core[0], Property::L7, changed.is_none(), || {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });

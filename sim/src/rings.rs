@@ -78,7 +78,9 @@ impl World {
         let [two, three] = [2, 3].map(|count| new.owners(key, count));
         let distinct: BTreeSet<NodeId> = three.iter().map(|owner| owner.id).collect();
         let first = new.owner(key).ok() == three.first().map(|owner| owner.id);
-        self.check(host, Property::R5, first && three.starts_with(&two) && distinct.len() == three.len(), || {
+        let all = three.len() == new.members().len().min(3) && distinct.len() == three.len();
+        let placed = three.iter().enumerate().all(|(place, owner)| new.place(key, owner.id) == Some(place));
+        self.check(host, Property::R5, first && all && placed && three.starts_with(&two), || {
             format!("three owners of a key are {three:?}, two are {two:?}")
         });
     }

@@ -144,6 +144,8 @@ pub struct World {
     pub(crate) rings_seen: crate::rings::Seen,
     pub(crate) asked: crate::asked::Asked,
     pub(crate) hasher: swimring::ring::KeyHasher,
+    /// The core was found to disagree at the end, and is looked at once more.
+    pub(crate) doubted: bool,
     /// Nothing is left to see.
     pub(crate) over: bool,
     crashed: bool,
@@ -195,6 +197,7 @@ impl World {
             rings_seen: crate::rings::Seen::default(),
             asked: crate::asked::Asked::default(),
             hasher: Self::sim_hasher(),
+            doubted: false,
             over: false,
             crashed: false,
             hasty: false,

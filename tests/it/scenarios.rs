@@ -72,19 +72,23 @@ fn a_node_cut_off_from_all_others_comes_back_by_itself() {
 #[test]
 fn a_node_that_nobody_answers_does_not_remove_everybody_soon() {
     // The nine others remove it within 13 s; it waits for the better part of a minute, and then it goes on alone.
-    let cut = |seconds: u64| {
+    let cut = |nodes: usize, preset: &str, seconds: u64| {
         let end = 60 + seconds;
         format!(
             "plan 1
-            world nodes=10 seeds=2 limits=shipped
+            world nodes={nodes} seeds=2 preset={preset} limits=shipped
             at 60s cut isolate n4 for {seconds}s
             at 60s measure for {seconds}s
             quiet at {end}s core=100%
             expect converged<=10s"
         )
     };
-    assert_eq!(tell(&cut(40), 1).measured[0].downs, 9, "only the others conclude");
-    assert_eq!(tell(&cut(90), 1).measured[0].downs, 18);
+    assert_eq!(tell(&cut(10, "lan", 40), 1).measured[0].downs, 9, "only the others conclude");
+    assert_eq!(tell(&cut(10, "lan", 90), 1).measured[0].downs, 18);
+    for seed in 0..6 {
+        assert_eq!(tell(&cut(5, "lan", 40), seed).measured[0].downs, 4, "seed {seed}");
+        assert_eq!(tell(&cut(8, "local", 30), seed).measured[0].downs, 7, "seed {seed}");
+    }
 }
 
 #[test]

@@ -190,10 +190,18 @@ impl View {
         }
     }
 
-    /// Where a call goes that is for the node `id`.
-    pub fn resolve_at(&self, id: NodeId) -> Resolution {
+    /// Where a call for `key` goes that is for the node `id`, as one of those in `scope`: nowhere, once it is none of them by
+    /// this view.
+    pub fn resolve_at(&self, id: NodeId, key: KeyHash, scope: Scope) -> Resolution {
+        let drains = |member: &Member| member.record.phase() == Phase::Draining;
+        let is_for = match scope {
+            Scope::Owner => self.ring().owner(key) == Ok(id),
+            Scope::Owners(count) => self.ring().place(key, id).is_some_and(|place| place < usize::from(count)),
+            Scope::Members => !self.member(id).is_some_and(drains),
+        };
         match self.instance(id) {
             Resolution::Nobody => Resolution::Gone,
+            _ if !is_for => Resolution::Gone,
             found => found,
         }
     }
@@ -222,8 +230,7 @@ impl View {
         let here = match scope {
             Scope::Owner => return self.ownership_of_owner(key),
             Scope::Owners(count) => {
-                let owners = self.ring().owners(key, usize::from(count));
-                owners.iter().any(|owner| owner.id == self.me.node)
+                self.ring().place(key, self.me.node).is_some_and(|place| place < usize::from(count))
             }
             Scope::Members => true,
         };

@@ -428,7 +428,10 @@ impl Calls {
             view: Arc::clone(&view),
             fence,
         };
-        Some((fence, entry.begin(request)))
+        match entry.begin(request) {
+            Begun::NotReady(_) => None,
+            begun => Some((fence, begun)),
+        }
     }
 
     /// Brings it to its end, or its deadline.

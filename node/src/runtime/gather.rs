@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use swimring_forwarder::Outcome;
 use swimring_forwarder::wire::Scope;
-use swimring_membership::NodeId;
+use swimring_membership::{Member, NodeId, Phase};
 use tokio::task::JoinSet;
 
 use super::calls::{Answered, Wish};
@@ -89,13 +89,14 @@ impl Swimring {
         gathered
     }
 
-    /// Runs the call at every member that is present in this node's view, this node included, [`CALLS_AT_ONCE_MAX`] at a
-    /// time, and waits for all. The key decides nothing. One outcome each, by the deadline, which counts from now. For
+    /// Runs the call at every member that is present in this node's view and not on its way out, this node included,
+    /// [`CALLS_AT_ONCE_MAX`] at a time, and waits for all. The key decides nothing. One outcome each, by the deadline, which counts from now. For
     /// services of [`service_everywhere`](super::builder::Builder::service_everywhere).
     pub async fn call_members(&self, request: CallRequest) -> Vec<(NodeId, Answered)> {
         let begun = tokio::time::Instant::now();
         let view = self.view();
-        let present = view.members().filter(|member| member.state.is_present());
+        let stays = |member: &&Member| member.state.is_present() && member.record.phase() != Phase::Draining;
+        let present = view.members().filter(stays);
         let calls = present.map(|member| member.record.id()).map(|node| {
             let wish = request.at(node, Scope::Members);
             async move {

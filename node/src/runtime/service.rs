@@ -190,7 +190,8 @@ pub(crate) enum Begun {
     NotReady(Request),
 }
 
-/// The place of a call's future is used by one call after the other.
+/// The place of a call's future is used by one call after the other. The service is not: what one call leaves behind in it, a
+/// place in a queue perhaps, must go with that call.
 struct InPlace<S: Service<Request>> {
     service: S,
     slot: Pin<Box<Option<S::Future>>>,
@@ -198,17 +199,19 @@ struct InPlace<S: Service<Request>> {
 
 impl<S> Quick for InPlace<S>
 where
-    S: Service<Request, Response = Bytes, Error = ServiceError> + Send,
+    S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send,
     S::Future: Send + 'static,
 {
     fn begin(&mut self, request: Request) -> Begun {
         let mut context = Context::from_waker(Waker::noop());
-        match self.service.poll_ready(&mut context) {
+        let mut service = self.service.clone();
+        match service.poll_ready(&mut context) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Begun::Failed(error),
             Poll::Pending => return Begun::NotReady(request),
         }
-        let future = self.service.call(request);
+        let future = service.call(request);
+        drop(service);
         self.slot.set(Some(future));
         let polled = self.slot.as_mut().as_pin_mut().map(|future| future.poll(&mut context));
         match polled {

@@ -432,6 +432,52 @@ fn a_call_for_several_owners_or_all_members_runs_where_it_is_for_and_only_if_the
 }
 
 #[test]
+fn what_a_layer_holds_for_a_call_goes_with_it() {
+    let held = Arc::new(AtomicUsize::new(0));
+    let service = Queueing { held: Arc::clone(&held), waits: false };
+    let pair = Pair::new(move |builder| builder.quick_service("queueing", service.clone()));
+    for owner in [&pair.one, &pair.two] {
+        let answered = pair.call(CallRequest::new("queueing", pair.key_of(owner), "x"));
+        assert_eq!(answered.outcome, Outcome::Executed("too many".into()));
+        eventually("nothing waits in its queue", SOON, || (held.load(Ordering::Relaxed) == 0).then_some(()));
+    }
+}
+
+/// Sheds every call after it has taken a place in a queue for it, and gives that back when it is dropped.
+struct Queueing {
+    held: Arc<AtomicUsize>,
+    waits: bool,
+}
+
+impl Clone for Queueing {
+    fn clone(&self) -> Self {
+        Self { held: Arc::clone(&self.held), waits: false }
+    }
+}
+
+impl Drop for Queueing {
+    fn drop(&mut self) {
+        self.held.fetch_sub(usize::from(self.waits), Ordering::Relaxed);
+    }
+}
+
+impl tower::Service<Request> for Queueing {
+    type Response = Bytes;
+    type Error = ServiceError;
+    type Future = std::future::Ready<Result<Bytes, ServiceError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), ServiceError>> {
+        self.held.fetch_add(usize::from(!self.waits), Ordering::Relaxed);
+        self.waits = true;
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request) -> Self::Future {
+        std::future::ready(Err(ServiceError("too many".into())))
+    }
+}
+
+#[test]
 fn a_context_goes_with_its_call_wherever_it_runs() {
     let told = async |request: Request| Ok(request.context);
     let pair = Pair::new(|builder| builder.quick_service("quick", handler(told)).service("slow", handler(told)));

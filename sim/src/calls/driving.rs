@@ -40,7 +40,9 @@ impl World {
                 Step::Resolve => {
                     let resolution = match active.at {
                         None => view.resolve(self.hasher.hash(&active.payload.key)),
-                        Some(node) => view.resolve_at(node),
+                        Some(node) => {
+                            view.resolve_at(node, self.hasher.hash(&active.payload.key), active.payload.scope)
+                        }
                     };
                     ownerless = resolution == Resolution::Nobody;
                     active.call.resolved(now, resolution)

@@ -35,7 +35,7 @@ impl Oracle for Watch {
             return;
         };
         // Of two processes with one name, one has to go.
-        let mut subjects = facts.with_id(*id);
+        let mut subjects = facts.lately_with_id(*id);
         let (Some(subject), None) = (subjects.next().filter(|_| before.is_present()), subjects.next()) else {
             return;
         };

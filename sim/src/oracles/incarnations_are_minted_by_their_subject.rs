@@ -42,9 +42,10 @@ impl Oracle for Watch {
         let ControlEvent::Membership(Event::Changed { id, incarnation, .. }) = event else {
             return;
         };
-        if *id == facts.hosts[host].id {
+        let own = facts.hosts[host].control.as_ref().map(|control| control.membership().record().incarnation());
+        if *id == facts.hosts[host].id && own.is_some_and(|own| *incarnation <= own) {
             // What it says of itself, several things within one step perhaps.
-            return self.note(*id, *incarnation);
+            self.note(*id, *incarnation);
         }
         let minted = self.minted.get(&(*id, incarnation.boot)).is_some_and(|count| incarnation.count <= *count);
         out.check(facts, Property::M3, &[host], minted, || {

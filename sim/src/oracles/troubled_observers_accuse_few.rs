@@ -32,7 +32,7 @@ impl Oracle for Watch {
         let observer = &facts.hosts[host];
         let recent = |since: Option<Instant>| since.is_some_and(|since| facts.now.since(since) <= WINDOW);
         let troubled = observer.stands_still() || observer.slow > 1 || recent(observer.troubled);
-        let mut subjects = facts.with_id(*id);
+        let mut subjects = facts.lately_with_id(*id);
         let (Some(subject), None) = (subjects.next().filter(|_| troubled), subjects.next()) else {
             return;
         };

@@ -43,6 +43,9 @@ impl World {
     pub(crate) fn kill(&mut self, index: usize) {
         let process = self.hosts[index].process();
         self.up -= usize::from(self.hosts[index].is_up());
+        if self.hosts[index].is_up() {
+            self.hosts[index].ended = Some(self.now);
+        }
         self.hosts[index].kill();
         self.network.conns.close_process(process);
         self.dials.end_process(process);

@@ -190,7 +190,9 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
     let view = calls.view();
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
-    let verdict = calls.lock_admission().admit(now, incoming, confirmed, || ownership(&view, hash, scope));
+    // Before the lock, which everybody needs: among many members it takes a while.
+    let owned = ownership(&view, hash, scope);
+    let verdict = calls.lock_admission().admit(now, incoming, confirmed, || owned);
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
@@ -271,7 +273,8 @@ async fn run(call: Admitted, body: Body) {
     let ready = service::ready(&mut service).await;
     let (now, view) = (calls.clock.now(), calls.view());
     let confirmed = calls.is_confirmed(&view, now);
-    let begins = calls.lock_admission().begin(now, latest, confirmed, || ownership(&view, asked.hash, asked.scope));
+    let owned = ownership(&view, asked.hash, asked.scope);
+    let begins = calls.lock_admission().begin(now, latest, confirmed, || owned);
     if let Err((why, owner)) = begins {
         drop(place);
         return refuse(&link, seq, why, owner);

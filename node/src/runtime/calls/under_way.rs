@@ -44,7 +44,7 @@ impl<'a> UnderWay<'a> {
                     let view = calls.view.load();
                     let there = match self.at {
                         None => view.resolve(KeyHash(self.hash.0.rotate_left(wrong))),
-                        Some(node) => view.resolve_at(node),
+                        Some(node) => view.resolve_at(node, self.hash, self.payload.scope),
                     };
                     self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), there)
                 }
@@ -163,6 +163,8 @@ impl<'a> UnderWay<'a> {
                     calls.catch_up(from, Some(record.0.clone()), patience).await;
                 }
                 self.record = record;
+                // A call for a certain node is sent on to no other.
+                let owner = owner.filter(|_| self.at.is_none());
                 self.call.refused(now(), attempt, why, owner, &mut calls.lock_budget());
             }
         }
