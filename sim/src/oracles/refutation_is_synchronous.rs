@@ -4,7 +4,7 @@
 use swimring_membership::wire::{Header, Update};
 use swimring_membership::{Incarnation, NodeId, State};
 
-use super::{Facts, Findings, Oracle, Property};
+use super::{BOOT_LEAP_MAX, Facts, Findings, Oracle, Property};
 
 pub(super) struct Watch;
 
@@ -23,9 +23,11 @@ impl Oracle for Watch {
         out.check(facts, Property::M10, &[host], believed == Some((State::Alive, own)), || {
             format!("believes {believed:?} of itself")
         });
-        // Of a boot above its own it is not the subject: that is another life.
+        // Of a boot above its own it is not the subject: that is another life. And only lies raise a boot so high that the
+        // process must wait before it takes the next one.
+        let own_life = |accused: &Incarnation| accused.boot <= own.boot && accused.boot < BOOT_LEAP_MAX;
         let accused = header.and_then(|header| accusation(header, me));
-        if let Some(accused) = accused.filter(|accused| accused.boot <= own.boot) {
+        if let Some(accused) = accused.filter(own_life) {
             out.check(facts, Property::M10, &[host], own > accused, || {
                 format!("is accused at {accused}, and still says {own}")
             });
