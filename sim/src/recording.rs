@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use swimring_membership::{Instant, NodeId, State};
 
+use crate::host::Home;
 use crate::oracles::{Counts, Violation};
 use crate::world::World;
 
@@ -246,7 +247,7 @@ impl World {
 
     /// `by` changed its mind about a node.
     pub(crate) fn note_belief(&mut self, by: usize, id: NodeId, state: Believed) {
-        if self.recorder.is_none() {
+        if self.recorder.is_none() || self.hosts[by].home == Home::Foreign {
             return;
         }
         let hosts = &self.hosts;
@@ -261,6 +262,10 @@ impl World {
 
     /// A process may hold another view than before; or none, for it is gone.
     pub(crate) fn note_view(&mut self, host: usize) {
+        if self.hosts[host].home == Home::Foreign {
+            // What another cluster sees is another matter.
+            return;
+        }
         let control = self.hosts[host].control.as_ref().filter(|control| control.membership().is_joined());
         let digest = control.map(|control| control.membership().roster().digest());
         let Some(recorder) = &mut self.recorder else { return };
@@ -291,7 +296,7 @@ impl World {
     pub(crate) fn see_owners(&mut self) {
         let arcs = 1_u64 << self.plan.world.arcs;
         let mut claims = vec![Vec::new(); ARCS as usize];
-        for (index, host) in self.hosts.iter().enumerate() {
+        for (index, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.home == Home::Here) {
             let Some(view) = host.app.as_ref().and_then(crate::calls::App::view) else { continue };
             for (place, owners) in claims.iter_mut().enumerate() {
                 let arc = swimring::ring::Arc((place as u64 * arcs / u64::from(ARCS)) as u32);

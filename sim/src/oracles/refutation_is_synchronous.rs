@@ -23,9 +23,10 @@ impl Oracle for Watch {
         out.check(facts, Property::M10, &[host], believed == Some((State::Alive, own)), || {
             format!("believes {believed:?} of itself")
         });
-        // Of a boot above its own it is not the subject: that is another life. And only lies raise a boot so high that the
-        // process must wait before it takes the next one.
-        let own_life = |accused: &Incarnation| accused.boot <= own.boot && accused.boot < BOOT_LEAP_MAX;
+        // Of a boot above its own it is not the subject: that is another life. What is above its own count takes a boot to
+        // object to, for which it must wait once lies have made it take many.
+        let waits = |accused: Incarnation| accused > own && accused.boot >= BOOT_LEAP_MAX;
+        let own_life = |accused: &Incarnation| accused.boot <= own.boot && !waits(*accused);
         let accused = header.and_then(|header| accusation(header, me));
         if let Some(accused) = accused.filter(own_life) {
             out.check(facts, Property::M10, &[host], own > accused, || {
