@@ -52,6 +52,17 @@ impl Members {
         rows.map(|(id, member)| (*id, member))
     }
 
+    /// The one that has `place` others before it.
+    pub(crate) fn nth(&self, mut place: usize) -> Option<(NodeId, &Member)> {
+        for chunk in &self.chunks {
+            match chunk.rows.get(place) {
+                Some((id, member)) => return Some((*id, member)),
+                None => place -= chunk.rows.len(),
+            }
+        }
+        None
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.len
@@ -151,6 +162,8 @@ mod tests {
             let expected = |tree: BTreeMap<NodeId, u32>| tree.into_iter().collect::<Vec<_>>();
             let (low, high) = (NodeId::from_u128(ends.0.min(ends.1)), NodeId::from_u128(ends.0.max(ends.1)));
             let range: Vec<NodeId> = members.range(low, high).map(|(id, _)| id).collect();
+            let by_place: Vec<NodeId> = (0..=members.len()).map_while(|place| members.nth(place)).map(|(id, _)| id).collect();
+            prop_assert_eq!(by_place, tree.keys().copied().collect::<Vec<_>>());
             prop_assert_eq!(range, tree.range(low..=high).map(|(id, _)| *id).collect::<Vec<_>>());
             prop_assert!(members.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.rows.len())));
             prop_assert_eq!(rows(&members), expected(tree));

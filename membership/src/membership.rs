@@ -26,6 +26,8 @@ use crate::{Config, Instant, Member, Name, NodeId, Peer, Phase, Profile, Record,
 
 /// Bytes of a datagram that a header and its message take besides the updates, generously.
 const OVERHEAD_BYTES: usize = 112;
+/// How many rows are tried for each random member that is wanted.
+const PICKS: usize = 8;
 /// Longest record that rides in a datagram; a longer one is announced and fetched.
 pub(crate) const RECORD_DATAGRAM_BYTES_MAX: usize = 320;
 
@@ -485,15 +487,40 @@ impl Membership {
 
     /// Random neighbours that are alive, other than `except`, at most `count`.
     pub(crate) fn pick_neighbours(&mut self, count: usize, except: Option<NodeId>) -> Vec<Peer> {
-        let alive = |peer: &Peer| self.roster.get(peer.id).is_some_and(|member| member.state == State::Alive);
-        let others = self.neighbours().filter(|peer| Some(peer.id) != except).filter(alive);
-        let mut peers: Vec<Peer> = others.collect();
-        for index in 0..count.min(peers.len()) {
-            let pick = index + self.rng.index(peers.len() - index);
-            peers.swap(index, pick);
+        if self.overlay.is_mesh()
+            && let Some(peers) = self.pick_members(count, except)
+        {
+            return peers;
         }
-        peers.truncate(count);
+        let mut ids = self.overlay.neighbour_ids(&self.roster);
+        let mut peers = Vec::with_capacity(count);
+        for index in 0..ids.len() {
+            if peers.len() == count {
+                break;
+            }
+            let pick = index + self.rng.index(ids.len() - index);
+            ids.swap(index, pick);
+            let member = self.roster.get(ids[index]).filter(|member| member.state == State::Alive);
+            peers.extend(member.map(|member| member.record.peer()).filter(|peer| Some(peer.id) != except));
+        }
         peers
+    }
+
+    /// Exactly `count` random members that are alive, other than this node and `except`, by trying one row after another:
+    /// most are alive, so that nobody has to look at all of them. None after too many in vain.
+    fn pick_members(&mut self, count: usize, except: Option<NodeId>) -> Option<Vec<Peer>> {
+        let mut peers: Vec<Peer> = Vec::with_capacity(count);
+        for _ in 0..PICKS * count {
+            if peers.len() == count {
+                break;
+            }
+            let (id, member) = self.roster.members().nth(self.rng.index(self.roster.len()))?;
+            let is_new = id != self.me.id && Some(id) != except && peers.iter().all(|peer| peer.id != id);
+            if is_new && member.state == State::Alive {
+                peers.push(member.record.peer());
+            }
+        }
+        (peers.len() == count).then_some(peers)
     }
 }
 

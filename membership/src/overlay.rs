@@ -115,10 +115,12 @@ impl Overlay {
 
     /// The present nodes that this node talks to.
     pub(crate) fn neighbours<'a>(&'a self, roster: &'a Roster) -> impl Iterator<Item = Peer> + 'a {
-        let by_rings = if self.mesh { Vec::new() } else { distinct(self.before.iter().chain(&self.behind)) };
-        let everybody = self.mesh.then(|| others(roster, self.me)).into_iter().flatten();
-        let ids = by_rings.into_iter().chain(everybody);
-        ids.filter_map(|id| roster.present(id)).map(|member| member.record.peer())
+        self.neighbour_ids(roster).into_iter().filter_map(|id| roster.present(id)).map(|member| member.record.peer())
+    }
+
+    /// The nodes that this node talks to; some may not be present any more.
+    pub(crate) fn neighbour_ids(&self, roster: &Roster) -> Vec<NodeId> {
+        if self.mesh { others(roster, self.me).collect() } else { distinct(self.before.iter().chain(&self.behind)) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The table of arcs, and what can be asked of it.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -97,6 +98,9 @@ pub(crate) struct Owners {
     weighted: Vec<u16>,
     /// Theirs: what a lookup reads.
     ids: Vec<NodeId>,
+    /// Theirs, each with the number of its zone; those without one share a number.
+    zones: Vec<u16>,
+    zone_count: usize,
     racers: Vec<alloc::sync::Arc<Racer>>,
 }
 
@@ -120,7 +124,12 @@ impl Owners {
         };
         let racers = weighted.iter().map(racer).collect();
         let ids = weighted.iter().map(|index| members[usize::from(*index)].id).collect();
-        Self { members, weighted, ids, racers }
+        let zone = |index: &u16| members[usize::from(*index)].zone.as_deref();
+        let numbers: BTreeSet<Option<&str>> = weighted.iter().map(zone).collect();
+        let numbers: BTreeMap<Option<&str>, u16> = numbers.into_iter().zip(0..).collect();
+        let zones = weighted.iter().map(|index| numbers[&zone(index)]).collect();
+        let zone_count = numbers.len();
+        Self { members, weighted, ids, zones, zone_count, racers }
     }
 
     /// How many race.
@@ -150,6 +159,16 @@ impl Owners {
         let member = self.member(owner as u16);
         other.index_of(member.id).filter(|index| other.member(*index).weight == member.weight).unwrap_or(VACANT)
     }
+}
+
+/// The first `count` of them, in their order.
+fn smallest(mut all: Vec<(Time, u16)>, count: usize) -> Vec<(Time, u16)> {
+    if (1..all.len()).contains(&count) {
+        all.select_nth_unstable(count - 1);
+    }
+    all.truncate(count);
+    all.sort_unstable();
+    all
 }
 
 fn sorted(members: impl IntoIterator<Item = RingMember>) -> Vec<RingMember> {
@@ -184,8 +203,11 @@ impl Ring {
     }
 
     /// The digest that the ring of these members has, without building it. Equal digests, equal rings.
-    pub fn digest_of(placement: Placement, members: impl IntoIterator<Item = RingMember>) -> u128 {
-        digest(placement, &sorted(members))
+    pub fn digest_of(placement: Placement, members: &[RingMember]) -> u128 {
+        if members.is_sorted_by(|one, next| one.id < next.id) {
+            return digest(placement, members);
+        }
+        digest(placement, &sorted(members.iter().cloned()))
     }
 
     /// What the cluster fixed.
@@ -236,46 +258,48 @@ impl Ring {
     /// The first `count` nodes for a key: the owner, then who would own the key without it, and so on, but
     /// nodes of zones not yet used come first. Fewer when there are fewer.
     pub fn owners(&self, key: KeyHash, count: usize) -> Vec<ZonedOwner<'_>> {
-        let order = self.order(self.arc(key));
-        let zoned = |&(_, owner): &(Time, u16)| {
-            let member = self.member(owner);
-            ZonedOwner { id: member.id, zone: member.zone.as_deref() }
-        };
-        let mut chosen: Vec<ZonedOwner<'_>> = Vec::new();
-        let mut later = Vec::new();
-        for owner in order.iter().map(zoned) {
-            let used = chosen.iter().any(|other| other.zone == owner.zone);
-            if used { later.push(owner) } else { chosen.push(owner) }
-        }
-        chosen.extend(later);
-        chosen.truncate(count);
-        chosen
+        let mut later = self.arrivals(self.arc(key));
+        let firsts = self.firsts(&later);
+        later.retain(|other| firsts[self.zone(other.1)] != Some(*other));
+        let firsts: Vec<(Time, u16)> = firsts.into_iter().flatten().collect();
+        let rest = count.saturating_sub(firsts.len());
+        let chosen = smallest(firsts, count).into_iter().chain(smallest(later, rest));
+        let chosen = chosen.map(|(_, owner)| self.member(owner));
+        chosen.map(|member| ZonedOwner { id: member.id, zone: member.zone.as_deref() }).collect()
     }
 
     /// Which of the [`owners`](Self::owners) of a key the node is, from 0. None if it owns no keys.
     pub fn place(&self, key: KeyHash, id: NodeId) -> Option<usize> {
-        let (arc, zone) = (self.arc(key), |owner: u16| self.member(owner).zone.as_deref());
-        let mine = self.owners.racers.iter().enumerate().find_map(|(index, racer)| {
-            (self.member(index as u16).id == id).then(|| (racer.arrival(arc.0), index as u16))
-        })?;
+        let mine = self.owners.index_of(id)?;
+        let all = self.arrivals(self.arc(key));
+        let mine = all[usize::from(mine)];
         // Who is the first of its zone comes before all who are not.
-        let mut firsts: Vec<(Time, u16)> = Vec::new();
-        let mut before = 0;
-        for (index, racer) in self.owners.racers.iter().enumerate() {
-            let other = (racer.arrival(arc.0), index as u16);
-            before += usize::from(other < mine);
-            match firsts.iter_mut().find(|first| zone(first.1) == zone(other.1)) {
-                Some(first) => *first = (*first).min(other),
-                None => firsts.push(other),
-            }
+        let firsts = self.firsts(&all);
+        let firsts_before = firsts.iter().flatten().filter(|first| **first < mine).count();
+        if firsts[self.zone(mine.1)] == Some(mine) {
+            return Some(firsts_before);
         }
-        let firsts_before = firsts.iter().filter(|first| **first < mine).count();
-        if firsts.contains(&mine) { Some(firsts_before) } else { Some(before + firsts.len() - firsts_before) }
+        let before = all.iter().filter(|other| **other < mine).count();
+        Some(before + firsts.iter().flatten().count() - firsts_before)
+    }
+
+    /// By zone, who of its members arrives first.
+    fn firsts(&self, arrivals: &[(Time, u16)]) -> Vec<Option<(Time, u16)>> {
+        let mut firsts = alloc::vec![None; self.owners.zone_count];
+        for &arrival in arrivals {
+            let first: &mut Option<(Time, u16)> = &mut firsts[self.zone(arrival.1)];
+            *first = Some(first.map_or(arrival, |held| held.min(arrival)));
+        }
+        firsts
+    }
+
+    fn zone(&self, owner: u16) -> usize {
+        usize::from(self.owners.zones[usize::from(owner)])
     }
 
     /// Every owner in the order in which the arc prefers them, with the reason.
     pub fn explain(&self, key: KeyHash) -> Vec<Explained> {
-        let order = self.order(self.arc(key));
+        let order = smallest(self.arrivals(self.arc(key)), usize::MAX);
         let explained = |&(arrival, owner): &(Time, u16)| {
             let member = self.member(owner);
             Explained { id: member.id, weight: member.weight, arrival }
@@ -283,11 +307,10 @@ impl Ring {
         order.iter().map(explained).collect()
     }
 
-    fn order(&self, arc: Arc) -> Vec<(Time, u16)> {
-        let mut order: Vec<(Time, u16)> =
-            self.owners.racers.iter().enumerate().map(|(index, racer)| (racer.arrival(arc.0), index as u16)).collect();
-        order.sort_unstable();
-        order
+    /// When everybody arrives at an arc, by owner.
+    fn arrivals(&self, arc: Arc) -> Vec<(Time, u16)> {
+        let racers = self.owners.racers.iter().enumerate();
+        racers.map(|(index, racer)| (racer.arrival(arc.0), index as u16)).collect()
     }
 
     /// How many arcs a node owns.

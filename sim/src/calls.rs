@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, Outbound, Payload};
-use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersConfig, PeersEvent, Route, Target};
+use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};
 use swimring::core::publishing::Publishing;
 use swimring::core::view::View;
 use swimring::forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal, Scope};
@@ -23,9 +23,10 @@ use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
 use crate::conns::Process;
 use crate::flow::LANES;
-use crate::host::Home;
+use crate::host::{Home, peers_config};
 use crate::network::draw;
 use crate::oracles::Property;
+use crate::plan;
 use crate::world::{Happening, World};
 
 use self::links::Links;
@@ -83,7 +84,7 @@ impl Running {
 }
 
 /// Few enough to be reached by what a plan asks of a host.
-const LIMITS: Limits = Limits {
+const TIGHT: Limits = Limits {
     calls_of_peer_max: 8,
     calls_max: 24,
     callers_max: 128,
@@ -91,6 +92,15 @@ const LIMITS: Limits = Limits {
     bytes_of_peer_max: 8 << 20,
     bytes_max: 24 << 20,
 };
+
+/// What a process takes of others.
+fn limits(limits: plan::Limits) -> Limits {
+    match limits {
+        plan::Limits::Tight => TIGHT,
+        // A body that is too large is drawn, and has to be carried.
+        plan::Limits::Shipped => Limits { body_bytes_max: TIGHT.body_bytes_max, ..Limits::default() },
+    }
+}
 
 /// The data plane of one process.
 #[derive(Debug)]
@@ -128,7 +138,7 @@ impl App {
         peer: Peer,
         home: Home,
         publishing: Publishing,
-        peers: PeersConfig,
+        limits: plan::Limits,
         rng: Rng,
     ) -> Self {
         Self {
@@ -137,11 +147,11 @@ impl App {
             home,
             publishing,
             held: BTreeMap::new(),
-            peers: Peers::new(Class::Calls, peer, me.life, peers, rng.fork(1)),
+            peers: Peers::new(Class::Calls, peer, me.life, peers_config(Class::Calls, limits), rng.fork(1)),
             links: Links::default(),
             conns: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            admission: Admission::new(me, LIMITS),
+            admission: Admission::new(me, self::limits(limits)),
             leaving: false,
             fresh: 0,
             repeats: 0,
@@ -346,7 +356,7 @@ impl World {
                 let load = match id % 16 {
                     _ if load <= LANE_BODY_BYTES_MAX => load,
                     0..4 => load,
-                    4 => LIMITS.body_bytes_max + 1,
+                    4 => app.admission.limits().body_bytes_max + 1,
                     _ => 100,
                 };
                 let mut body = id.to_le_bytes().to_vec();

@@ -330,8 +330,8 @@ impl Host {
         let record = control.membership().record();
         let publishing = Publishing::new(self.id, Placement { arcs_log2: spec.arcs }, Arc::clone(rings));
         let rng = self.rng.fork(u64::from(self.life));
-        let peers = peers_config(Class::Calls, spec.limits);
-        self.app = Some(crate::calls::App::new(record.instance(), record.peer(), self.home, publishing, peers, rng));
+        let (me, peer) = (record.instance(), record.peer());
+        self.app = Some(crate::calls::App::new(me, peer, self.home, publishing, spec.limits, rng));
         self.control = Some(control);
         (self.paused, self.blocked, self.slow, self.armed) = (false, false, 1, None);
         (self.leaving, self.closed) = (false, false);

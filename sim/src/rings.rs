@@ -43,7 +43,7 @@ impl World {
         });
         let same = can.map(ring_member).eq(view.ring_members().iter().cloned());
         self.check(host, Property::R6, same, || "has others on its ring than those in its view who own keys".into());
-        let digest = Ring::digest_of(view.placement(), view.ring_members().iter().cloned());
+        let digest = Ring::digest_of(view.placement(), view.ring_members());
         let held = *self.rings_seen.of_views.entry(view.digest()).or_insert(digest);
         self.check(host, Property::R2, held == digest, || "has another ring than somebody with the same view".into());
     }

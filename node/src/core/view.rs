@@ -1,6 +1,6 @@
 //! What a node knows, frozen: members, ring, and what follows for a key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use swimring_forwarder::wire::Scope;
@@ -11,30 +11,50 @@ use swimring_ring::{KeyHash, Placement, Ring, RingMember};
 
 /// Rings by digest: equal views of one process share one ring, and so do the nodes of a simulation.
 #[derive(Debug, Default)]
-pub struct Rings(Mutex<BTreeMap<u128, Weak<Ring>>>);
+pub struct Rings(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    by_digest: BTreeMap<u128, Weak<Ring>>,
+    /// The last few that were built, the newest last.
+    latest: VecDeque<Weak<Ring>>,
+}
+
+/// How many rings are looked at for the one that a new one differs least from, besides the one before it.
+const LATEST: usize = 8;
 
 impl Rings {
-    fn ring(&self, placement: Placement, members: &[RingMember]) -> Arc<Ring> {
-        let digest = Ring::digest_of(placement, members.iter().cloned());
+    /// The ring of `members`, from the one `before` it or another one like it.
+    fn ring(&self, placement: Placement, members: &[RingMember], before: &Weak<Ring>) -> Arc<Ring> {
+        let digest = Ring::digest_of(placement, members);
         let mut held = self.0.lock().expect("nothing panics while it holds the lock");
-        if let Some(ring) = held.get(&digest).and_then(Weak::upgrade) {
+        if let Some(ring) = held.by_digest.get(&digest).and_then(Weak::upgrade) {
             return ring;
         }
-        held.retain(|_, ring| ring.strong_count() > 0);
-        let others = held.values().filter_map(Weak::upgrade).filter(|ring| ring.placement() == placement);
+        held.by_digest.retain(|_, ring| ring.strong_count() > 0);
+        let others = held.latest.iter().chain([before]).filter_map(Weak::upgrade);
+        let others = others.filter(|ring| ring.placement() == placement);
         let nearest = others.min_by_key(|ring| difference(ring.members(), members));
         let ring = Arc::new(match nearest {
             Some(ring) => ring.change(members.iter().cloned()),
             None => Ring::build(placement, members.iter().cloned()),
         });
-        held.insert(digest, Arc::downgrade(&ring));
+        held.by_digest.insert(digest, Arc::downgrade(&ring));
+        held.latest.push_back(Arc::downgrade(&ring));
+        if held.latest.len() > LATEST {
+            held.latest.pop_front();
+        }
         ring
     }
 }
 
 /// How many members two lists, both in the order of ids, do not share.
 fn difference(one: &[RingMember], other: &[RingMember]) -> usize {
-    let shared = one.iter().filter(|member| other.binary_search(member).is_ok()).count();
+    let (mut shared, mut rest) = (0, other.iter().peekable());
+    for member in one {
+        while rest.next_if(|other| other.id < member.id).is_some() {}
+        shared += usize::from(rest.next_if(|other| *other == member).is_some());
+    }
     one.len() + other.len() - 2 * shared
 }
 
@@ -53,12 +73,14 @@ pub(crate) struct Owners {
     /// In the order of ids.
     members: Arc<[RingMember]>,
     ring: Arc<OnceLock<Arc<Ring>>>,
+    /// The ring of the owners before these that had been looked at.
+    before: Weak<Ring>,
 }
 
 impl Owners {
-    fn of(roster: &Roster) -> Self {
+    fn of(roster: &Roster, before: Weak<Ring>) -> Self {
         let members = roster.iter().map(|(_, member)| member).filter(|member| member.owns()).map(ring_member).collect();
-        Self { version: roster.owners_version(), members, ring: Arc::default() }
+        Self { version: roster.owners_version(), members, ring: Arc::default(), before }
     }
 
     /// Whether the ring of these is the ring of `other`.
@@ -84,13 +106,14 @@ pub struct View {
 impl View {
     /// What `membership` knows now.
     pub fn of(membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
-        Self::with(Owners::of(membership.roster()), membership, placement, rings)
+        Self::with(Owners::of(membership.roster(), Weak::new()), membership, placement, rings)
     }
 
     /// The same, some time after a view with these owners.
     pub(crate) fn after(held: &Owners, membership: &Membership, placement: Placement, rings: &Arc<Rings>) -> Self {
         let same = held.version == membership.roster().owners_version();
-        let owners = if same { held.clone() } else { Owners::of(membership.roster()) };
+        let before = || held.ring.get().map_or_else(|| Weak::clone(&held.before), Arc::downgrade);
+        let owners = if same { held.clone() } else { Owners::of(membership.roster(), before()) };
         Self::with(owners, membership, placement, rings)
     }
 
@@ -146,7 +169,7 @@ impl View {
     pub fn ring_with(&self, others: &[RingMember]) -> Arc<Ring> {
         let members = self.ring_members().iter().chain(others).cloned();
         let members: BTreeMap<NodeId, RingMember> = members.map(|member| (member.id, member)).collect();
-        self.rings.ring(self.placement, &members.into_values().collect::<Vec<_>>())
+        self.rings.ring(self.placement, &members.into_values().collect::<Vec<_>>(), &Arc::downgrade(self.ring()))
     }
 
     /// The same knowledge under another fence.
@@ -179,7 +202,7 @@ impl View {
 
     /// The ring of the members that own keys.
     pub fn ring(&self) -> &Arc<Ring> {
-        self.owners.ring.get_or_init(|| self.rings.ring(self.placement, self.ring_members()))
+        self.owners.ring.get_or_init(|| self.rings.ring(self.placement, self.ring_members(), &self.owners.before))
     }
 
     /// Where a call for `key` goes.

@@ -65,15 +65,15 @@ impl World {
         }
         if !host.stands_still() {
             let now = host.local(self.now);
-            host.app.iter_mut().for_each(|app| app.links.touch_all());
-            let links: Vec<Instance> = host.app.iter().flat_map(|app| app.links.ends()).collect();
-            for to in links {
-                let app = self.hosts[process.host].app.as_mut();
-                if let Some(link) = app.and_then(|app| app.links.get_mut(&to)).filter(|link| link.is_connected()) {
+            let links = host.app.iter_mut().flat_map(|app| app.links.all_mut());
+            let mut idle: Vec<Instance> = Vec::new();
+            for (to, link) in links {
+                if link.is_connected() {
                     link.keep_clock(now);
                 }
-                self.drop_link(process.host, to);
+                idle.extend(link.is_idle().then_some(*to));
             }
+            idle.into_iter().for_each(|to| self.drop_link(process.host, to));
             self.pump_calls(process.host);
         }
         self.start_keeping_house(process);

@@ -41,9 +41,11 @@ impl Links {
         self.changed.insert(to);
     }
 
-    pub(crate) fn touch_all(&mut self) {
-        let all: Vec<Instance> = self.ends().collect();
-        all.into_iter().for_each(|to| self.touch(to));
+    /// All of them, to be changed.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = (&Instance, &mut Held)> {
+        self.touched = self.ends().collect();
+        self.changed = self.touched.clone();
+        self.by_end.iter_mut()
     }
 
     pub(crate) fn remove(&mut self, to: &Instance) {

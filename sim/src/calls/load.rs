@@ -24,7 +24,7 @@ impl World {
             return;
         };
         let rate = load.rate * self.overload;
-        let gap = draw(&mut self.load_rng, crate::plan::Latency::Exp(Duration::from_secs(1) / rate));
+        let gap = draw(&mut self.load_rng, plan::Latency::Exp(Duration::from_secs(1) / rate));
         self.schedule(self.now + gap.max(Duration::from_micros(1)), Happening::Call(CallHappening::Arrive));
         let pick = self.load_rng.index(self.hosts.len());
         let (key, idempotent) = (draw_key(&mut self.load_rng, load.keys), self.load_rng.chance(load.idempotent));

@@ -13,11 +13,11 @@ const REMEMBERED_EVERY: u64 = 16;
 const ON_THE_WAY: Duration = Duration::from_secs(2);
 
 /// The longest that a distribution yields.
-fn longest(latency: crate::plan::Latency) -> Duration {
+fn longest(latency: plan::Latency) -> Duration {
     match latency {
-        crate::plan::Latency::Const(most) | crate::plan::Latency::Uniform(_, most) => most,
-        crate::plan::Latency::Exp(mean) => mean * 10,
-        crate::plan::Latency::Bimodal(usual, rare, _) => usual.max(rare),
+        plan::Latency::Const(most) | plan::Latency::Uniform(_, most) => most,
+        plan::Latency::Exp(mean) => mean * 10,
+        plan::Latency::Bimodal(usual, rare, _) => usual.max(rare),
     }
 }
 
@@ -125,17 +125,17 @@ impl World {
             Verdict::Run(permit) => {
                 let call = u64::from_le_bytes(*body.first_chunk().expect("bodies of the load begin with a number"));
                 let error = Duration::from_micros(u64::from(header.error_us));
-                let me = app.me;
+                let (me, limits) = (app.me, app.admission.limits());
                 let cancelled = app.cancelled.contains(&(from, header.seq));
                 let remembered = (self.runs.is_multiple_of(REMEMBERED_EVERY)).then(|| app.admission.remembered());
                 let sound = header.life == me.life
                     && (1..=2).contains(&header.hop)
                     && !header.key.0.is_empty()
-                    && body.len() <= LIMITS.body_bytes_max;
+                    && body.len() <= limits.body_bytes_max;
                 self.check(index, Property::F17, sound, || format!("runs {header:?} with {} bytes", body.len()));
                 self.check(index, Property::F7, !cancelled, || format!("runs call {call}, which was cancelled before"));
                 if let Some(remembered) = remembered {
-                    self.check(index, Property::B4, remembered.callers <= LIMITS.callers_max, || {
+                    self.check(index, Property::B4, remembered.callers <= limits.callers_max, || {
                         format!("remembers {remembered:?}")
                     });
                 }
@@ -152,7 +152,7 @@ impl World {
                 }
             }
             Verdict::Ignore => {
-                let room = app.admission.remembered().callers < LIMITS.callers_max;
+                let room = app.admission.remembered().callers < app.admission.limits().callers_max;
                 let (me, meant) = (app.me, header.life == app.me.life);
                 let waited = self.waits_for(from, me, header.seq);
                 self.check(index, Property::F18, !(first && meant && room && waited), || {
@@ -174,7 +174,8 @@ impl World {
         let Some(app) = &self.hosts[index].app else { return };
         let of_peer = app.running.values().filter(|running| running.peer() == Some(from.node)).count();
         let all = app.running.values().filter(|running| running.peer().is_some()).count();
-        let full = of_peer >= LIMITS.calls_of_peer_max || all >= LIMITS.calls_max;
+        let limits = app.admission.limits();
+        let full = of_peer >= limits.calls_of_peer_max || all >= limits.calls_max;
         self.check(index, Property::F13, why != Refusal::Overloaded || full, || {
             format!("says that it is overloaded with {of_peer} calls of the caller, and {all} in all")
         });
@@ -237,7 +238,7 @@ impl World {
                 format!("call {call} runs, after its caller was told that it would not")
             });
         }
-        let handler = self.plan.load.as_ref().map_or(crate::plan::Latency::Const(Duration::ZERO), |load| load.handler);
+        let handler = self.plan.load.as_ref().map_or(plan::Latency::Const(Duration::ZERO), |load| load.handler);
         let host = &mut self.hosts[index];
         let slow = host.slow;
         let process = host.process();
@@ -250,20 +251,20 @@ impl World {
             peers
         });
         let most = peers.values().copied().max().unwrap_or(0);
-        let within = most <= LIMITS.calls_of_peer_max && peers.values().sum::<usize>() <= LIMITS.calls_max;
+        let limits = app.admission.limits();
+        let within = most <= limits.calls_of_peer_max && peers.values().sum::<usize>() <= limits.calls_max;
         self.check(index, Property::B1, within, || format!("runs {peers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 
     /// Whether this is one of the nodes that a call is for, said here once more on its own.
     fn may_run_here(&self, view: &View, key: &[u8], scope: Scope) -> bool {
-        let order = view.ring().owners(self.hasher.hash(key), usize::MAX);
-        let place = order.iter().position(|owner| owner.id == view.me().node);
-        match scope {
-            Scope::Owner => place == Some(0),
-            Scope::Owners(count) => place.is_some_and(|place| place < usize::from(count)),
-            Scope::Members => true,
-        }
+        let count = match scope {
+            Scope::Owner => 1,
+            Scope::Owners(count) => usize::from(count),
+            Scope::Members => return true,
+        };
+        view.ring().owners(self.hasher.hash(key), count).iter().any(|owner| owner.id == view.me().node)
     }
 
     /// Once the core has agreed, whoever runs a key holds it above everybody else of the core who ever ran it.
