@@ -9,6 +9,7 @@ use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId};
 
 use crate::call::HOPS_MAX;
+use crate::pace::Pace;
 use crate::window::Window;
 use crate::wire::{CallHeader, Refusal};
 
@@ -166,6 +167,7 @@ pub struct Admission {
     /// What the calls of each peer take, whichever processes of it sent them: a peer can claim to be many.
     of_peers: BTreeMap<NodeId, Load>,
     under_way: Load,
+    pace: Pace,
     leaving: bool,
     stats: AdmissionStats,
 }
@@ -179,6 +181,7 @@ impl Admission {
             callers: BTreeMap::new(),
             of_peers: BTreeMap::new(),
             under_way: Load::default(),
+            pace: Pace::default(),
             leaving: false,
             stats: AdmissionStats::default(),
         }
@@ -198,6 +201,7 @@ impl Admission {
         ownership: impl FnOnce() -> Ownership,
     ) -> Verdict {
         let Incoming { caller, header, body_bytes } = incoming;
+        self.pace.look(now, self.under_way.calls);
         if header.life != self.me.life {
             self.stats.wrong_process += 1;
             // Its caller has lost it with the connection to that process.
@@ -272,10 +276,15 @@ impl Admission {
             Some(Refusal::Invalid)
         } else if !self.has_room(incoming.body_bytes, of_peer) {
             self.stats.overloaded += 1;
-            Some(Refusal::Overloaded)
+            Some(self.overloaded())
         } else {
             None
         }
+    }
+
+    /// The refusal of whoever finds no room: a place is taken for so long on average.
+    pub fn overloaded(&self) -> Refusal {
+        Refusal::Overloaded { retry_after_ms: self.pace.retry_after().as_millis() as u32 }
     }
 
     fn has_room(&self, bytes: usize, of_peer: Load) -> bool {
@@ -294,6 +303,7 @@ impl Admission {
     /// The handler has ended.
     pub fn complete(&mut self, permit: Permit) {
         self.under_way.remove(permit.bytes);
+        self.pace.free();
         if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
             of_peer.remove(permit.bytes);
             if of_peer.calls == 0 {
@@ -374,6 +384,10 @@ mod tests {
         admission.admit(NOW, incoming, true, || Ownership::Mine)
     }
 
+    fn is_overloaded(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Refuse(Refusal::Overloaded { .. }, None))
+    }
+
     fn refused(why: Refusal) -> Verdict {
         Verdict::Refuse(why, None)
     }
@@ -429,14 +443,14 @@ mod tests {
         let mut admission = admission();
         let Verdict::Run(first) = admit(&mut admission, &header(1)) else { panic!("there is room") };
         let Verdict::Run(second) = admit(&mut admission, &header(2)) else { panic!("there is room") };
-        assert_eq!(admit(&mut admission, &header(3)), refused(Refusal::Overloaded));
+        assert!(is_overloaded(&admit(&mut admission, &header(3))));
         admission.complete(first);
         assert!(matches!(admit(&mut admission, &header(4)), Verdict::Run(_)));
         let fifth = header(5);
         let from = |caller| Incoming { caller, header: &fifth, body_bytes: 0 };
         let (next, other) = (Instance { life: 21, ..CALLER }, Instance { node: NodeId::from_u128(3), ..CALLER });
         let verdict = admission.admit(NOW, from(next), true, || Ownership::Mine);
-        assert_eq!(verdict, refused(Refusal::Overloaded), "another process of it is the same peer");
+        assert!(is_overloaded(&verdict), "another process of it is the same peer");
         assert!(matches!(admission.admit(NOW, from(other), true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(second);
         assert_eq!(admission.running(), 2);
@@ -452,9 +466,9 @@ mod tests {
             admission.admit(NOW, incoming, true, || Ownership::Mine)
         };
         let Verdict::Run(first) = sends(&mut admission, 20, 1) else { panic!("there is room") };
-        assert_eq!(sends(&mut admission, 20, 2), refused(Refusal::Overloaded), "of one peer");
+        assert!(is_overloaded(&sends(&mut admission, 20, 2)), "of one peer");
         assert!(matches!(sends(&mut admission, 21, 1), Verdict::Run(_)));
-        assert_eq!(sends(&mut admission, 22, 1), refused(Refusal::Overloaded), "of all");
+        assert!(is_overloaded(&sends(&mut admission, 22, 1)), "of all");
         admission.complete(first);
         assert!(matches!(sends(&mut admission, 22, 2), Verdict::Run(_)));
     }

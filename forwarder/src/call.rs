@@ -14,7 +14,7 @@ use core::time::Duration;
 use swimring_membership::{Instance, Instant, NodeId, Rng};
 
 use crate::budget::{Budget, Repeat};
-use crate::outcome::{NeverSent, NotExecuted, Outcome, Unknown, Why};
+use crate::outcome::{NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why};
 use crate::wire::Refusal;
 
 /// Most processes asked in one attempt at finding the owner: the one believed, and the one that it names.
@@ -208,10 +208,12 @@ impl<B> Call<B> {
     /// The attempt was never handed over, and will not be.
     pub fn unsent(&mut self, now: Instant, attempt: u32, proof: NeverSent, budget: &mut Budget) {
         if self.is_attempting(attempt) {
-            if now >= self.spec.deadline {
-                return self.end_unrun(NotExecuted::because(Why::Deadline));
+            let silent = proof.0 == Unsent::Silent;
+            match now >= self.spec.deadline {
+                true if !silent => self.end_unrun(NotExecuted::because(Why::Deadline)),
+                true => self.end_unrun(NotExecuted::never_sent(proof)),
+                false => self.pause(now, NotExecuted::never_sent(proof), budget),
             }
-            self.pause(now, NotExecuted::never_sent(proof), budget);
         }
     }
 
@@ -257,7 +259,7 @@ impl<B> Call<B> {
     fn lose(&mut self, now: Instant, why: Unknown, budget: &mut Budget) {
         self.open = true;
         if self.spec.idempotent {
-            self.pause_or(now, Outcome::Unknown(why), Repeat::Trouble, budget);
+            self.pause_or(now, Duration::ZERO, Outcome::Unknown(why), Repeat::Trouble, budget);
         } else {
             self.finish(Outcome::Unknown(why));
         }
@@ -265,12 +267,14 @@ impl<B> Call<B> {
 
     fn pause(&mut self, now: Instant, otherwise: NotExecuted, budget: &mut Budget) {
         let why = if otherwise.why().is_moving() { Repeat::Moving } else { Repeat::Trouble };
-        self.pause_or(now, self.unrun(otherwise), why, budget);
+        let least = otherwise.retry_after().unwrap_or_default();
+        self.pause_or(now, least, self.unrun(otherwise), why, budget);
     }
 
-    /// Waits and tries again, if the time and the budget allow it.
-    fn pause_or(&mut self, now: Instant, otherwise: Outcome<B>, why: Repeat, budget: &mut Budget) {
+    /// Waits, for as long as was asked for at least, and tries again, if the time and the budget allow it.
+    fn pause_or(&mut self, now: Instant, least: Duration, otherwise: Outcome<B>, why: Repeat, budget: &mut Budget) {
         let doubled = (self.config.pause_min * (1 << (self.repeats + self.moves).min(10))).min(self.config.pause_max);
+        let doubled = doubled.max(least * 2);
         let until = now + self.rng.span(doubled / 2, doubled);
         if until < self.spec.deadline && budget.spend(why) {
             match why {

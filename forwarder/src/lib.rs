@@ -16,6 +16,7 @@ mod admission;
 mod budget;
 mod call;
 mod outcome;
+mod pace;
 mod window;
 pub mod wire;
 

@@ -1,5 +1,7 @@
 //! What can come of a call, and the proof that it did not run.
 
+use core::time::Duration;
+
 use crate::wire::Refusal;
 
 /// What came of a call. Exactly one, by the deadline.
@@ -77,6 +79,9 @@ pub enum Unsent {
     /// Too much waits for the owner already.
     #[error("too much waits for the owner")]
     Full,
+    /// The owner has not answered anything for a while.
+    #[error("the owner does not answer")]
+    Silent,
     /// Its deadline came first.
     #[error("its deadline came first")]
     Late,
@@ -107,6 +112,16 @@ impl NotExecuted {
     /// Why.
     pub fn why(&self) -> Why {
         self.why
+    }
+
+    /// How long to wait before another try, if the owner said so: it had no room.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.why {
+            Why::Refused(Refusal::Overloaded { retry_after_ms }) => {
+                Some(Duration::from_millis(u64::from(retry_after_ms)))
+            }
+            _ => None,
+        }
     }
 }
 

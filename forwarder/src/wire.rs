@@ -38,7 +38,10 @@ pub enum Refusal {
     NotOwner,
     /// Has as much to do as it takes.
     #[error("the owner is overloaded")]
-    Overloaded,
+    Overloaded {
+        /// After how many milliseconds another try may fare better: for so long a place is taken there, on average.
+        retry_after_ms: u32,
+    },
     /// Has no such service.
     #[error("the owner has no such service")]
     NoService,
@@ -51,7 +54,7 @@ impl Refusal {
     /// Whether another try, a little later, may fare better.
     pub fn is_passing(self) -> bool {
         match self {
-            Self::Unconfirmed | Self::NotOwner | Self::Overloaded => true,
+            Self::Unconfirmed | Self::NotOwner | Self::Overloaded { .. } => true,
             Self::Expired | Self::NoService | Self::Invalid => false,
         }
     }

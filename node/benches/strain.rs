@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use swimring::forwarder::wire::Refusal;
-use swimring::forwarder::{Limits, Outcome, Why};
+use swimring::forwarder::{Limits, Outcome};
 use swimring::membership::{Name, NodeId, Preset};
 use swimring::runtime::certs;
 use swimring::runtime::node::{CallRequest, Swimring};
@@ -285,7 +284,7 @@ impl Tally {
         let push = |into: &Mutex<Vec<f64>>| into.lock().expect("no panic").push(took.as_secs_f64() * 1e6);
         match &answered.outcome {
             Outcome::Ok(_) => push(&self.answered),
-            Outcome::NotExecuted(no) if no.why() == Why::Refused(Refusal::Overloaded) => {
+            Outcome::NotExecuted(no) if no.retry_after().is_some() => {
                 if answered.repeats == 0 {
                     push(&self.refused);
                 }

@@ -126,6 +126,10 @@ pub(crate) struct App {
     active: BTreeMap<u64, Active>,
     running: BTreeMap<u64, Running>,
     armed: Option<Instant>,
+    /// When something was first handed to a connection since the transport heard of its other end.
+    unheard: BTreeMap<ConnId, Instant>,
+    /// When links are looked at.
+    watched: BTreeMap<Instance, Instant>,
     /// What others have sent, and what they have cancelled.
     seen: BTreeSet<(Instance, u64)>,
     cancelled: BTreeSet<(Instance, u64)>,
@@ -161,6 +165,8 @@ impl App {
             active: BTreeMap::new(),
             running: BTreeMap::new(),
             armed: None,
+            unheard: BTreeMap::new(),
+            watched: BTreeMap::new(),
             seen: BTreeSet::new(),
             cancelled: BTreeSet::new(),
             rng: rng.fork(2),
@@ -274,6 +280,8 @@ pub(crate) enum CallHappening {
     Done(Process, u64),
     /// The connections have something due.
     Peers(Process, Instant),
+    /// A link has something due.
+    Watch(Process, Instance, Instant),
     /// The load is what it was.
     Relax(u32),
     /// A process compares clocks, and forgets who is gone for good.
@@ -292,12 +300,13 @@ pub(crate) enum CallInput {
     Drop(u64),
     Done(u64),
     Peers,
+    Watch(Instance),
     Call(u64, Vec<u8>, CallSpec),
 }
 
 impl CallInput {
     pub(crate) fn is_of_time(&self) -> bool {
-        matches!(self, Self::Timer(_) | Self::Drop(_) | Self::Done(_) | Self::Peers)
+        matches!(self, Self::Timer(_) | Self::Drop(_) | Self::Done(_) | Self::Peers | Self::Watch(_))
     }
 }
 
@@ -318,6 +327,14 @@ impl World {
                 if let Some(app) = host.app.as_mut().filter(|app| app.armed == Some(at)) {
                     app.armed = None;
                     self.give_call(process, CallInput::Peers);
+                }
+            }
+            CallHappening::Watch(process, to, at) => {
+                let host = &mut self.hosts[process.host];
+                let ours = host.process() == process;
+                if let Some(app) = host.app.as_mut().filter(|app| ours && app.watched.get(&to) == Some(&at)) {
+                    app.watched.remove(&to);
+                    self.give_call(process, CallInput::Watch(to));
                 }
             }
             CallHappening::Relax(factor) => self.overload /= factor,
@@ -404,6 +421,7 @@ impl World {
                 self.on_call_conn_closed(index, conn);
             }
             CallInput::Peers => app.peers.handle_timeout(now),
+            CallInput::Watch(to) => self.expire(index, to),
         }
         self.pump_calls(index);
     }

@@ -114,7 +114,7 @@ fn a_process_that_is_not_the_owner_names_it_and_that_is_one_hop_more() {
 
 #[test]
 fn a_refusal_by_the_addressee_makes_another_try_safe() {
-    for why in [Refusal::Overloaded, Refusal::Unconfirmed, Refusal::NotOwner] {
+    for why in [Refusal::Overloaded { retry_after_ms: 1 }, Refusal::Unconfirmed, Refusal::NotOwner] {
         let mut story = story(false);
         let attempt = story.send_to(A);
         story.call.refused(NOW, attempt, why, None, &mut story.budget);
@@ -168,8 +168,24 @@ fn repeats_end_with_the_budget() {
     let mut story = story(true);
     while story.budget.spend(Repeat::Trouble) {}
     let attempt = story.send_to(A);
-    story.call.refused(NOW, attempt, Refusal::Overloaded, None, &mut story.budget);
-    assert!(matches!(story.outcome(), Outcome::NotExecuted(_)));
+    let full = Refusal::Overloaded { retry_after_ms: 40 };
+    story.call.refused(NOW, attempt, full, None, &mut story.budget);
+    let Outcome::NotExecuted(why) = story.outcome() else { panic!("it did not run") };
+    assert_eq!(why.retry_after(), Some(Duration::from_millis(40)));
+}
+
+#[test]
+fn whoever_finds_no_room_stays_away_for_as_long_as_was_said() {
+    let mut story = story(true);
+    let attempt = story.send_to(A);
+    story.call.refused(NOW, attempt, Refusal::Overloaded { retry_after_ms: 40 }, None, &mut story.budget);
+    let Step::Wait(until) = story.call.step() else { panic!("it waits") };
+    assert!((40..80).contains(&until.since(NOW).as_millis()), "{until:?}");
+    story.call.timeout(until);
+
+    let attempt = story.send_to(A);
+    story.call.refused(NOW, attempt, Refusal::Overloaded { retry_after_ms: u32::MAX }, None, &mut story.budget);
+    assert!(matches!(story.outcome(), Outcome::NotExecuted(_)), "it would come after its deadline");
 }
 
 #[test]

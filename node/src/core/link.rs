@@ -15,6 +15,7 @@ use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
 
 use super::backlog::{Backlog, Large};
+use super::breaker::{ASKED_AFTER, Breaker};
 use super::peers::ConnId;
 
 /// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
@@ -24,6 +25,9 @@ const DRIFT_PPM: u64 = 500;
 const FRESH: Duration = Duration::from_secs(3);
 /// Clocks that were compared longer ago are compared before any call: by then they may be a tenth of a second apart.
 const CLOCK_FRESH: Duration = Duration::from_secs(200);
+
+/// How many attempts wait for a process that does not answer; more are turned away at once.
+const HELD_MAX: usize = 64;
 
 /// How much may be under way to one process.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -155,6 +159,9 @@ pub struct Link<T, B> {
     timebase: Option<Timebase>,
     /// When something last came in.
     heard: Instant,
+    /// When something was first wanted of the other since it was heard.
+    wanted: Option<Instant>,
+    breaker: Breaker,
     /// The other was asked whether it is there; calls wait for its answer.
     asking: bool,
     /// A call was handed over since the clocks were compared.
@@ -184,6 +191,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             ending: Vec::new(),
             timebase: None,
             heard: now,
+            wanted: None,
+            breaker: Breaker::default(),
             asking: false,
             used: false,
             compared: now,
@@ -214,7 +223,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     fn hear(&mut self, now: Instant) {
-        (self.heard, self.asking) = (now, false);
+        (self.heard, self.asking, self.wanted) = (now, false, None);
+        self.breaker.heard();
     }
 
     /// Whether a call must wait until the other has been heard, or its clock is known well enough. Asks it, if that was
@@ -287,7 +297,17 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     fn takes_calls(&self) -> bool {
-        self.timebase.is_some() && !self.asking
+        self.timebase.is_some() && !self.asking && !self.breaker.is_open()
+    }
+
+    /// Whether the other does not answer, so that nothing more is handed over until it does.
+    pub fn is_broken(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    /// Since when something has been wanted, and nothing heard.
+    fn silent_since(&self) -> Option<Instant> {
+        self.wanted.or((self.open_count() > 0).then_some(self.heard))
     }
 
     /// Whether the other does not read what it is sent: its calls are better passed over.
@@ -297,7 +317,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// How many attempts are queued or wait for an answer.
     pub fn open_count(&self) -> usize {
-        self.queued_count() + self.pending.len()
+        self.queued_count() + self.pending_count()
+    }
+
+    /// How many attempts were handed over and wait for an answer.
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
     }
 
     /// How many attempts wait to be handed over.
@@ -313,16 +338,21 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Queues an attempt. It has its number from now on.
     ///
     /// # Errors
-    /// With the proof that it was not sent, when too many are under way.
-    pub fn enqueue(&mut self, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
+    /// With the proof that it was not sent, when too many are under way, or wait for a process that does not answer.
+    pub fn enqueue(&mut self, now: Instant, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
         let bytes = call.payload.body.as_ref().len();
+        if self.breaker.is_open() && self.queued_count() >= HELD_MAX {
+            return Err((token, NeverSent::testify(Unsent::Silent)));
+        }
         if self.open_count() >= self.limits.calls_max || self.queued_bytes + bytes > self.limits.bytes_max {
             return Err((token, NeverSent::testify(Unsent::Full)));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
         self.queued_bytes += bytes;
-        self.earliest = Some(self.earliest.map_or(call.deadline, |earliest| earliest.min(call.deadline)));
+        let wanted = *self.wanted.get_or_insert(now);
+        let due = self.breaker.due(Some(wanted)).map_or(call.deadline, |due| due.min(call.deadline));
+        self.earliest = Some(self.earliest.map_or(due, |earliest| earliest.min(due)));
         let queue = if bytes > LANE_BODY_BYTES_MAX { &mut self.queued_large } else { &mut self.queued };
         queue.push_back(Queued { seq, token, call });
         Ok(seq)
@@ -340,17 +370,20 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
     }
 
-    /// When [`expire`](Self::expire) is to be called: some attempt's deadline, or before.
+    /// When [`expire`](Self::expire) is to be called: at some attempt's deadline, when the other is to be asked whether it
+    /// is there, or before.
     pub fn earliest(&self) -> Option<Instant> {
         self.earliest
     }
 
-    /// Ends the attempts whose deadline is here: takes back what was not handed over, and cancels the rest.
+    /// Ends the attempts whose deadline is here: takes back what was not handed over, and cancels the rest. Asks the other
+    /// whether it is there, if that is due.
     pub fn expire(&mut self, now: Instant) -> CutOff<T> {
         let mut over = CutOff { lost: Vec::new(), unsent: Vec::new() };
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return over;
         }
+        let why = if self.breaker.is_open() { Unsent::Silent } else { Unsent::Late };
         for queue in [&mut self.queued, &mut self.queued_large] {
             if !queue.iter().any(|queued| queued.call.deadline <= now) {
                 continue;
@@ -358,7 +391,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             for queued in std::mem::take(queue) {
                 if queued.call.deadline <= now {
                     self.queued_bytes -= queued.body_bytes();
-                    over.unsent.push((queued.token, NeverSent::testify(Unsent::Late)));
+                    over.unsent.push((queued.token, NeverSent::testify(why)));
                 } else {
                     queue.push_back(queued);
                 }
@@ -369,8 +402,17 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             over.lost.extend(self.pending.remove(&seq).map(|pending| pending.token));
             self.send(&Frame::Cancel { seq });
         }
+        let silent_since = self.silent_since();
+        let due = if self.is_connected() {
+            if self.breaker.look(now, silent_since) {
+                self.ask_clock(now);
+            }
+            self.breaker.due(silent_since)
+        } else {
+            silent_since.map(|_| now + ASKED_AFTER)
+        };
         let queued = self.queued.iter().chain(&self.queued_large).map(|queued| queued.call.deadline);
-        self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).min();
+        self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).chain(due).min();
         over
     }
 
@@ -405,7 +447,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return;
         }
         self.backlog.take(bytes_max, out);
-        let Some(timebase) = self.timebase else {
+        let Some(timebase) = self.timebase.filter(|_| !self.breaker.is_open()) else {
             return;
         };
         while out.len() < bytes_max
@@ -430,7 +472,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if let Some(large) = self.backlog.take_large() {
             return Some(large);
         }
-        let timebase = self.timebase?;
+        let timebase = self.timebase.filter(|_| !self.breaker.is_open())?;
         let idempotent = self.queued_large.front().map(|queued| queued.call.idempotent)?;
         if self.must_ask(now, idempotent) {
             return None;

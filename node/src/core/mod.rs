@@ -2,9 +2,10 @@
 //!
 //! The runtime and the simulator drive these same types: [`control::Control`] is the control plane (membership
 //! over its connections), [`view::View`] what it publishes and [`publishing::Publishing`] when, [`peers::Peers`] the connections of a class, and
-//! [`link::Link`] the attempts between two processes, with a [`backlog::Backlog`] of answers.
+//! [`link::Link`] the attempts between two processes, with a [`backlog::Backlog`] of answers and a breaker.
 
 pub mod backlog;
+pub(crate) mod breaker;
 pub mod control;
 pub mod hello;
 pub mod link;

@@ -495,11 +495,13 @@ impl Calls {
     ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
         let link = self.link(to);
-        let deadline = outbound.deadline.as_nanos();
-        let (queued, connected) = link.queue(|link| (link.enqueue(outbound, report), link.is_connected()));
+        let now = self.clock.now();
+        let (queued, connected, earliest) =
+            link.queue(|link| (link.enqueue(now, outbound, report), link.is_connected(), link.earliest()));
         let seq = queued.map_err(|(_, proof)| proof)?;
-        if deadline < self.earliest.load(Ordering::Acquire) {
-            self.earliest.fetch_min(deadline, Ordering::AcqRel);
+        let earliest = earliest.map_or(u64::MAX, |earliest| earliest.as_nanos());
+        if earliest < self.earliest.load(Ordering::Acquire) {
+            self.earliest.fetch_min(earliest, Ordering::AcqRel);
             self.earlier.notify_one();
         }
         if !connected {
@@ -508,7 +510,7 @@ impl Calls {
         Ok((link, seq, receiver))
     }
 
-    /// Ends what is late on any link.
+    /// Ends what is late on any link, and asks who says nothing.
     fn expire(&self) {
         let now = self.clock.now();
         // Whoever queues something from here on is seen below, or lowers it again.

@@ -178,8 +178,10 @@ fn respond(command: &Command, answered: &Answered) -> Response {
             let text = format!("{problem}\n");
             match problem.why() {
                 Why::Invalid(_) | Why::Refused(Refusal::Invalid) => (StatusCode::BAD_REQUEST, text).into_response(),
-                Why::Overloaded | Why::Unsent(Unsent::Full) | Why::Refused(Refusal::Overloaded) => {
-                    (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], text).into_response()
+                Why::Overloaded | Why::Unsent(Unsent::Full) | Why::Refused(Refusal::Overloaded { .. }) => {
+                    // In whole seconds, for there are no others.
+                    let wait = problem.retry_after().unwrap_or_default().as_millis().div_ceil(1_000).max(1);
+                    (StatusCode::TOO_MANY_REQUESTS, [("retry-after", wait.to_string())], text).into_response()
                 }
                 _ => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
             }

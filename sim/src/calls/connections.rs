@@ -4,6 +4,8 @@ use super::*;
 
 /// How often clocks are compared, and what is over is dropped.
 const HOUSE: Duration = Duration::from_secs(10);
+/// After so long a process that answers nothing is handed nothing more.
+const SILENT: Duration = Duration::from_millis(2_500);
 
 impl World {
     pub(super) fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {
@@ -16,6 +18,8 @@ impl World {
             return;
         }
         let instance = Instance { node: hello.peer.id, life: hello.life };
+        // The process has been heard, whatever became of its other connections.
+        app.unheard.retain(|held, _| app.conns.get(held) != Some(&instance));
         app.conns.insert(conn, instance);
         let link = app.links.to(now, instance);
         link.connected(now, conn, asked, hello.clock());
@@ -34,6 +38,7 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
+        app.unheard.remove(&conn);
         let Some(instance) = app.conns.remove(&conn) else {
             return;
         };
@@ -137,21 +142,43 @@ impl World {
             }
             let Some(link) = app.links.next_ready() else { break };
             let Some(conn) = link.preferred() else { break };
-            let mut bytes = Vec::new();
+            let (mut bytes, before) = (Vec::new(), link.pending_count());
             link.take(now, conn, BATCH, &mut bytes);
-            if bytes.is_empty() {
-                if let Some(large) = link.take_large(now, conn) {
-                    bytes.extend_from_slice(&large.head);
-                    bytes.extend_from_slice(&large.body);
-                    self.send_call_frame(process, conn.0, None, &bytes);
-                }
-            } else {
+            let large = if bytes.is_empty() { link.take_large(now, conn) } else { None };
+            let handed_over = link.pending_count() > before;
+            if let Some(large) = large {
+                bytes.extend_from_slice(&large.head);
+                bytes.extend_from_slice(&large.body);
+                self.send_call_frame(process, conn.0, None, &bytes);
+            } else if !bytes.is_empty() {
                 self.write(process, conn, &bytes);
+            }
+            if handed_over {
+                self.check_silence(process, conn);
             }
         }
         self.check_waiting(index, Class::Calls);
         self.check_calls(index);
         self.arm_calls(index);
+    }
+
+    /// Something was handed to a connection: its other end has been heard since something first was, or not long ago.
+    fn check_silence(&mut self, process: Process, conn: ConnId) {
+        let now = self.now;
+        let held = self.network.conns.get(conn.0);
+        let heard = held.and_then(|held| held.end_of(process).map(|end| held.heard(end))).unwrap_or(now);
+        let host = &mut self.hosts[process.host];
+        let troubled = host.slow > 1 || host.stands_still();
+        let since = host.troubled.unwrap_or(Instant::ORIGIN);
+        let Some(app) = host.app.as_mut().filter(|_| !troubled) else { return };
+        let first = app.unheard.entry(conn).or_insert(now);
+        if *first <= heard {
+            *first = now;
+        }
+        let silent = now.since((*first).max(since));
+        self.check(process.host, Property::F15, silent <= SILENT, || {
+            format!("hands a call to a connection on which nothing was answered for {silent:?}")
+        });
     }
 
     pub(super) fn on_call_peers_event(&mut self, index: usize, event: &PeersEvent) {

@@ -91,15 +91,36 @@ impl World {
             return;
         };
         active.call.timeout(now);
-        let sent = active.sent.and_then(|(to, _)| app.links.get_mut(&to).map(|link| (to, link.expire(now))));
-        if let Some((to, over)) = sent {
-            over.unsent.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
-            for token in over.lost {
-                self.report(index, token, |call, _, _| call.late(token.attempt));
-            }
-            self.close_what_is_over(index, to);
+        if let Some((to, _)) = active.sent {
+            self.expire(index, to);
         }
         self.drive(index, id);
+    }
+
+    /// What is late on a link ends, and who says nothing is asked.
+    pub(super) fn expire(&mut self, index: usize, to: Instance) {
+        let now = self.hosts[index].local(self.now);
+        let link = self.hosts[index].app.as_mut().and_then(|app| app.links.get_mut(&to));
+        let Some(over) = link.map(|link| link.expire(now)) else { return };
+        over.unsent.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
+        for token in over.lost {
+            self.report(index, token, |call, _, _| call.late(token.attempt));
+        }
+        self.close_what_is_over(index, to);
+        self.watch_link(index, to);
+    }
+
+    /// A link is looked at when it says so.
+    pub(super) fn watch_link(&mut self, index: usize, to: Instance) {
+        let host = &mut self.hosts[index];
+        let process = host.process();
+        let earliest = host.app.as_ref().and_then(|app| app.links.get(&to)).and_then(|link| link.earliest());
+        let Some(at) = earliest.map(|earliest| host.world(earliest).max(self.now)) else { return };
+        let Some(app) = &mut host.app else { return };
+        if app.watched.get(&to).is_none_or(|held| at < *held) {
+            app.watched.insert(to, at);
+            self.schedule(at, Happening::Call(CallHappening::Watch(process, to, at)));
+        }
     }
 
     /// The caller's own node owns the key: the handler runs in place, unless this process may be a ghost.
@@ -141,15 +162,15 @@ impl World {
             record: active.record.clone().filter(|_| hop > 1),
         };
         let link = app.links.to(now, to);
-        match link.enqueue(outbound, token) {
+        match link.enqueue(now, outbound, token) {
             Ok(seq) => (active.sent, active.hop) = (Some((to, seq)), hop),
             Err((_, proof)) => {
                 return active.call.unsent(now, token.attempt, proof, &mut app.budget);
             }
         }
-        if link.is_connected() {
-            return;
-        }
+        let is_connected = link.is_connected();
+        self.watch_link(index, to);
+        let Some(app) = self.hosts[index].app.as_mut().filter(|_| !is_connected) else { return };
         let address = view.member(to.node).map(|member| (member.record.peer(), member.record.profile().calls));
         let route = address.map(|(peer, calls)| (peer, app.peers.route_to_process(now, peer, calls, to.life)));
         if let Some((_, Route::Connected(conn))) = route {

@@ -176,7 +176,7 @@ impl World {
         let all = app.running.values().filter(|running| running.peer().is_some()).count();
         let limits = app.admission.limits();
         let full = of_peer >= limits.calls_of_peer_max || all >= limits.calls_max;
-        self.check(index, Property::F13, why != Refusal::Overloaded || full, || {
+        self.check(index, Property::F13, !matches!(why, Refusal::Overloaded { .. }) || full, || {
             format!("says that it is overloaded with {of_peer} calls of the caller, and {all} in all")
         });
         let silent = why == Refusal::NotOwner && !names && matches!(ownership, Ownership::Theirs(..));
@@ -362,8 +362,8 @@ impl World {
         let enough = self.plan.load.as_ref().is_some_and(|load| load.deadline > longest + ON_THE_WAY);
         let reason = match outcome {
             Outcome::NotExecuted(no) => {
-                let excused = [Refusal::Expired, Refusal::Overloaded, Refusal::Invalid];
-                !matches!(no.why(), Why::Deadline) && !matches!(no.why(), Why::Refused(why) if excused.contains(&why))
+                let excused = |why| matches!(why, Refusal::Expired | Refusal::Overloaded { .. } | Refusal::Invalid);
+                !matches!(no.why(), Why::Deadline) && !matches!(no.why(), Why::Refused(why) if excused(why))
             }
             Outcome::Unknown(why) => *why != Unknown::Deadline || enough,
             Outcome::Ok(_) | Outcome::Executed(_) => false,

@@ -68,6 +68,7 @@ properties! {
     F8 "A caller gets the answer to its own call."
     F12 "Repeats stay within their share of the calls."
     F13 "Only who is full says so."
+    F15 "Nothing is handed to a process that has answered nothing for long."
     F16 "A call ends neither before its time nor long after there is nothing to wait for."
     F17 "What breaks a limit, or is meant for another process, does not run."
     F18 "Nothing is passed over that its caller waits for."

@@ -281,7 +281,7 @@ async fn run(call: Admitted, body: Body) {
     }
     if link.lock().is_choked() {
         drop(place);
-        return refuse(&link, seq, Refusal::Overloaded, None);
+        return refuse(&link, seq, calls.lock_admission().overloaded(), None);
     }
     let fence = view.fence();
     let request = asked.request(body, place.permit().caller(), (now, latest), view);
