@@ -73,6 +73,7 @@ pub struct Permit {
     caller: Instance,
     seq: u64,
     bytes: usize,
+    since: Instant,
 }
 
 impl Permit {
@@ -201,7 +202,6 @@ impl Admission {
         ownership: impl FnOnce() -> Ownership,
     ) -> Verdict {
         let Incoming { caller, header, body_bytes } = incoming;
-        self.pace.look(now, self.under_way.calls);
         if header.life != self.me.life {
             self.stats.wrong_process += 1;
             // Its caller has lost it with the connection to that process.
@@ -219,19 +219,22 @@ impl Admission {
             return Verdict::Ignore;
         }
         let of_peer = self.of_peers.get(&caller.node).copied().unwrap_or_default();
-        if let Some(refusal) = self.refusal(&incoming, of_peer) {
+        if let Some(refusal) = self.refusal(now, &incoming, of_peer) {
             return Verdict::Refuse(refusal, None);
         }
         if let Err((why, owner)) = self.begin(now, header.latest(), confirmed, ownership) {
             return Verdict::Refuse(why, owner);
         }
         self.stats.admitted += 1;
+        if self.under_way.calls == 0 {
+            self.pace.start(now);
+        }
         self.under_way.add(body_bytes);
         self.of_peers.entry(caller.node).or_default().add(body_bytes);
         if let Some(held) = self.callers.get_mut(&caller) {
             held.running += 1;
         }
-        Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes })
+        Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes, since: now })
     }
 
     /// Asks, right before an admitted call begins, what may have changed since: its body can have taken a while.
@@ -265,7 +268,7 @@ impl Admission {
     }
 
     /// Whatever speaks against running it here, whoever owns its key.
-    fn refusal(&mut self, incoming: &Incoming<'_>, of_peer: Load) -> Option<Refusal> {
+    fn refusal(&mut self, now: Instant, incoming: &Incoming<'_>, of_peer: Load) -> Option<Refusal> {
         let header = incoming.header;
         if incoming.body_bytes > self.limits.body_bytes_max
             || header.hop == 0
@@ -276,15 +279,15 @@ impl Admission {
             Some(Refusal::Invalid)
         } else if !self.has_room(incoming.body_bytes, of_peer) {
             self.stats.overloaded += 1;
-            Some(self.overloaded())
+            Some(self.overloaded(now))
         } else {
             None
         }
     }
 
     /// The refusal of whoever finds no room: a place is taken for so long on average.
-    pub fn overloaded(&self) -> Refusal {
-        Refusal::Overloaded { retry_after_ms: self.pace.retry_after().as_millis() as u32 }
+    pub fn overloaded(&self, now: Instant) -> Refusal {
+        Refusal::Overloaded { retry_after_ms: self.pace.retry_after(now).as_millis() as u32 }
     }
 
     fn has_room(&self, bytes: usize, of_peer: Load) -> bool {
@@ -301,9 +304,9 @@ impl Admission {
     }
 
     /// The handler has ended.
-    pub fn complete(&mut self, permit: Permit) {
+    pub fn complete(&mut self, now: Instant, permit: Permit) {
         self.under_way.remove(permit.bytes);
-        self.pace.free();
+        self.pace.free(now, permit.since);
         if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
             of_peer.remove(permit.bytes);
             if of_peer.calls == 0 {
@@ -444,7 +447,7 @@ mod tests {
         let Verdict::Run(first) = admit(&mut admission, &header(1)) else { panic!("there is room") };
         let Verdict::Run(second) = admit(&mut admission, &header(2)) else { panic!("there is room") };
         assert!(is_overloaded(&admit(&mut admission, &header(3))));
-        admission.complete(first);
+        admission.complete(NOW, first);
         assert!(matches!(admit(&mut admission, &header(4)), Verdict::Run(_)));
         let fifth = header(5);
         let from = |caller| Incoming { caller, header: &fifth, body_bytes: 0 };
@@ -452,7 +455,7 @@ mod tests {
         let verdict = admission.admit(NOW, from(next), true, || Ownership::Mine);
         assert!(is_overloaded(&verdict), "another process of it is the same peer");
         assert!(matches!(admission.admit(NOW, from(other), true, || Ownership::Mine), Verdict::Run(_)));
-        admission.complete(second);
+        admission.complete(NOW, second);
         assert_eq!(admission.running(), 2);
     }
 
@@ -469,7 +472,7 @@ mod tests {
         assert!(is_overloaded(&sends(&mut admission, 20, 2)), "of one peer");
         assert!(matches!(sends(&mut admission, 21, 1), Verdict::Run(_)));
         assert!(is_overloaded(&sends(&mut admission, 22, 1)), "of all");
-        admission.complete(first);
+        admission.complete(NOW, first);
         assert!(matches!(sends(&mut admission, 22, 2), Verdict::Run(_)));
     }
 

@@ -180,6 +180,7 @@ impl App {
             life: self.me.life,
             fingerprint: self.home.fingerprint(),
             clock: clock.as_nanos(),
+            anew: false,
         }
     }
 

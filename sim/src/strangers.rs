@@ -220,5 +220,15 @@ fn stranger(rng: &mut Rng, class: Class, number: usize, trick: Trick) -> (NodeId
         _ => class,
     };
     let fingerprint = if matches!(trick, Trick::OtherCluster) { [8; 16] } else { [7; 16] };
-    (certified, Hello { class: said, peer: Peer { id: named, address }, life: rng.next_u64(), fingerprint, clock: 1 })
+    (
+        certified,
+        Hello {
+            class: said,
+            peer: Peer { id: named, address },
+            life: rng.next_u64(),
+            fingerprint,
+            clock: 1,
+            anew: false,
+        },
+    )
 }

@@ -104,7 +104,7 @@ fn listing() -> String {
         let name = name.split([' ', '(']).next().unwrap_or_default();
         writeln!(text, "{name} {}", hex(&bytes)).expect("a string takes all");
     }
-    let hello = Hello { class: Class::Calls, peer: peer(), life: 5, fingerprint: [6; 16], clock: 1_000 };
+    let hello = Hello { class: Class::Calls, peer: peer(), life: 5, fingerprint: [6; 16], clock: 1_000, anew: true };
     for (name, answer) in [("Welcome", Answer::Welcome(hello)), ("Refused", Answer::Refused(Refusal::Cluster))] {
         let mut bytes = Vec::new();
         answer.encode(&mut bytes);

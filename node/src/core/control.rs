@@ -126,6 +126,7 @@ impl Control {
             life: self.life,
             fingerprint: self.fingerprint,
             clock: now.as_nanos(),
+            anew: false,
         }
     }
 

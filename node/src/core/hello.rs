@@ -38,6 +38,8 @@ pub struct Hello {
     pub fingerprint: [u8; 16],
     /// The sender's clock when it spoke; the base of the deadlines on this connection.
     pub clock: u64,
+    /// The sender dialled, for it has no connection to the other end: one that the other end has is dead.
+    pub anew: bool,
 }
 
 /// Why a hello was refused.
@@ -141,7 +143,7 @@ mod tests {
 
     fn hello() -> (Hello, Vec<u8>) {
         let peer = Peer { id: NodeId::from_u128(1), address: ([10, 0, 0, 1], 7_946).into() };
-        let hello = Hello { class: Class::Gossip, peer, life: 2, fingerprint: [3; 16], clock: 4 };
+        let hello = Hello { class: Class::Gossip, peer, life: 2, fingerprint: [3; 16], clock: 4, anew: true };
         let mut bytes = Vec::new();
         hello.encode(&mut bytes);
         (hello, bytes.split_off(2))

@@ -39,6 +39,7 @@ struct Conn {
     retired: bool,
     /// When something went over it last.
     used: Instant,
+    since: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -257,6 +258,12 @@ impl Peers {
         self.conns.len() >= self.config.connections_max
     }
 
+    /// Whether a dial is made because there is no connection to its target: what its [`Hello::anew`] says.
+    pub fn is_anew(&self, dial: DialId) -> bool {
+        let target = self.dials.get(&dial).map(|dial| dial.target);
+        matches!(target, Some(Target::Peer(peer, _)) if self.connection(peer).is_none())
+    }
+
     /// A dial succeeded: the hello was answered, and the answer was judged.
     pub fn handle_dialled(&mut self, now: Instant, dial: DialId, conn: ConnId, hello: &Hello) {
         let Some(Dial { target }) = self.end_dial(dial) else {
@@ -329,13 +336,31 @@ impl Peers {
         if self.closing || self.is_full() {
             self.commands.push_back(Command::Close { conn, why });
         } else {
+            if hello.anew {
+                self.close_dead(now, hello);
+            }
             self.add(now, conn, hello, None);
+        }
+    }
+
+    /// A process dials, for it has no connection to this one: those that stand here have ended there, and the word of it
+    /// was lost. One that is younger than a dial lasts may just have crossed this one.
+    fn close_dead(&mut self, now: Instant, hello: &Hello) {
+        let is_dead = |id: &ConnId| {
+            let conn = &self.conns[id];
+            conn.life == hello.life && now.since(conn.since) > self.config.dial_timeout
+        };
+        let held = self.by_peer.get(&hello.peer).into_iter().flatten();
+        let dead: Vec<ConnId> = held.copied().filter(is_dead).collect();
+        for conn in dead {
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
+            self.handle_closed(conn);
         }
     }
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {
         let peer = hello.peer;
-        let conn = Conn { peer, life: hello.life, dialled, retired: false, used: now };
+        let conn = Conn { peer, life: hello.life, dialled, retired: false, used: now, since: now };
         let age = self.rng.jitter(self.config.age_max);
         if dialled.is_some() {
             self.timers.set(Timer::Age(id), now + age);

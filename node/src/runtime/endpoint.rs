@@ -263,6 +263,7 @@ const NOBODY: Hello = Hello {
     life: 0,
     fingerprint: [0; 16],
     clock: 0,
+    anew: false,
 };
 
 fn hung_up(connection: &Connection, why: DialError) -> DialError {

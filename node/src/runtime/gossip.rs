@@ -419,8 +419,8 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Dial { dial, address, expect } => {
-                let (port, inbox, hello) =
-                    (self.port.clone(), self.inbox.clone(), self.control.hello(self.clock.now()));
+                let (port, inbox, anew) = (self.port.clone(), self.inbox.clone(), self.control.peers().is_anew(dial));
+                let hello = Hello { anew, ..self.control.hello(self.clock.now()) };
                 let task = tokio::spawn(dial_task(port, inbox, dial, address, expect, hello));
                 self.dials.insert(dial, task.abort_handle());
             }

@@ -79,7 +79,7 @@ impl Scene {
         let mut fingerprint = [0; 16];
         hasher.finalize_xof().fill(&mut fingerprint);
         let address = SocketAddr::from(([127, 0, 0, 1], 9));
-        Hello { class, peer: Peer { id, address }, life: 4, fingerprint, clock: 0 }
+        Hello { class, peer: Peer { id, address }, life: 4, fingerprint, clock: 0, anew: false }
     }
 
     /// The cluster is as it was.

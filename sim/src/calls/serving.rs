@@ -291,6 +291,7 @@ impl World {
     }
 
     pub(super) fn on_handler_done(&mut self, index: usize, run: u64) {
+        let now = self.hosts[index].local(self.now);
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
@@ -305,7 +306,7 @@ impl World {
                 if let Some(link) = app.links.get_mut(&permit.caller()) {
                     link.answer(&Frame::Ok { seq: permit.seq(), fence: 0 }, body.into());
                 }
-                app.admission.complete(permit);
+                app.admission.complete(now, permit);
             }
             None => {}
         }
@@ -348,7 +349,7 @@ impl World {
         });
         let gave_up = matches!(outcome, Outcome::NotExecuted(no)
             if matches!(no.why(), Why::Refused(why) if why.is_passing())
-                && self.now + PAUSE < deadline
+                && self.now + PAUSE.max(no.retry_after().unwrap_or_default() * 2) < deadline
                 && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left(if no.why().is_moving() { Repeat::Moving } else { Repeat::Trouble }) > 0));
         self.check(index, Property::F16, !gave_up, || {
             format!("call {id} ended {outcome:?} with time and repeats left")

@@ -9,7 +9,7 @@ fn peers(number: u128) -> Peers {
 }
 
 fn hello(number: u128, life: u64) -> Hello {
-    Hello { class: Class::Gossip, peer: peer(number), life, fingerprint: [0; 16], clock: 0 }
+    Hello { class: Class::Gossip, peer: peer(number), life, fingerprint: [0; 16], clock: 0, anew: false }
 }
 
 fn target(number: u128) -> Target {
@@ -57,6 +57,27 @@ fn a_restarted_process_replaces_the_connection_of_its_earlier_life() {
     low.handle_accepted(now, ConnId(1), &hello(2, 20));
     low.handle_accepted(now, ConnId(2), &hello(2, 21));
     assert_eq!(low.connection(peer(2)), Some(ConnId(2)));
+    assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Gone }));
+}
+
+#[test]
+fn a_process_that_dials_anew_has_given_up_what_stands_here_unless_that_may_have_crossed() {
+    let mut low = peers(1);
+    low.route(Instant::ORIGIN, target(2));
+    let dial = dialled(&mut low);
+    assert!(low.is_anew(dial));
+    low.handle_dialled(Instant::ORIGIN, dial, ConnId(1), &hello(2, 2));
+    let anew = Hello { anew: true, ..hello(2, 2) };
+    let crossed = Instant::ORIGIN + PeersConfig::default().dial_timeout;
+    low.handle_accepted(crossed, ConnId(2), &anew);
+    assert_eq!(low.connection(peer(2)), Some(ConnId(1)), "the lower one's stands");
+    low.handle_closed(ConnId(2));
+
+    let later = crossed + Duration::from_millis(1);
+    low.handle_accepted(later, ConnId(3), &hello(2, 2));
+    assert_eq!(low.connection(peer(2)), Some(ConnId(1)), "it has that one, too");
+    low.handle_accepted(later, ConnId(4), &anew);
+    assert_eq!(low.connection(peer(2)), Some(ConnId(4)));
     assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Gone }));
 }
 

@@ -103,11 +103,19 @@ impl Calls {
 
     fn hello(&self) -> Hello {
         let clock = self.clock.now().as_nanos();
-        Hello { class: Class::Calls, peer: self.peer, life: self.me.life, fingerprint: self.fingerprint, clock }
+        Hello {
+            class: Class::Calls,
+            peer: self.peer,
+            life: self.me.life,
+            fingerprint: self.fingerprint,
+            clock,
+            anew: false,
+        }
     }
 
     async fn dial(self: Arc<Self>, dial: DialId, address: SocketAddr, expect: Option<NodeId>) {
-        let result = self.port.dial(address, expect, self.hello()).await;
+        let hello = Hello { anew: self.lock_peers().is_anew(dial), ..self.hello() };
+        let result = self.port.dial(address, expect, hello).await;
         let now = self.clock.now();
         lock(&self.dials).remove(&dial);
         match result {

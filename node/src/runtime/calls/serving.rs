@@ -202,7 +202,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         Verdict::Ignore => return body.refuse(),
     };
     let Some(entry) = calls.services.find(header.service, scope) else {
-        calls.lock_admission().complete(permit);
+        calls.lock_admission().complete(now, permit);
         refuse(&lane.link, header.seq, Refusal::NoService, None);
         return body.refuse();
     };
@@ -220,7 +220,8 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
                 let place = Place::new(lane, permit);
                 go_on(lane, seq, deadline, end(place, Arc::clone(entry), latest, fence, begun));
             } else {
-                calls.lock_admission().complete(permit);
+                let now = calls.clock.now();
+                calls.lock_admission().complete(now, permit);
             }
         }
         (body, ..) => {
@@ -281,7 +282,7 @@ async fn run(call: Admitted, body: Body) {
     }
     if link.lock().is_choked() {
         drop(place);
-        return refuse(&link, seq, calls.lock_admission().overloaded(), None);
+        return refuse(&link, seq, calls.lock_admission().overloaded(now), None);
     }
     let fence = view.fence();
     let request = asked.request(body, place.permit().caller(), (now, latest), view);
@@ -372,7 +373,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            self.calls.lock_admission().complete(permit);
+            let now = self.calls.clock.now();
+            self.calls.lock_admission().complete(now, permit);
         }
     }
 }
