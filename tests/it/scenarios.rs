@@ -208,6 +208,18 @@ fn a_last_question_that_went_with_a_dead_connection_is_asked_again() {
 }
 
 #[test]
+fn a_connection_that_the_other_end_gave_up_is_not_kept_when_it_dials_anew() {
+    // Only one way is cut: one end hears the other all the time, and keeps its connection; the other hears nothing, and
+    // gives it up. When it dials again, calls went on into the old one for many seconds.
+    let plan = "plan 1
+        world nodes=6 seeds=2
+        load rate=40 keys=uniform(1000) deadline=800ms handler=const(5ms) body=16
+        at 20s oneway n5 -> n2 for 55s
+        quiet at 110s core=100%";
+    (1..7).for_each(|seed| _ = tell(plan, seed));
+}
+
+#[test]
 fn members_that_are_slow_again_and_again_make_no_storm() {
     // Every one of them is suspected, and objects, each time. When everybody asked every suspect, each node sent 92
     // packets a second; now it is 49, of which a node sends at most thirty to tell news.
