@@ -486,6 +486,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Appends what stands before the body of an attempt, and counts it as handed over.
     fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
         self.queued_bytes -= queued.body_bytes();
+        // Something may have been heard since it was queued.
+        self.wanted.get_or_insert(now);
         let Queued { seq, token, call } = queued;
         // What waits in a queue has a number, too, and must not fall below the floor.
         let waiting = [&self.queued, &self.queued_large].into_iter().filter_map(|queue| queue.front());
