@@ -172,6 +172,20 @@ impl View {
         self.rings.ring(self.placement, &members.into_values().collect::<Vec<_>>(), &Arc::downgrade(self.ring()))
     }
 
+    /// Who owns keys once everybody who is joining is ready, and everybody who is suspected is gone, in the order of ids.
+    pub fn expected_members(&self) -> Vec<RingMember> {
+        let will_own = |member: &&Member| {
+            let (record, state) = (&member.record, member.state);
+            state == State::Alive && record.phase() != Phase::Draining && record.profile().weight > 0
+        };
+        self.members().filter(will_own).map(ring_member).collect()
+    }
+
+    /// The ring of [`expected_members`](Self::expected_members).
+    pub fn expected_ring(&self) -> Arc<Ring> {
+        self.rings.ring(self.placement, &self.expected_members(), &Arc::downgrade(self.ring()))
+    }
+
     /// The same knowledge under another fence.
     #[must_use]
     pub fn with_fence(mut self, fence: u64) -> Self {

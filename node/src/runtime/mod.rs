@@ -1,6 +1,7 @@
 //! One process: QUIC, TLS, tasks and files around the decisions of [`crate::core`].
 
 pub mod admin;
+mod arcs;
 pub mod builder;
 mod calls;
 pub mod certs;
@@ -24,6 +25,7 @@ pub mod system;
 mod tls;
 pub mod typed;
 
+pub use arcs::ArcEvents;
 pub use calls::Answered;
 pub use calls::streams::LANES;
 pub use publisher::RingChange;

@@ -15,6 +15,7 @@ use swimring_ring::KeyHash;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::arcs::ArcEvents;
 use super::builder::Builder;
 use super::calls::{Answered, Calls, Gone, Wish};
 use super::gossip::{Ask, Gossip, Input};
@@ -148,6 +149,11 @@ impl Swimring {
     /// it missed.
     pub fn ring_changes(&self) -> broadcast::Receiver<RingChange> {
         self.0.gossip.published.rings.subscribe()
+    }
+
+    /// The arcs that this node loses and wins, and those that it expects to, for whoever holds state by key.
+    pub fn arc_events(&self) -> ArcEvents {
+        ArcEvents::new(&self.0.gossip.published)
     }
 
     /// Runs the call at the owner of its key, here or there. Exactly one outcome, by the deadline.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use swimring::core::arcs::ArcEvent;
 use swimring::forwarder::{Outcome, Why};
 use swimring::membership::{NodeId, Preset, Settings};
-use swimring::ring::Hashing;
+use swimring::ring::{ArcMove, Hashing};
 use swimring::runtime::Answered;
 use swimring::runtime::builder::Builder;
 use swimring::runtime::node::{CallRequest, Swimring};
@@ -366,6 +367,28 @@ fn a_node_that_leaves_under_load_costs_nobody_a_call() {
         failures
     });
     assert!(failures.is_empty(), "{failures:?}");
+}
+
+#[test]
+fn whoever_holds_state_hears_which_arcs_it_may_win_and_which_it_has_won() {
+    let pair = Pair::new(|builder| builder);
+    let count = |arcs: &[ArcMove]| arcs.iter().map(|moved| moved.count).sum::<u32>();
+    pair.runtime.block_on(async {
+        let (mut events, ring) = (pair.one.arc_events(), Arc::clone(pair.one.view().ring()));
+        let mut next = async || tokio::time::timeout(SOON, events.next()).await.expect("in time").expect("it runs");
+        let ArcEvent::Won { arcs, fence } = next().await else { panic!("it owns some from the beginning") };
+        assert_eq!(count(&arcs), ring.owned_count(id(&pair.one)));
+        // Gone without a word: first it is suspected.
+        pair.two.close().await;
+        let ArcEvent::Expected { lose, win } = next().await else { panic!("it may be gone") };
+        assert_eq!((count(&lose), count(&win)), (0, ring.owned_count(id(&pair.two))));
+        let ArcEvent::Won { arcs, fence: later } = next().await else { panic!("it is gone") };
+        assert!(arcs == win && later > fence, "{fence} and {later}");
+        assert_eq!(next().await, ArcEvent::Expected { lose: Vec::new(), win: Vec::new() });
+        pair.one.close().await;
+        drop(pair.one);
+        assert_eq!(tokio::time::timeout(SOON, events.next()).await.expect("in time"), None);
+    });
 }
 
 #[test]
