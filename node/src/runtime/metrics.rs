@@ -29,6 +29,8 @@ pub const CONNECTIONS_MALFORMED: &str = "swimring_connections_malformed_total";
 pub const CONNECTIONS: &str = "swimring_connections";
 /// How many more repeats of calls this node may make: a tenth of its calls, and ten at most saved up.
 pub const REPEATS_LEFT: &str = "swimring_repeats_left";
+/// How many processes answer nothing, and are handed no calls until they do.
+pub const BREAKERS_OPEN: &str = "swimring_breakers_open";
 /// Gossip messages that wait for a connection.
 pub const WAITING: &str = "swimring_gossip_waiting";
 /// What is kept of callers so that nothing runs twice: processes, and runs of their numbers.
@@ -57,6 +59,7 @@ pub fn describe() {
     describe_counter!(CONNECTIONS_MALFORMED, "connections closed because of bytes that are no message");
     describe_gauge!(CONNECTIONS, "connections");
     describe_gauge!(REPEATS_LEFT, "repeats of calls that may still be made");
+    describe_gauge!(BREAKERS_OPEN, "processes that answer nothing, and are handed no calls until they do");
     describe_gauge!(WAITING, "gossip messages that wait for a connection");
     describe_gauge!(REMEMBERED, "callers kept so that nothing of them runs twice, and runs of their numbers");
     describe_gauge!(MEMBERS, "members by state");
@@ -212,6 +215,11 @@ pub(crate) fn observe_connections(class: Class, count: usize) {
 /// How many repeats of calls are left.
 pub(crate) fn observe_repeats_left(count: u32) {
     gauge!(REPEATS_LEFT).set(f64::from(count));
+}
+
+/// How many processes answer nothing.
+pub(crate) fn observe_breakers_open(count: usize) {
+    gauge!(BREAKERS_OPEN).set(count as f64);
 }
 
 /// How many gossip messages wait for a connection.

@@ -290,6 +290,8 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
                 metrics::observe_admission(&calls.admission_stats(), calls.lock_admission().remembered());
                 metrics::observe_repeats_left(calls.lock_budget().left(Repeat::Trouble));
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
+                let links: Vec<Arc<PeerLink>> = calls.links.iter().map(|link| Arc::clone(link.value())).collect();
+                metrics::observe_breakers_open(links.iter().filter(|link| link.lock().is_broken()).count());
             }
         }
     }
