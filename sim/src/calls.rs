@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use swimring::core::breaker::ASKED_AFTER;
 use swimring::core::hello::{Class, Hello};
 use swimring::core::link::{Arrival, Link, Outbound, Payload};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye, Peers, PeersEvent, Route, Target};

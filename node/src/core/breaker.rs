@@ -9,7 +9,7 @@ use std::time::Duration;
 use swimring_membership::Instant;
 
 /// Whoever is called, and says nothing for so long, is asked.
-pub(crate) const ASKED_AFTER: Duration = Duration::from_millis(500);
+pub const ASKED_AFTER: Duration = Duration::from_millis(500);
 /// Whoever does not answer for so long is handed nothing more: the time-outs of membership are not much longer.
 const OPEN_AFTER: Duration = Duration::from_millis(1_500);
 /// How often it is asked from then on.

@@ -15,7 +15,7 @@ use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
 
 use super::backlog::{Backlog, Large};
-use super::breaker::{ASKED_AFTER, Breaker};
+use super::breaker::Breaker;
 use super::peers::ConnId;
 
 /// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
@@ -237,8 +237,15 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if !self.asking {
             self.asking = true;
             self.ask_clock(now);
+            self.want(now);
         }
         true
+    }
+
+    /// Something is wanted of the other: whether it answers is looked at in time.
+    fn want(&mut self, now: Instant) {
+        let wanted = *self.wanted.get_or_insert(now);
+        self.earliest = self.earliest.into_iter().chain(self.breaker.due(Some(wanted))).min();
     }
 
     fn improve(&mut self, now: Instant, new: Timebase) {
@@ -339,7 +346,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     ///
     /// # Errors
     /// With the proof that it was not sent, when too many are under way, or wait for a process that does not answer.
-    pub fn enqueue(&mut self, now: Instant, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
+    pub fn enqueue(&mut self, call: Outbound<B>, token: T) -> Result<u64, (T, NeverSent)> {
         let bytes = call.payload.body.as_ref().len();
         if self.breaker.is_open() && self.queued_count() >= HELD_MAX {
             return Err((token, NeverSent::testify(Unsent::Silent)));
@@ -350,9 +357,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.queued_bytes += bytes;
-        let wanted = *self.wanted.get_or_insert(now);
-        let due = self.breaker.due(Some(wanted)).map_or(call.deadline, |due| due.min(call.deadline));
-        self.earliest = Some(self.earliest.map_or(due, |earliest| earliest.min(due)));
+        self.earliest = Some(self.earliest.map_or(call.deadline, |earliest| earliest.min(call.deadline)));
         let queue = if bytes > LANE_BODY_BYTES_MAX { &mut self.queued_large } else { &mut self.queued };
         queue.push_back(Queued { seq, token, call });
         Ok(seq)
@@ -371,7 +376,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     /// When [`expire`](Self::expire) is to be called: at some attempt's deadline, when the other is to be asked whether it
-    /// is there, or before.
+    /// is there, or before. Where anything is open it may come sooner by handing over, so it is asked for again after
+    /// [`ASKED_AFTER`](super::breaker::ASKED_AFTER) at most.
     pub fn earliest(&self) -> Option<Instant> {
         self.earliest
     }
@@ -403,14 +409,10 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             self.send(&Frame::Cancel { seq });
         }
         let silent_since = self.silent_since();
-        let due = if self.is_connected() {
-            if self.breaker.look(now, silent_since) {
-                self.ask_clock(now);
-            }
-            self.breaker.due(silent_since)
-        } else {
-            silent_since.map(|_| now + ASKED_AFTER)
-        };
+        if self.is_connected() && self.breaker.look(now, silent_since) {
+            self.ask_clock(now);
+        }
+        let due = self.breaker.due(silent_since).filter(|_| self.is_connected());
         let queued = self.queued.iter().chain(&self.queued_large).map(|queued| queued.call.deadline);
         self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).chain(due).min();
         over
@@ -486,8 +488,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Appends what stands before the body of an attempt, and counts it as handed over.
     fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
         self.queued_bytes -= queued.body_bytes();
-        // Something may have been heard since it was queued.
-        self.wanted.get_or_insert(now);
+        self.want(now);
         let Queued { seq, token, call } = queued;
         // What waits in a queue has a number, too, and must not fall below the floor.
         let waiting = [&self.queued, &self.queued_large].into_iter().filter_map(|queue| queue.front());
@@ -577,8 +578,10 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Nothing new goes on this connection.
     fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
         self.conns.retain(|held| *held != conn);
-        // The question may have gone with it.
+        // The question may have gone with it, and its silence was that of the connection.
         self.asking = false;
+        self.breaker = Breaker::default();
+        self.wanted = None;
         if self.conns.is_empty() { self.give_back(why) } else { Vec::new() }
     }
 

@@ -6,7 +6,7 @@
 
 pub mod arcs;
 pub mod backlog;
-pub(crate) mod breaker;
+pub mod breaker;
 pub mod control;
 pub mod hello;
 pub mod link;

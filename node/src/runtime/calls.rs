@@ -33,6 +33,7 @@ use super::pulse::Pulse;
 use super::sabotage;
 use super::service::{self, Begun, Request, Rest, Services};
 use super::system::Clock;
+use crate::core::breaker::ASKED_AFTER;
 use crate::core::link::{CutOff, Link, LinkLimits, Outbound, Payload};
 use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
@@ -495,13 +496,14 @@ impl Calls {
     ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
         let link = self.link(to);
-        let now = self.clock.now();
-        let (queued, connected, earliest) =
-            link.queue(|link| (link.enqueue(now, outbound, report), link.is_connected(), link.earliest()));
+        let deadline = outbound.deadline.as_nanos();
+        let (queued, connected) = link.queue(|link| (link.enqueue(outbound, report), link.is_connected()));
         let seq = queued.map_err(|(_, proof)| proof)?;
-        let earliest = earliest.map_or(u64::MAX, |earliest| earliest.as_nanos());
-        if earliest < self.earliest.load(Ordering::Acquire) {
-            self.earliest.fetch_min(earliest, Ordering::AcqRel);
+        let earliest = self.earliest.load(Ordering::Acquire);
+        // Where anything is open, links are looked at that often already.
+        let soon = if earliest == u64::MAX { (self.clock.now() + ASKED_AFTER).as_nanos() } else { u64::MAX };
+        if deadline.min(soon) < earliest {
+            self.earliest.fetch_min(deadline.min(soon), Ordering::AcqRel);
             self.earlier.notify_one();
         }
         if !connected {
@@ -517,13 +519,14 @@ impl Calls {
         self.earliest.store(u64::MAX, Ordering::Release);
         let links: Vec<_> = self.links.iter().map(|link| Arc::clone(link.value())).collect();
         for link in links {
-            let (over, earliest) = link.queue(|link| (link.expire(now), link.earliest()));
+            let (over, earliest, open) = link.queue(|link| (link.expire(now), link.earliest(), link.open_count()));
             let some = !over.lost.is_empty();
             PeerLink::report(over, || Report::Late);
             if some {
                 self.close_over(&link);
             }
-            if let Some(earliest) = earliest {
+            let soon = (open > 0).then(|| now + ASKED_AFTER);
+            if let Some(earliest) = earliest.into_iter().chain(soon).min() {
                 self.earliest.fetch_min(earliest.as_nanos(), Ordering::AcqRel);
             }
         }

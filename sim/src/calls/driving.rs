@@ -114,8 +114,10 @@ impl World {
     pub(super) fn watch_link(&mut self, index: usize, to: Instance) {
         let host = &mut self.hosts[index];
         let process = host.process();
-        let earliest = host.app.as_ref().and_then(|app| app.links.get(&to)).and_then(|link| link.earliest());
-        let Some(at) = earliest.map(|earliest| host.world(earliest).max(self.now)) else { return };
+        let Some(link) = host.app.as_ref().and_then(|app| app.links.get(&to)) else { return };
+        let soon = (link.open_count() > 0).then(|| host.local(self.now) + ASKED_AFTER);
+        let Some(earliest) = link.earliest().into_iter().chain(soon).min() else { return };
+        let at = host.world(earliest).max(self.now);
         let Some(app) = &mut host.app else { return };
         if app.watched.get(&to).is_none_or(|held| at < *held) {
             app.watched.insert(to, at);
@@ -162,7 +164,7 @@ impl World {
             record: active.record.clone().filter(|_| hop > 1),
         };
         let link = app.links.to(now, to);
-        match link.enqueue(now, outbound, token) {
+        match link.enqueue(outbound, token) {
             Ok(seq) => (active.sent, active.hop) = (Some((to, seq)), hop),
             Err((_, proof)) => {
                 return active.call.unsent(now, token.attempt, proof, &mut app.budget);

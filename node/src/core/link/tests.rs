@@ -1,3 +1,4 @@
+use super::super::breaker::ASKED_AFTER;
 use super::*;
 
 const TO: Instance = Instance { node: NodeId::from_u128(1), life: 7 };
@@ -38,7 +39,7 @@ fn take(link: &mut TestLink) -> Vec<Frame<'static>> {
 #[test]
 fn a_deadline_is_told_in_the_others_time() {
     let mut link = link();
-    link.enqueue(NOW, outbound(NOW + Duration::from_millis(50)), "a").unwrap();
+    link.enqueue(outbound(NOW + Duration::from_millis(50)), "a").unwrap();
     let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
     assert_eq!(header.deadline, Instant::from_millis(1_055).as_nanos());
     assert_eq!(header.error_us, 5_000);
@@ -47,9 +48,9 @@ fn a_deadline_is_told_in_the_others_time() {
 #[test]
 fn at_its_deadline_an_attempt_is_taken_back_or_cancelled() {
     let mut link = link();
-    link.enqueue(NOW, outbound(NOW), "handed over").unwrap();
+    link.enqueue(outbound(NOW), "handed over").unwrap();
     take(&mut link);
-    link.enqueue(NOW, outbound(NOW), "queued").unwrap();
+    link.enqueue(outbound(NOW), "queued").unwrap();
     assert_eq!(link.earliest(), Some(NOW));
     let over = link.expire(NOW);
     assert_eq!(over.lost, ["handed over"]);
@@ -66,8 +67,8 @@ fn at_its_deadline_an_attempt_is_taken_back_or_cancelled() {
 fn what_has_time_left_stays() {
     let mut link = link();
     let later = NOW + Duration::from_millis(1);
-    link.enqueue(NOW, outbound(later), "later").unwrap();
-    link.enqueue(NOW, outbound(NOW), "now").unwrap();
+    link.enqueue(outbound(later), "later").unwrap();
+    link.enqueue(outbound(NOW), "now").unwrap();
     assert_eq!(link.expire(NOW).unsent.len(), 1);
     assert_eq!((link.open_count(), link.earliest()), (1, Some(later)));
     assert_eq!(take(&mut link).len(), 1);
@@ -78,10 +79,10 @@ fn what_has_time_left_stays() {
 #[test]
 fn what_nobody_waits_for_is_taken_back_or_cancelled() {
     let mut link = link();
-    let first = link.enqueue(NOW, outbound(NOW), "a").unwrap();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
     link.abandon(first);
     assert!(take(&mut link).is_empty(), "it was never sent");
-    let second = link.enqueue(NOW, outbound(NOW), "b").unwrap();
+    let second = link.enqueue(outbound(NOW), "b").unwrap();
     take(&mut link);
     link.abandon(second);
     assert!(matches!(take(&mut link)[..], [Frame::Cancel { seq }] if seq == second));
@@ -105,9 +106,9 @@ fn frames_that_were_encoded_before_go_in_their_order_and_count() {
 #[test]
 fn the_end_of_a_connection_tells_the_lost_from_the_unsent() {
     let mut link = link();
-    link.enqueue(NOW, outbound(NOW), "handed over").unwrap();
+    link.enqueue(outbound(NOW), "handed over").unwrap();
     take(&mut link);
-    link.enqueue(NOW, outbound(NOW), "queued").unwrap();
+    link.enqueue(outbound(NOW), "queued").unwrap();
     let cut = link.closed(NOW, ConnId(1), Unsent::Unreachable);
     assert_eq!(cut.lost, ["handed over"]);
     assert_eq!(cut.unsent.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
@@ -118,7 +119,7 @@ fn nothing_is_handed_to_a_connection_that_has_ended_or_is_not_kept() {
     let mut link = link();
     link.connected(NOW, ConnId(2), Some(NOW), NOW);
     link.prefer(Some(ConnId(1)));
-    link.enqueue(NOW, outbound(NOW), "a").unwrap();
+    link.enqueue(outbound(NOW), "a").unwrap();
     let taken = |link: &mut TestLink, conn| {
         let mut bytes = Vec::new();
         link.take(NOW, ConnId(conn), 1 << 20, &mut bytes);
@@ -146,7 +147,7 @@ fn a_question_that_went_with_its_connection_is_asked_again() {
 fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
     let mut link = link();
     let later = NOW + Duration::from_secs(3_600);
-    link.enqueue(NOW, Outbound { idempotent: true, ..outbound(later) }, "a").unwrap();
+    link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "a").unwrap();
     let taken = |link: &mut TestLink, now| {
         let mut bytes = Vec::new();
         link.take(now, ConnId(1), 1 << 20, &mut bytes);
@@ -163,7 +164,7 @@ fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
 #[test]
 fn an_answer_finds_its_attempt_once() {
     let mut link = link();
-    let seq = link.enqueue(NOW, outbound(NOW), "a").unwrap();
+    let seq = link.enqueue(outbound(NOW), "a").unwrap();
     take(&mut link);
     let mut answer = Vec::new();
     Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
@@ -174,16 +175,16 @@ fn an_answer_finds_its_attempt_once() {
 #[test]
 fn too_many_under_way_are_refused_with_proof() {
     let mut link = link();
-    assert!(link.enqueue(NOW, outbound(NOW), "a").is_ok() && link.enqueue(NOW, outbound(NOW), "b").is_ok());
-    assert!(matches!(link.enqueue(NOW, outbound(NOW), "c"), Err(("c", _))));
+    assert!(link.enqueue(outbound(NOW), "a").is_ok() && link.enqueue(outbound(NOW), "b").is_ok());
+    assert!(matches!(link.enqueue(outbound(NOW), "c"), Err(("c", _))));
 }
 
 #[test]
 fn the_floor_is_the_first_attempt_that_is_waited_for() {
     let mut link = link();
-    let first = link.enqueue(NOW, outbound(NOW), "a").unwrap();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
     take(&mut link);
-    link.enqueue(NOW, outbound(NOW), "b").unwrap();
+    link.enqueue(outbound(NOW), "b").unwrap();
     let Some(Frame::Call(header)) = take(&mut link).pop() else { panic!("a call waits") };
     assert_eq!((header.seq, header.floor), (first + 1, first));
 }
@@ -192,21 +193,21 @@ fn the_floor_is_the_first_attempt_that_is_waited_for() {
 fn a_large_body_takes_a_way_of_its_own_and_bytes_are_limited() {
     let mut link = link();
     let large = |size| with_body(NOW, vec![7; size]);
-    let seq = link.enqueue(NOW, large(LANE_BODY_BYTES_MAX + 1), "large").unwrap();
-    assert!(matches!(link.enqueue(NOW, large(50_000), "too much"), Err((_, _))));
+    let seq = link.enqueue(large(LANE_BODY_BYTES_MAX + 1), "large").unwrap();
+    assert!(matches!(link.enqueue(large(50_000), "too much"), Err((_, _))));
     assert!(take(&mut link).is_empty() && link.has_large_work() && !link.has_work());
     let Some(Large { head, body }) = link.take_large(NOW, ConnId(1)) else { panic!("it waits") };
     assert!(matches!(Frame::decode(&[head, body].concat()), Ok(Some((Frame::Call(header), _))) if header.seq == seq));
     assert!(link.is_pending(seq), "it is handed over");
-    assert!(link.enqueue(NOW, large(50_000), "there is room again").is_ok());
+    assert!(link.enqueue(large(50_000), "there is room again").is_ok());
 }
 
 #[test]
 fn after_a_goodbye_nothing_new_goes_there_and_answers_still_come() {
     let mut link = link();
-    let seq = link.enqueue(NOW, outbound(NOW), "handed over").unwrap();
+    let seq = link.enqueue(outbound(NOW), "handed over").unwrap();
     take(&mut link);
-    link.enqueue(NOW, outbound(NOW), "queued").unwrap();
+    link.enqueue(outbound(NOW), "queued").unwrap();
     let (mut goodbye, mut answer) = (Vec::new(), Vec::new());
     Frame::Goodbye.encode(&[], &mut goodbye);
     Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
@@ -227,9 +228,9 @@ fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_ru
         link.take(later, ConnId(1), 1 << 20, &mut bytes);
         Frame::decode(bytes.leak()).ok().flatten().map(|(frame, _)| frame)
     };
-    link.enqueue(NOW, Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
+    link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "may run twice").unwrap();
     assert!(matches!(take(&mut link), Some(Frame::Call(_))));
-    link.enqueue(NOW, outbound(later), "may not").unwrap();
+    link.enqueue(outbound(later), "may not").unwrap();
     assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
     assert!(take(&mut link).is_none() && !link.has_work());
     let mut answer = Vec::new();
@@ -242,7 +243,7 @@ fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_ru
 fn a_question_that_was_passed_over_is_asked_again_after_a_while() {
     let mut link = link();
     let later = NOW + FRESH * 2;
-    link.enqueue(NOW, outbound(later), "may not run twice").unwrap();
+    link.enqueue(outbound(later), "may not run twice").unwrap();
     let take = |link: &mut TestLink| {
         let mut bytes = Vec::new();
         link.take(later, ConnId(1), 1 << 20, &mut bytes);
@@ -283,11 +284,11 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
     let mut link = Link::new(NOW, TO, LinkLimits::default());
     link.connected(NOW, ConnId(1), Some(NOW), NOW);
     let (soon, later) = (NOW + Duration::from_millis(300), NOW + Duration::from_secs(60));
-    link.enqueue(NOW, outbound(soon), "first").unwrap();
+    link.enqueue(outbound(soon), "first").unwrap();
     take(&mut link);
     assert_eq!(wait(&mut link, soon).lost, ["first"], "nobody waits for anything now");
     let at = NOW + Duration::from_millis(900);
-    link.enqueue(at, outbound(later), "second").unwrap();
+    link.enqueue(outbound(later), "second").unwrap();
     assert_eq!(link.earliest(), Some(NOW + Duration::from_millis(500)), "it has been silent since the first");
     wait(&mut link, at);
     let frames = take_at(&mut link, at);
@@ -297,9 +298,9 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
     wait(&mut link, at);
     assert!(link.is_broken());
     for _ in 0..HELD_MAX {
-        link.enqueue(at, Outbound { idempotent: true, ..outbound(later) }, "held").unwrap();
+        link.enqueue(Outbound { idempotent: true, ..outbound(later) }, "held").unwrap();
     }
-    let Err((_, proof)) = link.enqueue(at, outbound(later), "too many") else { panic!("enough wait") };
+    let Err((_, proof)) = link.enqueue(outbound(later), "too many") else { panic!("enough wait") };
     assert_eq!(proof, NeverSent::testify(Unsent::Silent));
     assert!(take_at(&mut link, at).iter().all(|frame| matches!(frame, Frame::Clock { .. })));
     let over = wait(&mut link, later);
@@ -307,7 +308,7 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
     assert!(over.unsent.iter().all(|(_, proof)| *proof == NeverSent::testify(Unsent::Silent)));
     assert_eq!(over.unsent.len(), HELD_MAX);
 
-    link.enqueue(later, outbound(later + FRESH), "third").unwrap();
+    link.enqueue(outbound(later + FRESH), "third").unwrap();
     let mut answer = Vec::new();
     Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
     link.handle_frame(later, &answer).unwrap();
@@ -317,10 +318,10 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
 #[test]
 fn a_link_made_anew_never_gives_a_number_again() {
     let mut link = link();
-    let first = link.enqueue(NOW, outbound(NOW), "a").unwrap();
+    let first = link.enqueue(outbound(NOW), "a").unwrap();
     let mut later = Link::new(NOW + Duration::from_millis(1), TO, LinkLimits::default());
     later.connected(NOW, ConnId(2), Some(NOW), NOW);
-    assert!(later.enqueue(NOW, outbound(NOW), "b").unwrap() > first);
+    assert!(later.enqueue(outbound(NOW), "b").unwrap() > first);
 }
 
 #[test]

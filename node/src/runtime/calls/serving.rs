@@ -220,7 +220,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
                 let place = Place::new(lane, permit);
                 go_on(lane, seq, deadline, end(place, Arc::clone(entry), latest, fence, begun));
             } else {
-                let now = calls.clock.now();
+                // It began a moment ago, and has not waited.
                 calls.lock_admission().complete(now, permit);
             }
         }
