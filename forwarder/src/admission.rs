@@ -73,7 +73,6 @@ pub struct Permit {
     caller: Instance,
     seq: u64,
     bytes: usize,
-    since: Instant,
 }
 
 impl Permit {
@@ -226,15 +225,12 @@ impl Admission {
             return Verdict::Refuse(why, owner);
         }
         self.stats.admitted += 1;
-        if self.under_way.calls == 0 {
-            self.pace.start(now);
-        }
         self.under_way.add(body_bytes);
         self.of_peers.entry(caller.node).or_default().add(body_bytes);
         if let Some(held) = self.callers.get_mut(&caller) {
             held.running += 1;
         }
-        Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes, since: now })
+        Verdict::Run(Permit { caller, seq: header.seq, bytes: body_bytes })
     }
 
     /// Asks, right before an admitted call begins, what may have changed since: its body can have taken a while.
@@ -285,9 +281,9 @@ impl Admission {
         }
     }
 
-    /// The refusal of whoever finds no room: a place is taken for so long on average.
-    pub fn overloaded(&self, now: Instant) -> Refusal {
-        Refusal::Overloaded { retry_after_ms: self.pace.retry_after(now).as_millis() as u32 }
+    /// The refusal of whoever finds no room: so soon a place becomes free of late.
+    pub fn overloaded(&mut self, now: Instant) -> Refusal {
+        Refusal::Overloaded { retry_after_ms: self.pace.refuse(now).as_millis() as u32 }
     }
 
     fn has_room(&self, bytes: usize, of_peer: Load) -> bool {
@@ -306,7 +302,7 @@ impl Admission {
     /// The handler has ended.
     pub fn complete(&mut self, now: Instant, permit: Permit) {
         self.under_way.remove(permit.bytes);
-        self.pace.free(now, permit.since);
+        self.pace.free(now);
         if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
             of_peer.remove(permit.bytes);
             if of_peer.calls == 0 {

@@ -39,7 +39,7 @@ pub enum Refusal {
     /// Has as much to do as it takes.
     #[error("the owner is overloaded")]
     Overloaded {
-        /// After how many milliseconds another try may fare better: for so long a place is taken there, on average.
+        /// After how many milliseconds another try may fare better: so soon a place becomes free there of late.
         retry_after_ms: u32,
     },
     /// Has no such service.
