@@ -578,11 +578,14 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Nothing new goes on this connection.
     fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
         self.conns.retain(|held| *held != conn);
-        // The question may have gone with it, and its silence was that of the connection.
+        // The question may have gone with it.
         self.asking = false;
-        self.breaker = Breaker::default();
-        self.wanted = None;
-        if self.conns.is_empty() { self.give_back(why) } else { Vec::new() }
+        if !self.conns.is_empty() {
+            return Vec::new();
+        }
+        // The silence was that of the connection.
+        (self.breaker, self.wanted) = (Breaker::default(), None);
+        self.give_back(why)
     }
 
     /// There will be no connection: what waits goes back.
