@@ -17,9 +17,8 @@ use swimring_membership::{Instance, Instant, NodeId};
 use super::backlog::{Backlog, Large};
 use super::breaker::Breaker;
 use super::peers::ConnId;
+use super::timebase::Timebase;
 
-/// By how much two clocks may drift apart, in millionths: what is added to an estimate as it ages.
-const DRIFT_PPM: u64 = 500;
 /// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
 /// the other end may have given it up and the word of it been lost.
 const FRESH: Duration = Duration::from_secs(3);
@@ -119,27 +118,6 @@ struct Pending<T> {
     on: ConnId,
     deadline: Instant,
     token: T,
-}
-
-/// The other's clock: what to add to ours, and how wrong that was when it was measured.
-#[derive(Copy, Clone, Debug)]
-struct Timebase {
-    offset: i64,
-    error: Duration,
-    at: Instant,
-}
-
-impl Timebase {
-    /// Asked at `sent`, answered with `clock`, heard at `now`.
-    fn measured(sent: Instant, clock: Instant, now: Instant) -> Self {
-        let half = now.since(sent) / 2;
-        let middle = sent + half;
-        Self { offset: (clock.as_nanos() as i64).wrapping_sub(middle.as_nanos() as i64), error: half, at: now }
-    }
-
-    fn error(&self, now: Instant) -> Duration {
-        self.error + Duration::from_nanos(now.since(self.at).as_nanos() as u64 / 1_000_000 * DRIFT_PPM)
-    }
 }
 
 /// Attempts in the order of their numbers.
@@ -250,7 +228,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     fn improve(&mut self, now: Instant, new: Timebase) {
         self.compared = now;
-        if self.timebase.is_none_or(|held| new.error <= held.error(now)) {
+        if self.timebase.is_none_or(|held| new.error(now) <= held.error(now)) {
             self.timebase = Some(new);
         }
     }

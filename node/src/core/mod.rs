@@ -13,4 +13,5 @@ pub mod link;
 pub mod passing;
 pub mod peers;
 pub mod publishing;
+pub(crate) mod timebase;
 pub mod view;
