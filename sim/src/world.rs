@@ -94,6 +94,8 @@ pub(crate) struct Handshake {
     there: usize,
     expect: Option<swimring_membership::NodeId>,
     class: Class,
+    /// What its hello says.
+    anew: bool,
     asked: Instant,
     stage: u8,
     tries: u32,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use swimring_membership::NodeId;
 use swimring_ring::{ArcMove, Ring};
 
+use super::view::View;
+
 /// What becomes of a node's arcs, in the order in which it does.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ArcEvent {
@@ -37,6 +39,8 @@ pub enum ArcEvent {
 pub struct Arcs {
     me: NodeId,
     ring: Arc<Ring>,
+    /// The rings that were last compared for what is expected.
+    compared: Option<(Arc<Ring>, Arc<Ring>)>,
     expected: (Vec<ArcMove>, Vec<ArcMove>),
 }
 
@@ -44,11 +48,14 @@ impl Arcs {
     /// The node `me` owns nothing yet.
     pub fn new(me: NodeId, first: &Ring) -> Self {
         let nobody = Ring::build(first.placement(), []);
-        Self { me, ring: Arc::new(nobody), expected: (Vec::new(), Vec::new()) }
+        Self { me, ring: Arc::new(nobody), compared: None, expected: (Vec::new(), Vec::new()) }
     }
 
     /// Another ring decides. With `retaken`, everything was others' for a time, whatever this node's rings said.
     pub fn next(&mut self, ring: &Arc<Ring>, retaken: bool, fence: u64) -> Vec<ArcEvent> {
+        if !retaken && Arc::ptr_eq(&self.ring, ring) {
+            return Vec::new();
+        }
         let before = std::mem::replace(&mut self.ring, Arc::clone(ring));
         let (mut lost, mut won) = self.of_me(&before, ring);
         if retaken {
@@ -61,8 +68,21 @@ impl Arcs {
         lost.into_iter().chain(won).collect()
     }
 
+    /// A view that came after every ring that was said so far: what it has that none of them had, and what is expected by
+    /// it.
+    pub fn look(&mut self, view: &View) -> Vec<ArcEvent> {
+        let mut events = self.next(view.ring(), false, view.fence());
+        events.extend(self.expect(&view.expected_ring()));
+        events
+    }
+
     /// The ring that is expected after the one that decides now.
-    pub fn expect(&mut self, ring: &Ring) -> Option<ArcEvent> {
+    pub fn expect(&mut self, ring: &Arc<Ring>) -> Option<ArcEvent> {
+        let same = |(now, then): &(Arc<Ring>, Arc<Ring>)| Arc::ptr_eq(now, &self.ring) && Arc::ptr_eq(then, ring);
+        if self.compared.as_ref().is_some_and(same) {
+            return None;
+        }
+        self.compared = Some((Arc::clone(&self.ring), Arc::clone(ring)));
         let expected = self.of_me(&self.ring, ring);
         if expected == self.expected {
             return None;

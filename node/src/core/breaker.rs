@@ -35,6 +35,11 @@ impl Breaker {
         self.open
     }
 
+    /// Whether an answer is waited for.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// When [`look`](Self::look) is to be called. `silent_since`: since when something was waited for and nothing heard.
     pub(crate) fn due(&self, silent_since: Option<Instant>) -> Option<Instant> {
         match self.asked {

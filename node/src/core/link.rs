@@ -539,7 +539,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|held| held.token).collect();
         self.ending.retain(|held| *held != conn);
         let unsent = self.retire(conn, why);
-        if self.timebase.is_none() {
+        if self.timebase.is_none() || self.breaker.has_asked() {
             // The question was on it, or its answer.
             self.ask_clock(now);
         }

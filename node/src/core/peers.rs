@@ -26,9 +26,9 @@ const ONESELF: Duration = Duration::from_secs(1);
 /// How long whoever answered at a seed's address is taken for the one who answers there, for every connection: should
 /// it be an address behind which anybody may answer, all nodes together ask it about twice a second.
 const SHARED_EACH: Duration = Duration::from_millis(500);
-/// The least of that, and the most.
+/// The least of that, and the most: lengthened by a quarter, still less than the minute after which a seed is tried.
 const SHARED_MIN: Duration = Duration::from_secs(4);
-const SHARED_MAX: Duration = Duration::from_secs(60);
+const SHARED_MAX: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Debug)]
 struct Conn {
@@ -251,7 +251,9 @@ impl Peers {
         if self.closing {
             return Err(Refusal::Leaving);
         }
-        if self.is_full() { Err(Refusal::Full) } else { Ok(()) }
+        // One that takes the place of others is no more than there were.
+        let replaces = hello.anew && self.connection(hello.peer).is_some();
+        if self.is_full() && !replaces { Err(Refusal::Full) } else { Ok(()) }
     }
 
     fn is_full(&self) -> bool {
@@ -332,23 +334,23 @@ impl Peers {
 
     /// A connection was accepted, and its hello judged; what has changed since counts here.
     pub fn handle_accepted(&mut self, now: Instant, conn: ConnId, hello: &Hello) {
+        if hello.anew {
+            self.close_dead(now, hello);
+        }
         let why = if self.closing { Goodbye::Leaving } else { Goodbye::Full };
         if self.closing || self.is_full() {
             self.commands.push_back(Command::Close { conn, why });
         } else {
-            if hello.anew {
-                self.close_dead(now, hello);
-            }
             self.add(now, conn, hello, None);
         }
     }
 
     /// A process dials, for it has no connection to this one: those that stand here have ended there, and the word of it
-    /// was lost. One that is younger than a dial lasts may just have crossed this one.
+    /// was lost. One that is younger than two dials last may just have crossed this one, which was read late.
     fn close_dead(&mut self, now: Instant, hello: &Hello) {
         let is_dead = |id: &ConnId| {
             let conn = &self.conns[id];
-            conn.life == hello.life && now.since(conn.since) > self.config.dial_timeout
+            conn.life == hello.life && now.since(conn.since) > self.config.dial_timeout * 2
         };
         let held = self.by_peer.get(&hello.peer).into_iter().flatten();
         let dead: Vec<ConnId> = held.copied().filter(is_dead).collect();

@@ -1,7 +1,7 @@
 //! What a node knows, frozen: members, ring, and what follows for a key.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use swimring_forwarder::wire::Scope;
 use swimring_forwarder::{Ownership, Resolution};
@@ -24,25 +24,45 @@ struct Held {
 const LATEST: usize = 8;
 
 impl Rings {
-    /// The ring of `members`, from the one `before` it or another one like it.
+    /// The ring of `members`, from the one `before` it or another one like it. Whoever builds one keeps nobody waiting.
     fn ring(&self, placement: Placement, members: &[RingMember], before: &Weak<Ring>) -> Arc<Ring> {
         let digest = Ring::digest_of(placement, members);
-        let mut held = self.0.lock().expect("nothing panics while it holds the lock");
-        if let Some(ring) = held.by_digest.get(&digest).and_then(Weak::upgrade) {
-            return ring;
-        }
-        held.by_digest.retain(|_, ring| ring.strong_count() > 0);
-        let others = held.latest.iter().chain([before]).filter_map(Weak::upgrade);
-        let others = others.filter(|ring| ring.placement() == placement);
+        let others = {
+            let held = self.lock();
+            if let Some(ring) = held.get(digest) {
+                return ring;
+            }
+            held.latest.iter().chain([before]).filter_map(Weak::upgrade).collect::<Vec<_>>()
+        };
+        let others = others.iter().filter(|ring| ring.placement() == placement);
         let nearest = others.min_by_key(|ring| difference(ring.members(), members));
         let ring = Arc::new(match nearest {
             Some(ring) => ring.change(members.iter().cloned()),
             None => Ring::build(placement, members.iter().cloned()),
         });
-        held.by_digest.insert(digest, Arc::downgrade(&ring));
-        held.latest.push_back(Arc::downgrade(&ring));
-        if held.latest.len() > LATEST {
-            held.latest.pop_front();
+        self.lock().share(digest, ring)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().expect("nothing panics while it holds the lock")
+    }
+}
+
+impl Held {
+    fn get(&self, digest: u128) -> Option<Arc<Ring>> {
+        self.by_digest.get(&digest).and_then(Weak::upgrade)
+    }
+
+    /// `ring`, or the same one that somebody else built meanwhile.
+    fn share(&mut self, digest: u128, ring: Arc<Ring>) -> Arc<Ring> {
+        if let Some(other) = self.get(digest) {
+            return other;
+        }
+        self.by_digest.retain(|_, ring| ring.strong_count() > 0);
+        self.by_digest.insert(digest, Arc::downgrade(&ring));
+        self.latest.push_back(Arc::downgrade(&ring));
+        if self.latest.len() > LATEST {
+            self.latest.pop_front();
         }
         ring
     }

@@ -51,26 +51,34 @@ impl ArcEvents {
                 biased;
                 change = self.rings.recv() => match change {
                     Ok(RingChange { ring, passed, fence, retaken }) => {
-                        self.compare(move |arcs, _| arcs.next(&ring, retaken && !passed, fence));
+                        self.compare(move |arcs| arcs.next(&ring, retaken && !passed, fence));
                     }
-                    Err(RecvError::Lagged(_)) => self.compare(|arcs, view| arcs.next(view.ring(), true, view.fence())),
+                    Err(RecvError::Lagged(_)) => {
+                        // What waits is as old as what was missed.
+                        self.rings = self.rings.resubscribe();
+                        self.changed.mark_changed();
+                        let view = self.view.load_full();
+                        self.compare(move |arcs| arcs.next(view.ring(), true, view.fence()));
+                    }
                     Err(RecvError::Closed) => return None,
                 },
                 changed = self.changed.changed() => {
                     changed.ok()?;
-                    self.compare(|arcs, view| {
-                        let mut events = arcs.next(view.ring(), false, view.fence());
-                        events.extend(arcs.expect(&view.expected_ring()));
-                        events
-                    });
+                    let view = self.view.load_full();
+                    if self.rings.is_empty() {
+                        self.compare(move |arcs| arcs.look(&view));
+                    } else {
+                        // A ring comes before the views that it decides in.
+                        self.changed.mark_changed();
+                    }
                 }
             }
         }
     }
 
-    fn compare(&mut self, compare: impl FnOnce(&mut Arcs, &View) -> Vec<ArcEvent> + Send + 'static) {
-        let (arcs, view) = (Arc::clone(&self.arcs), self.view.load_full());
-        let compare = move || compare(&mut arcs.lock().unwrap_or_else(PoisonError::into_inner), &view);
+    fn compare(&mut self, compare: impl FnOnce(&mut Arcs) -> Vec<ArcEvent> + Send + 'static) {
+        let arcs = Arc::clone(&self.arcs);
+        let compare = move || compare(&mut arcs.lock().unwrap_or_else(PoisonError::into_inner));
         self.comparing = Some(tokio::task::spawn_blocking(compare));
     }
 }

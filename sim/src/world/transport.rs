@@ -370,6 +370,7 @@ impl World {
                 there,
                 expect,
                 class,
+                anew: self.hosts[dialler.host].peers(class).is_some_and(|peers| peers.is_anew(dial)),
                 asked,
                 stage: 0,
                 tries: 0,
@@ -499,7 +500,7 @@ impl World {
         let Some(hello) = self.hello(here.host, class) else {
             return;
         };
-        let hello = Hello { anew: self.is_anew(here.host, class, handshake.dial), ..hello };
+        let hello = Hello { anew: handshake.anew, ..hello };
         let acceptor = self.hosts[there].process();
         let id = self.hosts[here.host].id;
         let judged = self.read_hello(here.host, &hello).and_then(|hello| self.judge(there, class, &hello, id));
@@ -525,14 +526,6 @@ impl World {
         self.give(acceptor, input);
         self.check_connections(there, class, id);
         self.send_handshake(handshake);
-    }
-
-    fn is_anew(&self, index: usize, class: Class, dial: DialId) -> bool {
-        let host = &self.hosts[index];
-        match class {
-            Class::Gossip => host.control.as_ref().is_some_and(|control| control.peers().is_anew(dial)),
-            Class::Calls => host.app.as_ref().is_some_and(|app| app.peers.is_anew(dial)),
-        }
     }
 
     fn hello(&self, index: usize, class: Class) -> Option<Hello> {

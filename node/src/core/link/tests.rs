@@ -23,10 +23,15 @@ fn link() -> TestLink {
     link
 }
 
-/// What is written now; the bytes are kept for ever.
+/// What is written now.
 fn take(link: &mut TestLink) -> Vec<Frame<'static>> {
+    take_at(link, NOW)
+}
+
+/// What is written at a time; the bytes are kept for ever.
+fn take_at(link: &mut TestLink, at: Instant) -> Vec<Frame<'static>> {
     let mut bytes = Vec::new();
-    link.take(NOW, ConnId(1), 1 << 20, &mut bytes);
+    link.take(at, ConnId(1), 1 << 20, &mut bytes);
     let mut frames = Vec::new();
     let mut rest: &[u8] = bytes.leak();
     while let Some(length) = Frame::length(rest, 1 << 20).unwrap() {
@@ -253,19 +258,6 @@ fn a_question_that_was_passed_over_is_asked_again_after_a_while() {
     assert!(take(&mut link).is_none(), "the answer is waited for");
     link.keep_clock(later);
     assert!(matches!(take(&mut link), Some(Frame::Clock { .. })));
-}
-
-/// What is written at a time.
-fn take_at(link: &mut TestLink, at: Instant) -> Vec<Frame<'static>> {
-    let mut bytes = Vec::new();
-    link.take(at, ConnId(1), 1 << 20, &mut bytes);
-    let mut frames = Vec::new();
-    let mut rest: &[u8] = bytes.leak();
-    while let Some(length) = Frame::length(rest, 1 << 20).unwrap() {
-        frames.push(Frame::decode(&rest[..length]).unwrap().unwrap().0);
-        rest = &rest[length..];
-    }
-    frames
 }
 
 /// Looks whenever the link says so, until a time.

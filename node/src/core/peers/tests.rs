@@ -68,7 +68,7 @@ fn a_process_that_dials_anew_has_given_up_what_stands_here_unless_that_may_have_
     assert!(low.is_anew(dial));
     low.handle_dialled(Instant::ORIGIN, dial, ConnId(1), &hello(2, 2));
     let anew = Hello { anew: true, ..hello(2, 2) };
-    let crossed = Instant::ORIGIN + PeersConfig::default().dial_timeout;
+    let crossed = Instant::ORIGIN + PeersConfig::default().dial_timeout * 2;
     low.handle_accepted(crossed, ConnId(2), &anew);
     assert_eq!(low.connection(peer(2)), Some(ConnId(1)), "the lower one's stands");
     low.handle_closed(ConnId(2));
@@ -79,6 +79,19 @@ fn a_process_that_dials_anew_has_given_up_what_stands_here_unless_that_may_have_
     low.handle_accepted(later, ConnId(4), &anew);
     assert_eq!(low.connection(peer(2)), Some(ConnId(4)));
     assert_eq!(low.poll_command(), Some(Command::Close { conn: ConnId(1), why: Goodbye::Gone }));
+}
+
+#[test]
+fn whoever_is_full_has_room_for_a_process_that_dials_anew() {
+    let config = PeersConfig { connections_max: 1, ..PeersConfig::default() };
+    let mut low = Peers::new(Class::Gossip, peer(1), 1, config.clone(), Rng::new(1));
+    low.handle_accepted(Instant::ORIGIN, ConnId(1), &hello(2, 2));
+    let later = Instant::ORIGIN + config.dial_timeout * 3;
+    let (other, anew) = (hello(3, 3), Hello { anew: true, ..hello(2, 2) });
+    assert_eq!(low.judge(&other, other.peer.id, &[0; 16]), Err(Refusal::Full));
+    assert_eq!(low.judge(&anew, anew.peer.id, &[0; 16]), Ok(()));
+    low.handle_accepted(later, ConnId(2), &anew);
+    assert_eq!(low.connection(peer(2)), Some(ConnId(2)));
 }
 
 #[test]
