@@ -217,6 +217,14 @@ impl<B> Call<B> {
         }
     }
 
+    /// The handler has begun there, and was given what came behind the call's body: that can be given to nobody else, so
+    /// the call is not tried again once it has begun.
+    pub fn begun(&mut self, attempt: u32) {
+        if self.is_attempting(attempt) {
+            self.spec.idempotent = false;
+        }
+    }
+
     /// The handler ran there.
     pub fn answered(&mut self, attempt: u32, result: Result<B, B>) {
         if self.is_attempting(attempt) {

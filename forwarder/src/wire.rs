@@ -158,6 +158,14 @@ pub enum Frame<'a> {
     },
     /// This process takes nothing new; whoever has all of its answers closes the connection.
     Goodbye,
+    /// The handler has begun: the caller sends what comes behind the body of its call. On a stream of one call only.
+    Begun {
+        /// The attempt.
+        seq: u64,
+    },
+    /// The body is the next piece of what comes behind a call's body, or before its answer; an empty one is the last. On a
+    /// stream of one call only.
+    Piece,
 }
 
 impl<'a> Frame<'a> {
@@ -180,6 +188,8 @@ impl<'a> Frame<'a> {
             Self::Clock { sent } => put(6, sent, out),
             Self::ClockIs { sent, clock } => put(7, &(sent, clock), out),
             Self::Goodbye => put(8, &(), out),
+            Self::Begun { seq } => put(9, seq, out),
+            Self::Piece => put(10, &(), out),
         };
         let header = out.len() - start - PREFIX_BYTES;
         assert!(header <= HEADER_BYTES_MAX, "every part of a header has its limit");
@@ -260,6 +270,8 @@ impl Prefix {
             6 => codec::decode(header).map(|sent| Frame::Clock { sent })?,
             7 => codec::decode(header).map(|(sent, clock)| Frame::ClockIs { sent, clock })?,
             8 => codec::decode(header).map(|()| Frame::Goodbye)?,
+            9 => codec::decode(header).map(|seq| Frame::Begun { seq })?,
+            10 => codec::decode(header).map(|()| Frame::Piece)?,
             _ => return Ok(None),
         }))
     }
@@ -323,6 +335,8 @@ mod tests {
             Frame::Clock { sent: 7 },
             Frame::ClockIs { sent: 7, clock: 8 },
             Frame::Goodbye,
+            Frame::Begun { seq: 1 },
+            Frame::Piece,
         ]
     }
 

@@ -41,6 +41,7 @@ fn main() {
         deadline: swimring::membership::Instant::ORIGIN,
         view: node.view(),
         fence: 1,
+        duplex: Default::default(),
     };
     let given: Vec<Request> = keys.iter().map(of).collect();
     let mut rows = Vec::new();

@@ -40,6 +40,8 @@ mod serving;
 
 /// How much later than its deadline a call's end may be noticed.
 const LATE: Duration = Duration::from_millis(20);
+/// Share of the calls for which more of the body waits until they have begun, in millionths.
+const DUPLEX: u32 = 100_000;
 /// Most bytes written at once.
 const BATCH: usize = 64 * 1_024;
 
@@ -246,6 +248,9 @@ impl App {
 struct Entry {
     deadline: Instant,
     idempotent: bool,
+    /// More of its body waits until it has begun; and whether its caller has heard that it has.
+    duplex: bool,
+    begun: bool,
     executed: u32,
     /// How often it was refused for good.
     refused: u32,
@@ -386,6 +391,8 @@ impl World {
                 let draw = app.rng.fork(id).fork(1);
                 let (at, scope) = self.draw_scope(index, draw, &key);
                 let Some(app) = &mut self.hosts[index].app else { return };
+                let duplex = body.len() <= LANE_BODY_BYTES_MAX && app.rng.fork(id).fork(2).chance(DUPLEX);
+                self.ledger.entries.entry(id).and_modify(|entry| entry.duplex = duplex);
                 let active = Active {
                     call,
                     payload: Arc::new(Payload {
@@ -394,6 +401,7 @@ impl World {
                         body: body.into(),
                         scope,
                         context: Arc::default(),
+                        duplex,
                     }),
                     at,
                     record: None,

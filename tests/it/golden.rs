@@ -85,6 +85,8 @@ fn frames() -> Vec<Frame<'static>> {
         Frame::Clock { sent: 7 },
         Frame::ClockIs { sent: 7, clock: 8 },
         Frame::Goodbye,
+        Frame::Begun { seq: 1 },
+        Frame::Piece,
     ]
 }
 

@@ -2,14 +2,14 @@
 //! and what the other's clock shows.
 //!
 //! The only place that knows whether an attempt was handed to the transport, and so the only one that
-//! testifies that it was not. Knows no streams; the shell writes what [`Link::take`] and [`Link::take_large`]
-//! give it.
+//! testifies that it was not. Knows no streams; the shell writes what [`Link::take`], [`Link::take_large`] and
+//! [`Link::take_duplex`] give it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring_forwarder::wire::{CallHeader, Frame, LANE_BODY_BYTES_MAX, Refusal, Scope};
+use swimring_forwarder::wire::{CallHeader, Frame, Refusal, Scope};
 use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
@@ -18,6 +18,10 @@ use super::backlog::{Backlog, Large};
 use super::breaker::Breaker;
 use super::peers::ConnId;
 use super::timebase::Timebase;
+
+use self::queues::{Queued, Queues, Way};
+
+mod queues;
 
 /// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
 /// the other end may have given it up and the word of it been lost.
@@ -56,6 +60,8 @@ pub struct Payload<B> {
     pub scope: Scope,
     /// What goes with it for those who watch; at most [`CONTEXT_BYTES_MAX`](swimring_forwarder::wire::CONTEXT_BYTES_MAX).
     pub context: B,
+    /// More of the body comes once the handler has begun, and more than one answer comes back.
+    pub duplex: bool,
 }
 
 /// An attempt to send, before it has a number and a deadline in the other's time.
@@ -84,6 +90,8 @@ pub enum Arrival<'a, T, P> {
     Refused(T, Refusal, Option<NodeId>, Option<Blob>),
     /// It does not wait any more for what it sent under this number.
     Cancel(u64),
+    /// It has begun an attempt of ours, for which more of the body waits.
+    Begun(u64),
     /// It takes nothing new, and these go back.
     Goodbye(Vec<(T, NeverSent)>),
     /// Nothing that anybody has to hear of.
@@ -99,29 +107,23 @@ pub struct CutOff<T> {
     pub unsent: Vec<(T, NeverSent)>,
 }
 
-#[derive(Debug)]
-struct Queued<T, B> {
-    seq: u64,
-    token: T,
-    call: Outbound<B>,
-}
-
-impl<T, B: AsRef<[u8]>> Queued<T, B> {
-    fn body_bytes(&self) -> usize {
-        self.call.payload.body.as_ref().len()
-    }
-}
-
 /// An attempt that was handed over.
 #[derive(Debug)]
 struct Pending<T> {
     on: ConnId,
     deadline: Instant,
+    duplex: bool,
     token: T,
 }
 
-/// Attempts in the order of their numbers.
-type Queue<T, B> = VecDeque<Queued<T, B>>;
+/// The beginning of an attempt that goes on: the shell writes it on a stream of its own.
+#[derive(Debug)]
+pub struct Opening<B> {
+    /// The attempt.
+    pub seq: u64,
+    /// What stands before the body, and the body.
+    pub frame: Large<B>,
+}
 
 /// Everything between this process and one other.
 #[derive(Debug)]
@@ -147,10 +149,7 @@ pub struct Link<T, B> {
     /// When they were compared last.
     compared: Instant,
     next_seq: u64,
-    /// Attempts that share the lanes, and those that each have a stream of their own.
-    queued: Queue<T, B>,
-    queued_large: Queue<T, B>,
-    queued_bytes: usize,
+    queued: Queues<T, B>,
     backlog: Backlog<B>,
     pending: BTreeMap<u64, Pending<T>>,
     /// No attempt's deadline is before this.
@@ -175,9 +174,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             used: false,
             compared: now,
             next_seq: now.as_nanos() / 1_000 + 1,
-            queued: Queue::new(),
-            queued_large: Queue::new(),
-            queued_bytes: 0,
+            queued: Queues::default(),
             backlog: Backlog::default(),
             pending: BTreeMap::new(),
             earliest: None,
@@ -268,7 +265,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether something waits for [`take`](Self::take).
     pub fn has_work(&self) -> bool {
-        self.has_frames() || (self.takes_calls() && !self.queued.is_empty())
+        self.has_frames() || self.has_calls(Way::Lane)
     }
 
     /// Whether something that nobody waits for, an answer mostly, is among that.
@@ -278,11 +275,17 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether something waits for [`take_large`](Self::take_large).
     pub fn has_large_work(&self) -> bool {
-        self.backlog.has_large() || (self.takes_calls() && !self.queued_large.is_empty())
+        self.backlog.has_large() || self.has_calls(Way::Large)
     }
 
-    fn takes_calls(&self) -> bool {
-        self.timebase.is_some() && !self.asking && !self.breaker.is_open()
+    /// Whether something waits for [`take_duplex`](Self::take_duplex).
+    pub fn has_duplex_work(&self) -> bool {
+        self.has_calls(Way::Duplex)
+    }
+
+    fn has_calls(&self, way: Way) -> bool {
+        let takes_calls = self.timebase.is_some() && !self.asking && !self.breaker.is_open();
+        takes_calls && self.queued.front(way).is_some()
     }
 
     /// Whether the other does not answer, so that nothing more is handed over until it does.
@@ -312,12 +315,17 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// How many attempts wait to be handed over.
     pub fn queued_count(&self) -> usize {
-        self.queued.len() + self.queued_large.len()
+        self.queued.len()
     }
 
     /// Whether somebody waits for the answer to this attempt.
     pub fn is_pending(&self, seq: u64) -> bool {
         self.pending.contains_key(&seq)
+    }
+
+    /// Who waits for it.
+    pub fn pending(&self, seq: u64) -> Option<&T> {
+        self.pending.get(&seq).map(|pending| &pending.token)
     }
 
     /// Queues an attempt. It has its number from now on.
@@ -329,25 +337,19 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if self.breaker.is_open() && self.queued_count() >= HELD_MAX {
             return Err((token, NeverSent::testify(Unsent::Silent)));
         }
-        if self.open_count() >= self.limits.calls_max || self.queued_bytes + bytes > self.limits.bytes_max {
+        if self.open_count() >= self.limits.calls_max || self.queued.bytes() + bytes > self.limits.bytes_max {
             return Err((token, NeverSent::testify(Unsent::Full)));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.queued_bytes += bytes;
         self.earliest = Some(self.earliest.map_or(call.deadline, |earliest| earliest.min(call.deadline)));
-        let queue = if bytes > LANE_BODY_BYTES_MAX { &mut self.queued_large } else { &mut self.queued };
-        queue.push_back(Queued { seq, token, call });
+        self.queued.push(Queued { seq, token, call });
         Ok(seq)
     }
 
     /// The caller does not wait for an attempt any more: it is taken back, or cancelled at the other end.
     pub fn abandon(&mut self, seq: u64) {
-        for queue in [&mut self.queued, &mut self.queued_large] {
-            if let Ok(index) = queue.binary_search_by_key(&seq, |queued| queued.seq) {
-                self.queued_bytes -= queue.remove(index).map_or(0, |queued| queued.body_bytes());
-            }
-        }
+        self.queued.remove(seq);
         if self.pending.remove(&seq).is_some() {
             self.send(&Frame::Cancel { seq });
         }
@@ -368,19 +370,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return over;
         }
         let why = if self.breaker.is_open() { Unsent::Silent } else { Unsent::Late };
-        for queue in [&mut self.queued, &mut self.queued_large] {
-            if !queue.iter().any(|queued| queued.call.deadline <= now) {
-                continue;
-            }
-            for queued in std::mem::take(queue) {
-                if queued.call.deadline <= now {
-                    self.queued_bytes -= queued.body_bytes();
-                    over.unsent.push((queued.token, NeverSent::testify(why)));
-                } else {
-                    queue.push_back(queued);
-                }
-            }
-        }
+        over.unsent.extend(self.queued.take_late(now).into_iter().map(|token| (token, NeverSent::testify(why))));
         let late = self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(seq, _)| *seq);
         for seq in late.collect::<Vec<_>>() {
             over.lost.extend(self.pending.remove(&seq).map(|pending| pending.token));
@@ -391,8 +381,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             self.ask_clock(now);
         }
         let due = self.breaker.due(silent_since).filter(|_| self.is_connected());
-        let queued = self.queued.iter().chain(&self.queued_large).map(|queued| queued.call.deadline);
-        self.earliest = queued.chain(self.pending.values().map(|pending| pending.deadline)).chain(due).min();
+        self.earliest =
+            self.queued.deadlines().chain(self.pending.values().map(|pending| pending.deadline)).chain(due).min();
         over
     }
 
@@ -431,12 +421,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return;
         };
         while out.len() < bytes_max
-            && let Some(idempotent) = self.queued.front().map(|queued| queued.call.idempotent)
+            && let Some(idempotent) = self.queued.front(Way::Lane).map(|queued| queued.call.idempotent)
         {
             if self.must_ask(now, idempotent) {
                 return self.backlog.take(bytes_max, out);
             }
-            if let Some(queued) = self.queued.pop_front() {
+            if let Some(queued) = self.queued.pop(Way::Lane) {
                 let payload = Arc::clone(&queued.call.payload);
                 self.hand_over(now, conn, timebase, queued, out);
                 out.extend_from_slice(payload.body.as_ref());
@@ -452,25 +442,32 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if let Some(large) = self.backlog.take_large() {
             return Some(large);
         }
+        self.take_alone(now, conn, Way::Large).map(|opening| opening.frame)
+    }
+
+    /// The next attempt that goes on behind its body, for the shell to write on a stream of its own on `conn`.
+    pub fn take_duplex(&mut self, now: Instant, conn: ConnId) -> Option<Opening<B>> {
+        if self.preferred() == Some(conn) { self.take_alone(now, conn, Way::Duplex) } else { None }
+    }
+
+    fn take_alone(&mut self, now: Instant, conn: ConnId, way: Way) -> Option<Opening<B>> {
         let timebase = self.timebase.filter(|_| !self.breaker.is_open())?;
-        let idempotent = self.queued_large.front().map(|queued| queued.call.idempotent)?;
+        let idempotent = self.queued.front(way).map(|queued| queued.call.idempotent)?;
         if self.must_ask(now, idempotent) {
             return None;
         }
-        let queued = self.queued_large.pop_front()?;
-        let (mut head, payload) = (Vec::new(), Arc::clone(&queued.call.payload));
+        let queued = self.queued.pop(way)?;
+        let (seq, mut head, payload) = (queued.seq, Vec::new(), Arc::clone(&queued.call.payload));
         self.hand_over(now, conn, timebase, queued, &mut head);
-        Some(Large { head, body: payload.body.clone() })
+        Some(Opening { seq, frame: Large { head, body: payload.body.clone() } })
     }
 
     /// Appends what stands before the body of an attempt, and counts it as handed over.
     fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
-        self.queued_bytes -= queued.body_bytes();
         self.want(now);
         let Queued { seq, token, call } = queued;
         // What waits in a queue has a number, too, and must not fall below the floor.
-        let waiting = [&self.queued, &self.queued_large].into_iter().filter_map(|queue| queue.front());
-        let lowest = waiting.map(|queued| queued.seq).chain(self.pending.keys().next().copied()).min();
+        let lowest = self.queued.lowest().into_iter().chain(self.pending.keys().next().copied()).min();
         let header = CallHeader {
             seq,
             floor: lowest.map_or(seq, |lowest| lowest.min(seq)),
@@ -485,7 +482,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             context: Slice(call.payload.context.as_ref()),
         };
         Frame::Call(header).encode_head(call.payload.body.as_ref().len(), out);
-        self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, token });
+        self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, duplex: call.payload.duplex, token });
         self.used = true;
     }
 
@@ -500,7 +497,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// A frame came in, and its body.
     pub fn handle<'a, P>(&mut self, now: Instant, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
         self.hear(now);
-        let mut end = |seq| self.pending.remove(&seq).map(|pending| pending.token);
+        let mut end = |seq: u64| self.pending.remove(&seq).map(|pending| pending.token);
         match frame {
             Frame::Call(header) => Arrival::Call(header, body),
             Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Ok(body), fence)),
@@ -511,6 +508,9 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
                 end(seq).map_or(Arrival::Nothing, |token| Arrival::Refused(token, why, owner, record))
             }
             Frame::Cancel { seq } => Arrival::Cancel(seq),
+            Frame::Begun { seq } if self.pending.get(&seq).is_some_and(|held| held.duplex) => Arrival::Begun(seq),
+            // Pieces have a stream of their own.
+            Frame::Begun { .. } | Frame::Piece => Arrival::Nothing,
             // Whoever does not read its answers gets none of these.
             Frame::Clock { .. } if self.is_choked() => Arrival::Nothing,
             Frame::Clock { sent } => {
@@ -571,9 +571,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if self.conns.is_empty() {
             self.backlog.clear();
         }
-        self.queued_bytes = 0;
-        let back = self.queued.drain(..).chain(self.queued_large.drain(..));
-        back.map(|queued| (queued.token, NeverSent::testify(why))).collect()
+        self.queued.drain().map(|token| (token, NeverSent::testify(why))).collect()
     }
 }
 

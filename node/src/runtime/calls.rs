@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use quinn::Connection;
-use swimring_forwarder::wire::{CONTEXT_BYTES_MAX, Frame, Refusal, SERVICE_BYTES_MAX};
+use swimring_forwarder::wire::{CONTEXT_BYTES_MAX, Frame, LANE_BODY_BYTES_MAX, Refusal, SERVICE_BYTES_MAX};
 use swimring_forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why,
 };
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::bodies::{Duplex, DuplexCall, Over};
 use super::endpoint::{Port, close_code};
 use super::gossip::Input;
 use super::metrics;
@@ -43,6 +44,7 @@ use self::serving::{MERGES_MAX, Running, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
+pub(super) mod duplex;
 mod serving;
 pub(super) mod streams;
 mod under_way;
@@ -74,6 +76,8 @@ struct PeerLink {
     room: Notify,
     /// Attempts whose large answers are coming: each once.
     arriving: Mutex<HashSet<u64>>,
+    /// Attempts that wait for a stream of their own, and what is to follow them.
+    duplex: Mutex<HashMap<u64, Arc<DuplexCall>>>,
 }
 
 /// The writers of one connection.
@@ -81,6 +85,34 @@ struct PeerLink {
 struct Writers {
     lanes: Notify,
     large: Notify,
+    duplex: Notify,
+}
+
+/// For which writers of a connection something waits.
+#[derive(Copy, Clone, Default)]
+struct Work {
+    lanes: bool,
+    large: bool,
+    duplex: bool,
+}
+
+impl Work {
+    fn of(link: &Link<Token, Bytes>) -> Self {
+        Self { lanes: link.has_work(), large: link.has_large_work(), duplex: link.has_duplex_work() }
+    }
+
+    fn is_any(self) -> bool {
+        self.lanes || self.large || self.duplex
+    }
+
+    /// What there was not `before`.
+    fn since(self, before: Self) -> Self {
+        Self {
+            lanes: self.lanes && !before.lanes,
+            large: self.large && !before.large,
+            duplex: self.duplex && !before.duplex,
+        }
+    }
 }
 
 impl PeerLink {
@@ -90,7 +122,7 @@ impl PeerLink {
 
     fn is_connected_with_work(&self) -> bool {
         let link = self.lock();
-        link.is_connected() && (link.has_work() || link.has_large_work())
+        link.is_connected() && Work::of(&link).is_any()
     }
 
     /// Waits until the other end has read enough of its answers, or has gone.
@@ -108,36 +140,36 @@ impl PeerLink {
 
     /// Something may wait to be written, and nobody may have been told.
     fn wake(&self) {
-        let (lanes, large) = {
-            let link = self.lock();
-            (link.has_work(), link.has_large_work())
-        };
-        self.tell(lanes, large);
+        let work = Work::of(&self.lock());
+        self.tell(work);
     }
 
     /// Changes the link, after which something may wait to be written. Who writes is told by whoever makes the first of
     /// it wait, and takes all of it.
     fn queue<R>(&self, change: impl FnOnce(&mut Link<Token, Bytes>) -> R) -> R {
-        let (done, lanes, large) = {
+        let (done, new) = {
             let mut link = self.lock();
-            let (lanes, large) = (link.has_work(), link.has_large_work());
+            let before = Work::of(&link);
             let done = change(&mut link);
-            (done, !lanes && link.has_work(), !large && link.has_large_work())
+            (done, Work::of(&link).since(before))
         };
-        if lanes || large {
-            self.tell(lanes, large);
+        if new.is_any() {
+            self.tell(new);
         }
         done
     }
 
     /// Every connection's writers are told: only those of the one that is kept take it.
-    fn tell(&self, lanes: bool, large: bool) {
+    fn tell(&self, work: Work) {
         for (_, writers) in lock(&self.writers).iter() {
-            if lanes {
+            if work.lanes {
                 writers.lanes.notify_one();
             }
-            if large {
+            if work.large {
                 writers.large.notify_one();
+            }
+            if work.duplex {
+                writers.duplex.notify_one();
             }
         }
     }
@@ -207,6 +239,8 @@ pub(crate) struct Wish {
     pub(crate) at: Option<NodeId>,
     pub(crate) timeout: Duration,
     pub(crate) idempotent: bool,
+    /// Its bodies, if they come in pieces.
+    pub(crate) duplex: Option<Arc<DuplexCall>>,
 }
 
 /// A call of this node that has no outcome yet.
@@ -382,6 +416,7 @@ impl Calls {
             return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
         }
         let open = Open::new(self);
+        let _over = wish.duplex.clone().map(Over);
         let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
         // What waits has a place of its own, so that whoever calls has a short future to carry.
         let answered = match self.begin_here(now, hash, &wish) {
@@ -410,11 +445,11 @@ impl Calls {
     /// of all others.
     fn begin_here(&self, now: Instant, hash: KeyHash, wish: &Wish) -> Option<(u64, Begun)> {
         let view = self.view.load();
-        let own = wish.at.is_none() && view.ring().owner(hash) == Ok(self.me.node);
+        let own = wish.at.is_none() && wish.duplex.is_none() && view.ring().owner(hash) == Ok(self.me.node);
         if !own || wish.timeout.is_zero() || sabotage::calls_are_misrouted() || !self.is_confirmed(&view, now) {
             return None;
         }
-        let Payload { service, key, body, context, scope } = &*wish.payload;
+        let Payload { service, key, body, context, scope, .. } = &*wish.payload;
         let (entry, scope) = (self.services.find(service, *scope)?, *scope);
         let fence = view.fence();
         let request = Request {
@@ -428,6 +463,7 @@ impl Calls {
             deadline: now + wish.timeout,
             view: Arc::clone(&view),
             fence,
+            duplex: Duplex::default(),
         };
         match entry.begin(request) {
             Begun::NotReady(_) => None,
@@ -449,11 +485,13 @@ impl Calls {
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
-        let Payload { service, key, body, context, .. } = &*wish.payload;
+        let Payload { service, key, body, context, duplex, .. } = &*wish.payload;
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
         } else if body.len() > self.body_bytes_max {
             Some(Why::Invalid("the body is too long"))
+        } else if *duplex && body.len() > LANE_BODY_BYTES_MAX {
+            Some(Why::Invalid("what opens a duplex call has at most 64 KiB"))
         } else if context.len() > CONTEXT_BYTES_MAX {
             Some(Why::Invalid("a context has at most 1,024 bytes"))
         } else if service.len() > SERVICE_BYTES_MAX {
@@ -462,6 +500,8 @@ impl Calls {
             Some(Why::Leaving)
         } else if self.open.load(Ordering::Relaxed) >= CALLS_MAX {
             Some(Why::Overloaded)
+        } else if wish.duplex.as_ref().is_some_and(|duplex| !duplex.make()) {
+            Some(Why::Invalid("a duplex call is made once"))
         } else {
             None
         }
@@ -483,6 +523,7 @@ impl Calls {
                 running: Mutex::default(),
                 room: Notify::new(),
                 arriving: Mutex::default(),
+                duplex: Mutex::default(),
             })
         };
         Arc::clone(&self.links.entry(to).or_insert_with(made))
@@ -493,11 +534,18 @@ impl Calls {
         self: &Arc<Self>,
         to: Instance,
         outbound: Outbound<Bytes>,
+        duplex: Option<Arc<DuplexCall>>,
     ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
         let link = self.link(to);
         let deadline = outbound.deadline.as_nanos();
-        let (queued, connected) = link.queue(|link| (link.enqueue(outbound, report), link.is_connected()));
+        let (queued, connected) = link.queue(|held| {
+            let queued = held.enqueue(outbound, report);
+            if let (Ok(seq), Some(duplex)) = (&queued, duplex) {
+                lock(&link.duplex).insert(*seq, duplex);
+            }
+            (queued, held.is_connected())
+        });
         let seq = queued.map_err(|(_, proof)| proof)?;
         let earliest = self.earliest.load(Ordering::Acquire);
         // Where anything is open, links are looked at that often already.

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod arcs;
+pub mod bodies;
 pub mod builder;
 mod calls;
 pub mod certs;
@@ -27,5 +28,6 @@ pub mod typed;
 
 pub use arcs::ArcEvents;
 pub use calls::Answered;
+pub use calls::duplex::DUPLEX_MAX;
 pub use calls::streams::LANES;
 pub use publisher::RingChange;

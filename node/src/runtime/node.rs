@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::arcs::ArcEvents;
+use super::bodies::{BodyReader, BodyWriter, DuplexCall};
 use super::builder::Builder;
 use super::calls::{Answered, Calls, Gone, Wish};
 use super::gossip::{Ask, Gossip, Input};
@@ -56,8 +57,8 @@ impl CallRequest {
     pub fn new(service: impl Into<Arc<str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
         let scope = Scope::Owner;
         let (service, key, body, context) = (service.into(), key.into(), body.into(), Bytes::new());
-        let payload = Arc::new(Payload { service, key, body, scope, context });
-        Self { wish: Wish { payload, at: None, timeout: CALL_TIMEOUT, idempotent: false } }
+        let payload = Arc::new(Payload { service, key, body, scope, context, duplex: false });
+        Self { wish: Wish { payload, at: None, timeout: CALL_TIMEOUT, idempotent: false, duplex: None } }
     }
 
     /// How long to wait; at most [`CALL_TIMEOUT_MAX`].
@@ -73,6 +74,22 @@ impl CallRequest {
     pub fn context(mut self, context: impl Into<Bytes>) -> Self {
         Arc::make_mut(&mut self.wish.payload).context = context.into();
         self
+    }
+
+    /// More of the body follows while the call is under way, and more answers precede the last one, in pieces both ways and
+    /// as fast as the reader at the other end reads: write and read while [`Swimring::call`] is waited for. The call's own
+    /// body, of at most 64 KiB, opens it.
+    ///
+    /// The outcome comes behind everything that the handler wrote, once that was read here, or the reader was dropped. What
+    /// follows the opening is with one handler only: once that has begun, a lost connection means `Unknown`, also where the
+    /// call may run twice. Made once, also of several clones. At most [`DUPLEX_MAX`](super::DUPLEX_MAX) are under way from one node to
+    /// another; more wait.
+    #[must_use]
+    pub fn duplex(mut self) -> (Self, BodyWriter, BodyReader) {
+        let (call, writer, reader) = DuplexCall::new();
+        self.wish.duplex = Some(call);
+        Arc::make_mut(&mut self.wish.payload).duplex = true;
+        (self, writer, reader)
     }
 
     /// The call may run more than once: it is repeated after a lost connection.

@@ -19,6 +19,7 @@ use swimring_ring::KeyHash;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
+use super::bodies::Duplex;
 use crate::core::view::View;
 
 /// A call as a service sees it.
@@ -44,6 +45,9 @@ pub struct Request {
     pub view: Arc<View>,
     /// Orders this node's hold on its keys against earlier and later owners'.
     pub fence: u64,
+    /// What comes behind the body, and goes before the answer, in pieces: of a [duplex](super::node::CallRequest::duplex)
+    /// call.
+    pub duplex: Duplex,
 }
 
 /// A handler's own error: the call has run.

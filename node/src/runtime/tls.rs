@@ -19,6 +19,8 @@ use rustls::{
 };
 use swimring_membership::{Name, NodeId};
 
+use super::calls::duplex::{DUPLEX_BYTES, DUPLEX_MAX};
+use super::calls::streams::LANES;
 use super::congestion::Steady;
 use super::identity::{Identity, names};
 use crate::core::hello::Class;
@@ -130,8 +132,12 @@ fn alpn(class: Class) -> &'static [u8] {
     }
 }
 
-/// Longest packet of calls, where the path is found to carry it, in bytes: fewer packets on loopback and between jumbo frames.
-pub(crate) const CALLS_PACKET_BYTES_MAX: u16 = 8_192;
+/// Longest packet of calls, where the path is found to carry it, in bytes: fewer packets on loopback and between jumbo
+/// frames. quinn hands the system up to ten at a time, and Linux drops what is longer than 65,507 bytes in all.
+pub(crate) const CALLS_PACKET_BYTES_MAX: u16 = 6_500;
+
+/// How much of one stream of calls may be on its way, or unread, in bytes.
+const STREAM_WINDOW: u32 = DUPLEX_BYTES as u32;
 
 /// quinn's defaults are for the open internet. A cluster wants few streams (each allowed one is allocated at
 /// connect), bounded windows, a short first round trip, and connections that stay.
@@ -149,8 +155,11 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
         }
         Class::Calls => {
             config.max_idle_timeout(Some(timeout(idle.calls)));
-            config.max_concurrent_bidi_streams(streams(8)).max_concurrent_uni_streams(streams(16));
-            config.stream_receive_window(streams(4 << 20)).receive_window(streams(16 << 20)).send_window(8 << 20);
+            let bidi = (LANES + DUPLEX_MAX) as u32;
+            config.max_concurrent_bidi_streams(streams(bidi)).max_concurrent_uni_streams(streams(16));
+            // What handlers of duplex calls leave unread is in nobody else's way.
+            let all = (16 << 20) + DUPLEX_MAX as u32 * STREAM_WINDOW;
+            config.stream_receive_window(streams(STREAM_WINDOW)).receive_window(streams(all)).send_window(8 << 20);
             // A handler may run longer than a connection may be silent.
             config.keep_alive_interval(Some(idle.calls / 4));
             config.datagram_receive_buffer_size(None);

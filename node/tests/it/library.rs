@@ -20,15 +20,15 @@ use tokio::sync::mpsc;
 use crate::harness::{SOON, Site, agree, eventually};
 
 /// Two nodes that know each other, with one service.
-struct Pair {
-    runtime: tokio::runtime::Runtime,
+pub(crate) struct Pair {
+    pub(crate) runtime: tokio::runtime::Runtime,
     _site: Site,
-    one: Swimring,
-    two: Swimring,
+    pub(crate) one: Swimring,
+    pub(crate) two: Swimring,
 }
 
 impl Pair {
-    fn new(serve: impl Fn(Builder) -> Builder) -> Self {
+    pub(crate) fn new(serve: impl Fn(Builder) -> Builder) -> Self {
         let site = Site::new();
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let start = |name: &str, seed: Option<&Swimring>| {
@@ -51,13 +51,13 @@ impl Pair {
     }
 
     /// A key that `owner` owns.
-    fn key_of(&self, owner: &Swimring) -> String {
+    pub(crate) fn key_of(&self, owner: &Swimring) -> String {
         let id = owner.view().me().node;
         let own = |key: &String| self.one.owner(key.as_bytes()) == Ok(id);
         (0..).map(|number| format!("k{number}")).find(own).expect("half of all keys")
     }
 
-    fn call(&self, request: CallRequest) -> Answered {
+    pub(crate) fn call(&self, request: CallRequest) -> Answered {
         self.runtime.block_on(self.one.call(request))
     }
 }

@@ -3,6 +3,7 @@
 mod blocking;
 mod clusters;
 mod cuts;
+mod duplex;
 mod example;
 mod harness;
 mod hostile;

@@ -146,7 +146,11 @@ impl World {
             let Some(conn) = link.preferred() else { break };
             let (mut bytes, before) = (Vec::new(), link.pending_count());
             link.take(now, conn, BATCH, &mut bytes);
-            let large = if bytes.is_empty() { link.take_large(now, conn) } else { None };
+            let mut alone = || {
+                let opening = link.take_duplex(now, conn).map(|opening| opening.frame);
+                opening.or_else(|| link.take_large(now, conn))
+            };
+            let large = if bytes.is_empty() { alone() } else { None };
             let handed_over = link.pending_count() > before;
             if let Some(large) = large {
                 bytes.extend_from_slice(&large.head);

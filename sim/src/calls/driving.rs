@@ -150,12 +150,12 @@ impl World {
 
     fn send_attempt(&mut self, index: usize, token: Token, to: Instance, hop: u8, view: &View) {
         let now = self.hosts[index].local(self.now);
-        let Some(app) = &mut self.hosts[index].app else {
-            return;
-        };
-        let Some(active) = app.active.get_mut(&token.call) else {
-            return;
-        };
+        let begun = self.ledger.entries.get(&token.call).is_some_and(|entry| entry.begun);
+        self.check(index, Property::F2, !begun, || {
+            format!("call {} is tried again, though what follows its body is with a handler", token.call)
+        });
+        let Some(app) = &mut self.hosts[index].app else { return };
+        let Some(active) = app.active.get_mut(&token.call) else { return };
         let outbound = Outbound {
             payload: Arc::clone(&active.payload),
             deadline: active.call.deadline(),

@@ -38,6 +38,8 @@ impl World {
         let entry = Entry {
             deadline: self.now + load.deadline,
             idempotent,
+            duplex: false,
+            begun: false,
             executed: 0,
             refused: 0,
             owed: self.is_owed(),

@@ -60,6 +60,11 @@ impl World {
             Ok(Arrival::Goodbye(back)) => {
                 back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
             }
+            Ok(Arrival::Begun(seq)) => {
+                let Some(token) = link.pending(seq).copied() else { return };
+                self.ledger.entries.entry(token.call).and_modify(|entry| entry.begun = true);
+                self.report(index, token, |call, _, _| call.begun(token.attempt));
+            }
             Ok(Arrival::Cancel(seq)) => {
                 app.admission.cancel(from, seq);
                 app.cancelled.insert((from, seq));
@@ -245,6 +250,12 @@ impl World {
         let Some(app) = &mut host.app else { return };
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
+        if let Running::There { permit, .. } = &running
+            && self.ledger.entries.get(&call).is_some_and(|entry| entry.duplex)
+            && let Some(link) = app.links.get_mut(&permit.caller())
+        {
+            link.send(&Frame::Begun { seq: permit.seq() });
+        }
         app.running.insert(self.runs, running);
         let peers = app.running.values().filter_map(Running::peer).fold(BTreeMap::new(), |mut peers, peer| {
             *peers.entry(peer).or_insert(0) += 1;

@@ -1,3 +1,5 @@
+use swimring_forwarder::wire::LANE_BODY_BYTES_MAX;
+
 use super::super::breaker::ASKED_AFTER;
 use super::*;
 
@@ -10,7 +12,7 @@ fn outbound(deadline: Instant) -> Outbound<Vec<u8>> {
 
 fn with_body(deadline: Instant, body: Vec<u8>) -> Outbound<Vec<u8>> {
     let (service, key, context) = ("kv".into(), b"k".to_vec(), Vec::new());
-    let payload = Arc::new(Payload { service, key, body, scope: Scope::Owner, context });
+    let payload = Arc::new(Payload { service, key, body, scope: Scope::Owner, context, duplex: false });
     Outbound { payload, deadline, idempotent: false, hop: 1, record: None }
 }
 

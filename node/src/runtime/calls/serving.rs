@@ -8,11 +8,13 @@ use swimring_forwarder::wire::{CallHeader, LANE_BODY_BYTES_MAX, Scope};
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
 use swimring_membership::codec::Slice;
 
+use super::super::bodies::Duplex;
 use super::super::gossip::Ask;
 use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
 use super::super::service::{self, Begun, Entry, Handles, MakeQuick, Request, ServiceError};
 use super::connections::Lane;
+use super::duplex::{DUPLEX_BYTES, Exchange};
 use super::streams::{LARGE_TIMEOUT, read_body};
 use super::*;
 
@@ -25,10 +27,11 @@ const CLOCKS_APART: Duration = Duration::from_secs(10);
 /// Most calls that wait for a record to be taken in; the others are judged by what is known.
 pub(super) const MERGES_MAX: usize = 256;
 
-/// A body that is here, or comes on a stream.
+/// A body that is here, or comes on a stream; or the beginning of one, and the stream of the rest.
 pub(super) enum Body {
     Here(Bytes),
     Coming(RecvStream, usize),
+    Opening(Bytes, Box<Exchange>),
 }
 
 impl Body {
@@ -36,16 +39,18 @@ impl Body {
         match self {
             Self::Here(body) => body.len(),
             Self::Coming(_, length) => *length,
+            Self::Opening(body, _) => body.len() + DUPLEX_BYTES,
         }
     }
 
-    /// The whole body; none if it ends early or takes too long.
-    async fn whole(self) -> Option<Bytes> {
+    /// The whole body, or the opening of one; none if it ends early or takes too long.
+    async fn whole(self) -> Option<(Bytes, Option<Box<Exchange>>)> {
         match self {
-            Self::Here(body) => Some(body),
+            Self::Here(body) => Some((body, None)),
+            Self::Opening(body, exchange) => Some((body, Some(exchange))),
             Self::Coming(mut stream, length) => {
                 let reading = read_body(&mut stream, length);
-                Some(tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??.into())
+                Some((tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??.into(), None))
             }
         }
     }
@@ -170,7 +175,8 @@ impl Asked {
     ) -> Request {
         let Self { key, hash, scope, context } = self;
         let fence = view.fence();
-        Request { key, hash, scope, body, context, caller, received, deadline, view, fence }
+        let duplex = Duplex::default();
+        Request { key, hash, scope, body, context, caller, received, deadline, view, fence, duplex }
     }
 }
 
@@ -265,7 +271,7 @@ fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()
 }
 
 async fn run(call: Admitted, body: Body) {
-    let Some(body) = body.whole().await else {
+    let Some((body, exchange)) = body.whole().await else {
         return;
     };
     let Admitted { place, entry, asked, latest } = call;
@@ -289,11 +295,23 @@ async fn run(call: Admitted, body: Body) {
     if sabotage::calls_run_twice() {
         let _ = service::run(&mut service.clone(), request.clone()).await;
     }
-    let result = match ready {
-        Ok(()) => service::run(&mut service, request).await,
-        Err(error) => Err(error),
-    };
-    finish(place, fence, result).await;
+    match (ready, exchange) {
+        (Ok(()), None) => {
+            let result = service::run(&mut service, request).await;
+            finish(place, fence, result).await;
+        }
+        (Err(error), None) => finish(place, fence, Err(error)).await,
+        (ready, Some(mut exchange)) => {
+            let run = async |duplex| match ready {
+                Ok(()) => service::run(&mut service, Request { duplex, ..request }).await,
+                Err(error) => Err(error),
+            };
+            let result = exchange.run(seq, run).await;
+            let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);
+            drop(place);
+            exchange.answer(&frame, body).await;
+        }
+    }
 }
 
 /// Answers a call that ran.
@@ -308,17 +326,19 @@ async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
         link.wait_for_room().await;
     }
     drop(place);
-    match result {
-        Ok(body) | Err(body) if body.len() > calls.body_bytes_max => {
-            reply(&link, &Frame::Executed { seq, fence }, Bytes::from_static(b"the answer is too long"));
-        }
-        Ok(body) => reply(&link, &Frame::Ok { seq, fence }, body),
-        Err(error) => reply(&link, &Frame::Executed { seq, fence }, error),
-    }
+    let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);
+    link.queue(|link| link.answer(&frame, body));
 }
 
-fn reply(link: &PeerLink, frame: &Frame<'_>, body: Bytes) {
-    link.queue(|link| link.answer(frame, body));
+/// What is said of a call that ran.
+fn answer(seq: u64, fence: u64, result: Result<Bytes, Bytes>, bytes_max: usize) -> (Frame<'static>, Bytes) {
+    match result {
+        Ok(body) | Err(body) if body.len() > bytes_max => {
+            (Frame::Executed { seq, fence }, Bytes::from_static(b"the answer is too long"))
+        }
+        Ok(body) => (Frame::Ok { seq, fence }, body),
+        Err(error) => (Frame::Executed { seq, fence }, error),
+    }
 }
 
 fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {

@@ -8,6 +8,7 @@ use swimring_membership::codec::Malformed;
 
 use super::super::endpoint::close_code;
 use super::connections::Lane;
+use super::duplex::{receive_duplex, send_duplex};
 use super::serving::{Body, Reader, on_call, on_cancel};
 use super::*;
 use crate::core::hello::Class;
@@ -41,7 +42,7 @@ fn step_aside() -> impl Future<Output = ()> {
     })
 }
 
-/// Opens the lanes beside the first, or takes those that the other end opens.
+/// Opens the lanes beside the first, or takes those that the other end opens; then duplex calls have streams of their own.
 pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
     for _ in 1..LANES {
         let streams = if dialled { lane.connection.open_bi().await } else { lane.connection.accept_bi().await };
@@ -57,6 +58,10 @@ pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
         let (calls, lane) = (Arc::clone(&lane.calls), lane.clone());
         calls.spawn(async move { keep_lane(&lane, send, recv).await });
     }
+    // The first streams are lanes.
+    let calls = Arc::clone(&lane.calls);
+    calls.spawn(send_duplex(lane.clone()));
+    receive_duplex(lane).await;
 }
 
 /// Writes and reads on one lane until it ends.
@@ -98,10 +103,10 @@ async fn write(lane: &Lane, mut send: SendStream) {
 }
 
 /// Counts something that the transport has and the other end may not.
-struct Unacknowledged(Arc<Calls>);
+pub(super) struct Unacknowledged(Arc<Calls>);
 
 impl Unacknowledged {
-    fn count(calls: &Arc<Calls>) -> Self {
+    pub(super) fn count(calls: &Arc<Calls>) -> Self {
         calls.unacknowledged.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(calls))
     }
@@ -179,7 +184,7 @@ fn look_at<'a>(
     Ok(())
 }
 
-fn expel(lane: &Lane, problem: Malformed) {
+pub(super) fn expel(lane: &Lane, problem: Malformed) {
     metrics::malformed(Class::Calls);
     if lane.calls.port.is_new(lane.connection.remote_address(), &problem) {
         tracing::warn!(%problem, node = %lane.from.node, "closed a connection whose bytes are no frame");
@@ -188,7 +193,7 @@ fn expel(lane: &Lane, problem: Malformed) {
 }
 
 /// A body that may be kept.
-struct Held(Bytes);
+pub(super) struct Held(Bytes);
 
 /// In a lane it lies among others, which would be kept with it.
 impl From<&[u8]> for Held {
@@ -204,7 +209,12 @@ impl From<Vec<u8>> for Held {
 }
 
 /// Does what a frame asks for.
-fn on_arrival<P: Into<Held>>(lane: &Lane, arrival: Arrival<'_, Token, P>, choked: bool, reader: Option<&mut Reader>) {
+pub(super) fn on_arrival<P: Into<Held>>(
+    lane: &Lane,
+    arrival: Arrival<'_, Token, P>,
+    choked: bool,
+    reader: Option<&mut Reader>,
+) {
     match arrival {
         // It does not read its answers, so it gets none; its caller hears nothing, and ends as unknown.
         Arrival::Call(..) if choked => metrics::dropped("call"),
@@ -223,7 +233,8 @@ fn on_arrival<P: Into<Held>>(lane: &Lane, arrival: Arrival<'_, Token, P>, choked
                 let _ = token.send(Report::Unsent(proof));
             }
         }
-        Arrival::Nothing => {}
+        // It was said where nothing waits for it.
+        Arrival::Begun(_) | Arrival::Nothing => {}
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) struct UnderWay<'a> {
     calls: &'a Arc<Calls>,
     call: Call<Bytes>,
     payload: Arc<Payload<Bytes>>,
+    duplex: Option<Arc<DuplexCall>>,
     /// The node that it is for, if it is not for the owner.
     at: Option<NodeId>,
     hash: KeyHash,
@@ -29,8 +30,8 @@ struct Sent {
 
 impl<'a> UnderWay<'a> {
     pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, wish: Wish, hash: KeyHash) -> Self {
-        let Wish { payload, at, .. } = wish;
-        Self { calls, call, payload, at, hash, sent: None, record: None, owner: None, fence: 0 }
+        let Wish { payload, at, duplex, .. } = wish;
+        Self { calls, call, payload, duplex, at, hash, sent: None, record: None, owner: None, fence: 0 }
     }
 
     /// From its beginning, `now`, to its outcome.
@@ -117,6 +118,7 @@ impl<'a> UnderWay<'a> {
             deadline,
             view,
             fence: self.fence,
+            duplex: self.duplex.as_ref().map(|duplex| duplex.ends.clone()).unwrap_or_default(),
         };
         tokio::select! {
             biased;
@@ -134,7 +136,7 @@ impl<'a> UnderWay<'a> {
             hop,
             record: self.record.take().filter(|_| hop > 1),
         };
-        match self.calls.enqueue(to, outbound) {
+        match self.calls.enqueue(to, outbound, self.duplex.clone()) {
             Ok((link, seq, report)) => self.sent = Some(Sent { attempt, report, link, seq }),
             Err(proof) => {
                 self.call.unsent(self.calls.clock.now(), attempt, proof, &mut self.calls.lock_budget());
@@ -146,10 +148,16 @@ impl<'a> UnderWay<'a> {
     async fn hear(&mut self) {
         let sent = self.sent.as_mut().expect("an attempt is waited for after it was sent");
         let (attempt, report) = (sent.attempt, (&mut sent.report).await.unwrap_or(Report::Lost));
-        self.sent = None;
+        self.forget_sent();
         let calls = self.calls;
         let now = || calls.clock.now();
+        let begun = self.duplex.as_ref().is_some_and(|duplex| duplex.has_begun());
+        if begun {
+            self.call.begun(attempt);
+        }
         match report {
+            // What has begun cannot be refused any more.
+            Report::Refused(..) if begun => self.call.lost(now(), attempt, &mut calls.lock_budget()),
             Report::Unsent(proof) => self.call.unsent(now(), attempt, proof, &mut calls.lock_budget()),
             Report::Lost => self.call.lost(now(), attempt, &mut calls.lock_budget()),
             Report::Late => self.call.late(attempt),
@@ -171,10 +179,20 @@ impl<'a> UnderWay<'a> {
     }
 }
 
+impl UnderWay<'_> {
+    fn forget_sent(&mut self) -> Option<Sent> {
+        let sent = self.sent.take()?;
+        if self.duplex.is_some() {
+            lock(&sent.link.duplex).remove(&sent.seq);
+        }
+        Some(sent)
+    }
+}
+
 /// The call has its outcome, or its caller has gone away: nothing of it stays behind.
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if let Some(Sent { link, seq, .. }) = self.sent.take() {
+        if let Some(Sent { link, seq, .. }) = self.forget_sent() {
             link.queue(|link| link.abandon(seq));
             self.calls.close_over(&link);
         }
