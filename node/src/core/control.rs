@@ -134,8 +134,8 @@ impl Control {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn judge(&self, hello: &Hello, certified: NodeId) -> Result<(), Refusal> {
-        self.peers.judge(hello, certified, &self.fingerprint)
+    pub fn judge(&self, now: Instant, hello: &Hello, certified: NodeId) -> Result<(), Refusal> {
+        self.peers.judge(now, hello, certified, &self.fingerprint)
     }
 
     /// A message came in on a connection.

@@ -235,7 +235,7 @@ impl Peers {
     ///
     /// # Errors
     /// Why the connection is refused; whose fault it is stands with each [`Refusal`].
-    pub fn judge(&self, hello: &Hello, certified: NodeId, fingerprint: &[u8; 16]) -> Result<(), Refusal> {
+    pub fn judge(&self, now: Instant, hello: &Hello, certified: NodeId, fingerprint: &[u8; 16]) -> Result<(), Refusal> {
         if hello.class != self.class {
             return Err(Refusal::Class);
         }
@@ -252,8 +252,7 @@ impl Peers {
             return Err(Refusal::Leaving);
         }
         // One that takes the place of others is no more than there were.
-        let replaces = hello.anew && self.connection(hello.peer).is_some();
-        if self.is_full() && !replaces { Err(Refusal::Full) } else { Ok(()) }
+        if self.is_full() && self.dead(now, hello).is_empty() { Err(Refusal::Full) } else { Ok(()) }
     }
 
     fn is_full(&self) -> bool {
@@ -334,8 +333,9 @@ impl Peers {
 
     /// A connection was accepted, and its hello judged; what has changed since counts here.
     pub fn handle_accepted(&mut self, now: Instant, conn: ConnId, hello: &Hello) {
-        if hello.anew {
-            self.close_dead(now, hello);
+        for conn in self.dead(now, hello) {
+            self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
+            self.handle_closed(conn);
         }
         let why = if self.closing { Goodbye::Leaving } else { Goodbye::Full };
         if self.closing || self.is_full() {
@@ -345,19 +345,15 @@ impl Peers {
         }
     }
 
-    /// A process dials, for it has no connection to this one: those that stand here have ended there, and the word of it
+    /// If a process dials for it has no connection to this one: those that stand here have ended there, and the word of it
     /// was lost. One that is younger than two dials last may just have crossed this one, which was read late.
-    fn close_dead(&mut self, now: Instant, hello: &Hello) {
+    fn dead(&self, now: Instant, hello: &Hello) -> Vec<ConnId> {
         let is_dead = |id: &ConnId| {
             let conn = &self.conns[id];
             conn.life == hello.life && now.since(conn.since) > self.config.dial_timeout * 2
         };
-        let held = self.by_peer.get(&hello.peer).into_iter().flatten();
-        let dead: Vec<ConnId> = held.copied().filter(is_dead).collect();
-        for conn in dead {
-            self.commands.push_back(Command::Close { conn, why: Goodbye::Gone });
-            self.handle_closed(conn);
-        }
+        let held = self.by_peer.get(&hello.peer).filter(|_| hello.anew);
+        held.into_iter().flatten().copied().filter(is_dead).collect()
     }
 
     fn add(&mut self, now: Instant, id: ConnId, hello: &Hello, dialled: Option<Target>) {

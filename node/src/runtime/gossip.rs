@@ -319,7 +319,7 @@ impl Driver {
 
     fn on_greeted(&mut self, established: Established, node: NodeId, place: OwnedSemaphorePermit) {
         let now = self.clock.now();
-        if let Err(refusal) = self.control.judge(&established.hello, node) {
+        if let Err(refusal) = self.control.judge(self.clock.now(), &established.hello, node) {
             metrics::hello_refused(Class::Gossip, refusal);
             let address = established.connection.remote_address();
             if refusal != Refusal::Oneself && self.port.is_new(address, &refusal) {
@@ -343,7 +343,8 @@ impl Driver {
         let now = self.clock.now();
         self.dials.remove(&dial);
         let certified = super::tls::certified(&established.connection);
-        let judged = certified.ok_or(Refusal::Identity).and_then(|node| self.control.judge(&established.hello, node));
+        let judged =
+            certified.ok_or(Refusal::Identity).and_then(|node| self.control.judge(now, &established.hello, node));
         match judged {
             Ok(()) => {
                 let (hello, id) = (established.hello, established.id);

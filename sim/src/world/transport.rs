@@ -405,11 +405,12 @@ impl World {
     pub(crate) fn judge(&self, host: usize, class: Class, hello: &Hello, certified: NodeId) -> Result<(), Refusal> {
         let gone = Err(Refusal::Leaving);
         let machine = &self.hosts[host];
+        let now = machine.local(self.now);
         match class {
-            Class::Gossip => machine.control.as_ref().map_or(gone, |control| control.judge(hello, certified)),
+            Class::Gossip => machine.control.as_ref().map_or(gone, |control| control.judge(now, hello, certified)),
             Class::Calls => {
                 let fingerprint = machine.home.fingerprint();
-                machine.app.as_ref().map_or(gone, |app| app.peers.judge(hello, certified, &fingerprint))
+                machine.app.as_ref().map_or(gone, |app| app.peers.judge(now, hello, certified, &fingerprint))
             }
         }
     }

@@ -88,8 +88,9 @@ fn whoever_is_full_has_room_for_a_process_that_dials_anew() {
     low.handle_accepted(Instant::ORIGIN, ConnId(1), &hello(2, 2));
     let later = Instant::ORIGIN + config.dial_timeout * 3;
     let (other, anew) = (hello(3, 3), Hello { anew: true, ..hello(2, 2) });
-    assert_eq!(low.judge(&other, other.peer.id, &[0; 16]), Err(Refusal::Full));
-    assert_eq!(low.judge(&anew, anew.peer.id, &[0; 16]), Ok(()));
+    assert_eq!(low.judge(later, &other, other.peer.id, &[0; 16]), Err(Refusal::Full));
+    assert_eq!(low.judge(Instant::ORIGIN, &anew, anew.peer.id, &[0; 16]), Err(Refusal::Full), "they may have crossed");
+    assert_eq!(low.judge(later, &anew, anew.peer.id, &[0; 16]), Ok(()));
     low.handle_accepted(later, ConnId(2), &anew);
     assert_eq!(low.connection(peer(2)), Some(ConnId(2)));
 }
@@ -165,7 +166,7 @@ fn whoever_had_this_address_before_is_not_looked_for_here() {
 fn a_hello_is_refused_for_each_reason() {
     let low = peers(1);
     let certified = NodeId::from_u128(2);
-    let judge = |hello: Hello, certified| low.judge(&hello, certified, &[0; 16]);
+    let judge = |hello: Hello, certified| low.judge(Instant::ORIGIN, &hello, certified, &[0; 16]);
     assert_eq!(judge(hello(2, 2), certified), Ok(()));
     assert_eq!(judge(hello(2, 2), NodeId::from_u128(3)), Err(Refusal::Identity));
     assert_eq!(judge(hello(2, 1), certified), Err(Refusal::Oneself));

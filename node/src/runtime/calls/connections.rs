@@ -121,8 +121,8 @@ impl Calls {
         match result {
             Ok(established) => {
                 let certified = super::super::tls::certified(&established.connection).ok_or(HelloRefusal::Identity);
-                let judged =
-                    certified.and_then(|node| self.lock_peers().judge(&established.hello, node, &self.fingerprint));
+                let judged = certified
+                    .and_then(|node| self.lock_peers().judge(now, &established.hello, node, &self.fingerprint));
                 match judged {
                     Ok(()) => {
                         self.adopt(established, |peers, id, hello| peers.handle_dialled(now, dial, id, hello));
@@ -256,7 +256,8 @@ pub(super) async fn accept(calls: Arc<Calls>) {
                     return;
                 }
             };
-            let judged = calls_here.lock_peers().judge(&established.hello, node, &calls_here.fingerprint);
+            let now = calls_here.clock.now();
+            let judged = calls_here.lock_peers().judge(now, &established.hello, node, &calls_here.fingerprint);
             if let Err(refusal) = judged {
                 metrics::hello_refused(Class::Calls, refusal);
                 if calls_here.port.is_new(address, &refusal) {
