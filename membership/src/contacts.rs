@@ -17,7 +17,7 @@ const SEED_EVERY: usize = 30;
 #[derive(Debug)]
 pub(crate) struct Contacts {
     lost: VecDeque<Peer>,
-    /// How many rounds there were.
+    /// How many rounds there were since a seed was tried.
     rounds: usize,
     rng: Rng,
 }
@@ -73,9 +73,10 @@ impl Membership {
         }
         self.contacts.rounds += 1;
         if self.joiner.joined
-            && self.contacts.rounds.is_multiple_of(present.clamp(1, SEED_EVERY))
+            && self.contacts.rounds >= present.clamp(1, SEED_EVERY)
             && let Some(seed) = self.absent_seed()
         {
+            self.contacts.rounds = 0;
             let ranges = self.sum_up_all();
             self.outbox.push_back((Destination::Seed(seed), Outgoing::Whole(Message::Ranges { ranges })));
         }

@@ -9,8 +9,9 @@ use crate::codec::{Blob, Malformed};
 use crate::event::Event;
 use crate::membership::{Destination, Membership, Outgoing, Timer};
 use crate::probe::Purpose;
+use crate::roster::Admitted;
 use crate::wire::{Message, ROWS_MAX, RowBody};
-use crate::{Incarnation, Instant, NodeId, Peer, Record, Rng, State};
+use crate::{Config, Incarnation, Instant, NodeId, Peer, Record, Rng, State};
 
 /// Bytes of rows in one message; a longer list takes several.
 const ROWS_BYTES_MAX: usize = 48 * 1_024;
@@ -28,6 +29,8 @@ pub(crate) struct Joiner {
     pub(crate) joined: bool,
     attempts: u32,
     turn: usize,
+    /// Since when there is a connection to seeds that have not answered on it.
+    met: BTreeMap<Peer, Instant>,
     /// The parts of their lists that seeds have sent so far.
     lists: BTreeMap<Peer, (u64, BTreeSet<u16>)>,
     rng: Rng,
@@ -52,7 +55,15 @@ pub(crate) fn in_parts(rows: Vec<RowBody>) -> Vec<Vec<RowBody>> {
 
 impl Joiner {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { seeds: Vec::new(), joined: false, attempts: 0, turn: 0, lists: BTreeMap::new(), rng }
+        Self {
+            seeds: Vec::new(),
+            joined: false,
+            attempts: 0,
+            turn: 0,
+            met: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            rng,
+        }
     }
 
     /// Notes a part of a seed's list; whether the list is whole now.
@@ -69,8 +80,16 @@ impl Joiner {
     }
 
     /// Those who look for the cluster together are one, but not before those who are in it had time to answer.
-    fn is_patient_enough(&self) -> bool {
-        self.attempts > PATIENCE
+    fn is_patient_enough(&self, now: Instant, config: &Config) -> bool {
+        // A dial can take as long as the first attempts.
+        self.attempts > PATIENCE && self.met.values().all(|met| now.since(*met) > config.join_retry)
+    }
+
+    /// A connection to `peer` stands: if it is a seed, it is asked on it.
+    pub(crate) fn meet(&mut self, now: Instant, peer: Peer) {
+        if !self.joined && self.seeds.contains(&peer.address) {
+            self.met.insert(peer, now);
+        }
     }
 
     pub(crate) fn next_seed(&mut self) -> Option<SocketAddr> {
@@ -106,7 +125,7 @@ impl Membership {
         for seed in self.joiner.seeds.clone() {
             self.ask_seed(Destination::Seed(seed));
         }
-        if self.joiner.is_patient_enough() {
+        if self.joiner.is_patient_enough(now, &self.config) {
             // No seed is there: whoever was met before, or has been met meanwhile, will do.
             let met = self.pick_neighbours(OTHERS_ASKED, None);
             let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
@@ -130,6 +149,7 @@ impl Membership {
         if !self.joiner.joined {
             self.joiner.joined = true;
             self.joiner.lists.clear();
+            self.joiner.met.clear();
             self.timers.cancel(Timer::Join);
             self.events.push_back(Event::Joined);
         }
@@ -203,7 +223,7 @@ impl Membership {
         }
         self.admit_and_tell(now, record);
         let settled = self.joiner.joined;
-        if self.joiner.is_patient_enough() {
+        if self.joiner.is_patient_enough(now, &self.config) {
             self.on_joined();
         }
         let rows: Vec<RowBody> = self
@@ -235,6 +255,7 @@ impl Membership {
         self.refute(now, Incarnation::new(incarnation.boot, u32::MAX), State::Left);
         // It may take several steps; how many are taken at once is limited.
         if self.me.incarnation.boot > own {
+            self.joiner.meet(now, from);
             self.ask_seed(Destination::Peer(from));
         }
     }
@@ -266,7 +287,10 @@ impl Membership {
             self.on_listed(now, from.id, row)?;
         }
         let whole = self.joiner.is_whole(from, list, part, parts);
-        if whole && (settled || self.joiner.is_patient_enough()) {
+        if whole {
+            self.joiner.met.remove(&from);
+        }
+        if whole && (settled || self.joiner.is_patient_enough(now, &self.config)) {
             self.on_joined();
         }
         Ok(())
@@ -284,19 +308,18 @@ impl Membership {
             self.stats.members_refused += 1;
             return Ok(());
         }
-        if let crate::roster::Admitted::Changed(before) = self.roster.admit_record(now, &record) {
+        let before = self.roster.belief(row.id);
+        let mut changed = matches!(self.roster.admit_record(now, &record), Admitted::Changed(_));
+        // Whoever is gone there was never here.
+        if matches!(row.state, State::Down | State::Left) {
+            let gone = self.roster.admit_state(now, row.id, row.state, row.incarnation);
+            changed |= matches!(gone, Admitted::Changed(_));
+        }
+        if changed {
             self.on_changed(now, row.id, before);
         }
-        match row.state {
-            State::Alive => {}
-            State::Suspect => self.suspect(now, row.id, row.incarnation, from),
-            State::Down | State::Left => {
-                if let crate::roster::Admitted::Changed(before) =
-                    self.roster.admit_state(now, row.id, row.state, row.incarnation)
-                {
-                    self.on_changed(now, row.id, before);
-                }
-            }
+        if row.state == State::Suspect {
+            self.suspect(now, row.id, row.incarnation, from);
         }
         Ok(())
     }
@@ -347,6 +370,25 @@ mod tests {
         joiner.join(now, &[address(2), address(3)]);
         assert_eq!(asked(&mut joiner, now), [Destination::Seed(address(3))]);
         assert_eq!(joiner.join_attempts(), 1);
+    }
+
+    #[test]
+    fn a_seed_that_was_reached_a_moment_ago_is_waited_for() {
+        let (mut joiner, other) = (node("a"), node("b"));
+        let seed = Peer { id: NodeId::from_u128(9), address: address(2) };
+        joiner.join(Instant::ORIGIN, &[seed.address]);
+        let now = Instant::ORIGIN + Duration::from_secs(1);
+        joiner.handle_timeout(Instant::ORIGIN);
+        joiner.handle_timeout(now);
+        joiner.handle_connected(now, seed);
+        let asks = |joiner: &mut Membership, at| {
+            let record = Blob(other.record().bytes().to_vec());
+            joiner.on_join_request(at, other.record().peer(), record).expect("it is whole");
+            joiner.is_joined()
+        };
+        assert!(!asks(&mut joiner, now), "the seed may be in a cluster");
+        let later = now + joiner.config.join_retry + Duration::from_millis(1);
+        assert!(asks(&mut joiner, later), "it does not answer, and both look for one");
     }
 
     #[test]

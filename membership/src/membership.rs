@@ -318,7 +318,8 @@ impl Membership {
     }
 
     /// A connection to `peer` stands that did not before.
-    pub fn handle_connected(&mut self, peer: Peer) {
+    pub fn handle_connected(&mut self, now: Instant, peer: Peer) {
+        self.joiner.meet(now, peer);
         self.ask_again(peer);
     }
 

@@ -260,8 +260,11 @@ impl Membership {
                     self.contacts.found(id);
                     self.timers.cancel(Timer::Reap(id));
                 }
-                (true, false) => {
-                    self.on_presence(now, id, false);
+                // A newcomer is told of members that it never had.
+                (_, false) if was_present || before.is_none() => {
+                    if was_present {
+                        self.on_presence(now, id, false);
+                    }
                     if state == State::Down {
                         self.contacts.lose(peer, self.config.contacts_max);
                     }

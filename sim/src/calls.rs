@@ -220,6 +220,11 @@ impl App {
         self.admission.remembered()
     }
 
+    /// Something comes on a connection that the transport takes for nothing new.
+    pub(crate) fn hears(&mut self, conn: ConnId) {
+        self.unheard.remove(&conn);
+    }
+
     /// Whether anything is under way.
     pub(crate) fn is_busy(&self) -> bool {
         !self.active.is_empty() || !self.running.is_empty()

@@ -339,7 +339,7 @@ impl Control {
         match event {
             PeersEvent::Up { peer, conn, dialled } => {
                 self.wanted.cancel(*peer);
-                self.membership.handle_connected(*peer);
+                self.membership.handle_connected(now, *peer);
                 let own = Target::Peer(*peer, peer.address);
                 for target in [Some(own), *dialled].into_iter().flatten() {
                     for (delivery, bytes) in self.waiting.remove(&target).unwrap_or_default() {

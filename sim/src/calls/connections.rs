@@ -6,8 +6,8 @@ use super::*;
 const HOUSE: Duration = Duration::from_secs(10);
 /// After so long a process that answers nothing is handed nothing more.
 const SILENT: Duration = Duration::from_millis(2_500);
-/// The same where another connection to it stands, on which it may be heard.
-const SILENT_BESIDE: Duration = Duration::from_secs(6);
+/// The same where another connection to it stands, on which it may be heard: as long as losses keep one silent.
+const SILENT_BESIDE: Duration = Duration::from_secs(10);
 
 impl World {
     pub(super) fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {

@@ -254,6 +254,7 @@ impl World {
         let Some(held) = self.network.conns.get(conn) else { return };
         let to = held.ends[end].process;
         if held.ends[end].open {
+            self.hosts[to.host].app.iter_mut().for_each(|app| app.hears(ConnId(conn)));
             self.give(to, Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))));
         }
     }
