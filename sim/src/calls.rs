@@ -129,8 +129,8 @@ pub(crate) struct App {
     active: BTreeMap<u64, Active>,
     running: BTreeMap<u64, Running>,
     armed: Option<Instant>,
-    /// When something was first handed to a connection since the transport heard of its other end.
-    unheard: BTreeMap<ConnId, Instant>,
+    /// When something was first, and last, handed to a connection since the transport heard of its other end.
+    unheard: BTreeMap<ConnId, (Instant, Instant)>,
     /// When links are looked at.
     watched: BTreeMap<Instance, Instant>,
     /// What others have sent, and what they have cancelled.

@@ -177,10 +177,12 @@ impl World {
         let troubled = host.slow > 1 || host.stands_still();
         let since = host.troubled.unwrap_or(Instant::ORIGIN);
         let Some(app) = host.app.as_mut().filter(|_| !troubled) else { return };
-        let first = app.unheard.entry(conn).or_insert(now);
-        if *first <= heard {
+        let (first, last) = app.unheard.entry(conn).or_insert((now, now));
+        // After a while without anything it is another try, because something was heard elsewhere.
+        if *first <= heard || now.since(*last) > SILENT {
             *first = now;
         }
+        *last = now;
         let silent = now.since((*first).max(since));
         let to = app.conns.get(&conn);
         let only = app.conns.values().filter(|other| Some(*other) == to).count() == 1;
