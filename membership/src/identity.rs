@@ -135,22 +135,15 @@ impl Membership {
         if incarnation.boot < own.boot {
             return true;
         }
-        self.note_removal(state, incarnation);
-        match state {
-            State::Left => {
-                self.refute(now, Incarnation::new(own.boot, u32::MAX), state);
-                true
-            }
-            State::Suspect | State::Down if incarnation >= own => {
-                self.refute(now, incarnation, state);
-                true
-            }
-            State::Alive if incarnation > own => {
-                self.refute(now, incarnation, state);
-                true
-            }
-            _ => incarnation < own,
+        if state != State::Alive {
+            self.on_own_accusation(now, state, incarnation);
+            return true;
         }
+        self.note_removal(state, incarnation);
+        if incarnation > own {
+            self.refute(now, incarnation, state);
+        }
+        incarnation != own
     }
 
     /// Refutes that this node is `against` at `at`.
@@ -343,6 +336,21 @@ mod tests {
         assert_eq!(claim(&mut membership, now), BOOTS_AT_ONCE);
         assert_eq!(claim(&mut membership, now + BOOT_EVERY), BOOTS_AT_ONCE + 1);
         assert!(membership.stats.implausible > 1_000, "what is passed over is counted");
+    }
+
+    #[test]
+    fn whoever_is_in_no_cluster_yet_takes_an_accusation_for_one_of_an_earlier_life() {
+        for joined in [false, true] {
+            let mut node = node("a");
+            if joined {
+                node.join(Instant::ORIGIN, &[]);
+            }
+            let own = node.record().incarnation();
+            node.on_accusation(Instant::ORIGIN, node.id(), State::Down, own, NodeId::from_u128(9));
+            let after = node.record().incarnation();
+            assert!(after > own);
+            assert_eq!(after.boot > own.boot, !joined);
+        }
     }
 
     #[test]

@@ -124,14 +124,15 @@ impl Membership {
         self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation)
     }
 
-    fn on_own_accusation(&mut self, now: Instant, state: State, incarnation: Incarnation) {
+    pub(crate) fn on_own_accusation(&mut self, now: Instant, state: State, incarnation: Incarnation) {
         self.note_removal(state, incarnation);
         let own = self.me.incarnation;
         if incarnation.boot != own.boot {
             // An earlier life, or a claim without a record, which the next belief brings up again.
             return;
         }
-        if state == State::Left {
+        if state == State::Left || !self.joiner.joined {
+            // Whoever is in no cluster yet is hardly known to anybody: an earlier life is meant.
             self.refute(now, Incarnation::new(own.boot, u32::MAX), state);
         } else if incarnation >= own {
             self.refute(now, incarnation, state);
