@@ -40,11 +40,13 @@ use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
 
 use self::connections::{accept, keep_deadlines, keep_time};
+use self::peer_link::{PeerLink, Writers};
 use self::serving::{MERGES_MAX, Running, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
 pub(super) mod duplex;
+mod peer_link;
 mod serving;
 pub(super) mod streams;
 mod under_way;
@@ -64,126 +66,6 @@ enum Report {
 }
 
 type Token = oneshot::Sender<Report>;
-
-/// Everything between this process and one other.
-struct PeerLink {
-    link: Mutex<Link<Token, Bytes>>,
-    /// The writers of its connections, to be told that something waits.
-    writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
-    /// Calls of the other process that have a task here.
-    running: Mutex<Running>,
-    /// Told when there may be room for answers again.
-    room: Notify,
-    /// Attempts whose large answers are coming: each once.
-    arriving: Mutex<HashSet<u64>>,
-    /// Attempts that wait for a stream of their own, and what is to follow them.
-    duplex: Mutex<HashMap<u64, Arc<DuplexCall>>>,
-}
-
-/// The writers of one connection.
-#[derive(Debug, Default)]
-struct Writers {
-    lanes: Notify,
-    large: Notify,
-    duplex: Notify,
-}
-
-/// For which writers of a connection something waits.
-#[derive(Copy, Clone, Default)]
-struct Work {
-    lanes: bool,
-    large: bool,
-    duplex: bool,
-}
-
-impl Work {
-    fn of(link: &Link<Token, Bytes>) -> Self {
-        Self { lanes: link.has_work(), large: link.has_large_work(), duplex: link.has_duplex_work() }
-    }
-
-    fn is_any(self) -> bool {
-        self.lanes || self.large || self.duplex
-    }
-
-    /// What there was not `before`.
-    fn since(self, before: Self) -> Self {
-        Self {
-            lanes: self.lanes && !before.lanes,
-            large: self.large && !before.large,
-            duplex: self.duplex && !before.duplex,
-        }
-    }
-}
-
-impl PeerLink {
-    fn lock(&self) -> MutexGuard<'_, Link<Token, Bytes>> {
-        lock(&self.link)
-    }
-
-    fn is_connected_with_work(&self) -> bool {
-        let link = self.lock();
-        link.is_connected() && Work::of(&link).is_any()
-    }
-
-    /// Waits until the other end has read enough of its answers, or has gone.
-    async fn wait_for_room(&self) {
-        loop {
-            let mut told = std::pin::pin!(self.room.notified());
-            // From here on nothing that is told is missed.
-            told.as_mut().enable();
-            if !self.lock().is_choked() {
-                return;
-            }
-            told.await;
-        }
-    }
-
-    /// Something may wait to be written, and nobody may have been told.
-    fn wake(&self) {
-        let work = Work::of(&self.lock());
-        self.tell(work);
-    }
-
-    /// Changes the link, after which something may wait to be written. Who writes is told by whoever makes the first of
-    /// it wait, and takes all of it.
-    fn queue<R>(&self, change: impl FnOnce(&mut Link<Token, Bytes>) -> R) -> R {
-        let (done, new) = {
-            let mut link = self.lock();
-            let before = Work::of(&link);
-            let done = change(&mut link);
-            (done, Work::of(&link).since(before))
-        };
-        if new.is_any() {
-            self.tell(new);
-        }
-        done
-    }
-
-    /// Every connection's writers are told: only those of the one that is kept take it.
-    fn tell(&self, work: Work) {
-        for (_, writers) in lock(&self.writers).iter() {
-            if work.lanes {
-                writers.lanes.notify_one();
-            }
-            if work.large {
-                writers.large.notify_one();
-            }
-            if work.duplex {
-                writers.duplex.notify_one();
-            }
-        }
-    }
-
-    /// Tells whoever waits for attempts that end without an answer.
-    fn report(cut: CutOff<Token>, lost: impl Fn() -> Report) {
-        for token in cut.lost {
-            let _ = token.send(lost());
-        }
-        for (token, proof) in cut.unsent {
-            let _ = token.send(Report::Unsent(proof));
-        }
-    }
-}
 
 impl Calls {
     /// Closes the connections of a link on which nothing more will come: so the other end hears that all has arrived.
@@ -516,16 +398,7 @@ impl Calls {
         if let Some(link) = self.links.get(&to) {
             return Arc::clone(&link);
         }
-        let made = || {
-            Arc::new(PeerLink {
-                link: Mutex::new(Link::new(self.clock.now(), to, LinkLimits::default())),
-                writers: Mutex::default(),
-                running: Mutex::default(),
-                room: Notify::new(),
-                arriving: Mutex::default(),
-                duplex: Mutex::default(),
-            })
-        };
+        let made = || Arc::new(PeerLink::new(Link::new(self.clock.now(), to, LinkLimits::default())));
         Arc::clone(&self.links.entry(to).or_insert_with(made))
     }
 
