@@ -53,7 +53,8 @@ impl BodyWriter {
     /// Writes some bytes; waits while the reader is behind.
     ///
     /// # Errors
-    /// If nobody reads any more: the call has its outcome, or never began.
+    /// If nobody reads any more: the call has its outcome, or never began. A caller in another process that reads no more, and
+    /// still waits for the outcome, is not noticed: what is written for it goes nowhere.
     pub async fn write(&mut self, bytes: impl Into<Bytes>) -> Result<(), Cut> {
         let mut rest = bytes.into();
         while !rest.is_empty() {

@@ -155,10 +155,11 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
         }
         Class::Calls => {
             config.max_idle_timeout(Some(timeout(idle.calls)));
-            let bidi = (LANES + DUPLEX_MAX) as u32;
+            // quinn says that a place is free once there are a few.
+            let bidi = (LANES + DUPLEX_MAX + 4) as u32;
             config.max_concurrent_bidi_streams(streams(bidi)).max_concurrent_uni_streams(streams(16));
-            // What handlers of duplex calls leave unread is in nobody else's way.
-            let all = (16 << 20) + DUPLEX_MAX as u32 * STREAM_WINDOW;
+            // What is left unread of duplex calls, of this end's or the other's, is in nobody else's way.
+            let all = (16 << 20) + 2 * DUPLEX_MAX as u32 * STREAM_WINDOW;
             config.stream_receive_window(streams(STREAM_WINDOW)).receive_window(streams(all)).send_window(8 << 20);
             // A handler may run longer than a connection may be silent.
             config.keep_alive_interval(Some(idle.calls / 4));
@@ -166,7 +167,6 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
             acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));
             config.ack_frequency_config(Some(acknowledgements));
-            config.send_fairness(false);
             let mut discovery = quinn::MtuDiscoveryConfig::default();
             discovery.upper_bound(CALLS_PACKET_BYTES_MAX);
             config.mtu_discovery_config(Some(discovery));

@@ -256,3 +256,50 @@ fn what_has_begun_is_made_once_also_where_it_may_run_twice() {
         assert!(matches!(answered.outcome, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))));
     });
 }
+
+#[test]
+fn a_handler_whose_caller_is_gone_with_its_connection_is_dropped() {
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let serve = handler(move |request: Request| {
+        let told = told.clone();
+        async move {
+            let _over = Over(told.clone());
+            let _kept = bodies(&request)?;
+            _ = told.send("it waits for something else");
+            std::future::pending().await
+        }
+    });
+    let pair = Pair::new(move |builder| builder.service("serve", serve.clone()));
+    pair.runtime.block_on(async {
+        let (request, _writer, _reader) = duplex("serve", pair.key_of(&pair.two));
+        let node = pair.one.clone();
+        let call = tokio::spawn(async move { node.call(request).await });
+        assert_eq!(heard.recv().await, Some("it waits for something else"));
+        pair.one.close().await;
+        assert_eq!(heard.recv().await, Some("it is over"));
+        assert!(matches!(call.await.unwrap().outcome, Outcome::Unknown(Unknown::Lost)));
+    });
+}
+
+#[test]
+fn calls_pass_a_body_that_flows_by() {
+    let pair = Pair::new(|builder| {
+        builder.service("echo", handler(echo)).service("quick", handler(async |request: Request| Ok(request.body)))
+    });
+    let key = pair.key_of(&pair.two);
+    pair.runtime.block_on(async {
+        let (request, mut writer, mut reader) = duplex("echo", key.clone());
+        let node = pair.one.clone();
+        let call = tokio::spawn(async move { node.call(request).await });
+        let flowing = tokio::spawn(async move { while writer.write(vec![1; 1 << 16]).await.is_ok() {} });
+        let reading = tokio::spawn(async move { while let Some(Ok(_)) = reader.read().await {} });
+        for _ in 0..100 {
+            let answered = pair.one.call(CallRequest::new("quick", key.clone(), "x")).await;
+            assert_eq!(answered.outcome, Outcome::Ok("x".into()));
+        }
+        assert!(!flowing.is_finished());
+        call.abort();
+        flowing.await.unwrap();
+        reading.await.unwrap();
+    });
+}

@@ -10,7 +10,7 @@ use swimring_membership::codec::Malformed;
 
 use super::super::bodies::{BodyReader, BodyWriter, Duplex, DuplexCall, body};
 use super::connections::Lane;
-use super::serving::{Body, on_call};
+use super::serving::{Body, Place, on_call};
 use super::streams::{LARGE_TIMEOUT, Unacknowledged, expel, on_arrival, read_body};
 use super::*;
 use crate::core::link::{Arrival, Opening};
@@ -18,7 +18,7 @@ use crate::core::link::{Arrival, Opening};
 /// Most duplex calls under way on one connection, each way; others wait for their turn.
 pub const DUPLEX_MAX: usize = 16;
 /// What a duplex call may take of the memory of whoever serves it, besides its own body: what was sent and not read.
-pub(crate) const DUPLEX_BYTES: usize = 4 << 20;
+pub(crate) const DUPLEX_BYTES: usize = 1 << 20;
 /// Tells the other end that what was on a stream is not whole.
 const CUT_OFF: VarInt = VarInt::from_u32(1);
 
@@ -86,7 +86,8 @@ async fn exchange(
     if send.0.write_all_chunks(&mut [frame.head.into(), frame.body]).await.is_err() {
         return Ok(());
     }
-    let Some((prefix, header)) = read_head(&mut recv, lane.calls.body_bytes_max).await? else { return Ok(()) };
+    let bytes_max = lane.calls.body_bytes_max.max(LANE_BODY_BYTES_MAX);
+    let Some((prefix, header)) = read_head(&mut recv, bytes_max).await? else { return Ok(()) };
     let Some(frame @ Frame::Begun { .. }) = prefix.frame(&header)? else {
         return Err(Malformed::OutOfRange("an answer before the beginning"));
     };
@@ -104,7 +105,7 @@ async fn exchange(
         std::future::pending().await
     };
     let last = tokio::select! {
-        last = pump_in(&mut recv, writer, (Then::Answer, lane.calls.body_bytes_max)) => last?,
+        last = pump_in(&mut recv, writer, (Then::Answer, bytes_max)) => last?,
         () = sending => None,
     };
     let Some((prefix, header)) = last else { return Ok(()) };
@@ -220,9 +221,15 @@ async fn on_stream(lane: &Lane, send: Sending, mut recv: RecvStream) -> Result<(
     let Some(Frame::Call(call)) = prefix.frame(&header)? else {
         return Err(Malformed::OutOfRange("the beginning of a duplex call"));
     };
+    if lane.link.lock().is_choked() {
+        metrics::dropped("call");
+        return Ok(());
+    }
     let Some(opening) = read_body(&mut recv, prefix.body_bytes).await else { return Ok(()) };
     let exchange = Exchange { lane: lane.clone(), send, recv };
-    on_call(lane, call, Body::Opening(opening.into(), Box::new(exchange)), None);
+    // Where less is allowed to any body, less is booked.
+    let bytes = (opening.len() + DUPLEX_BYTES).min(lane.calls.body_bytes_max).max(opening.len());
+    on_call(lane, call, Body::Opening(opening.into(), Box::new(exchange), bytes), None);
     Ok(())
 }
 
@@ -234,12 +241,13 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Runs the handler while its bodies come and go. The stream takes its answer.
+    /// Runs the handler while its bodies come and go. The stream takes its answer. None if the connection ends before: the
+    /// call is lost, and nobody can say so to the handler.
     pub(super) async fn run<T>(
         &mut self,
         seq: u64,
         handler: impl AsyncFnOnce(Duplex) -> Result<Bytes, T>,
-    ) -> Result<Bytes, T> {
+    ) -> Option<Result<Bytes, T>> {
         let ((to_handler, reader), (writer, of_handler)) = (body(), body());
         let ended = CancellationToken::new();
         let Self { lane, send, recv } = self;
@@ -264,13 +272,19 @@ impl Exchange {
                 },
             }
         };
-        tokio::join!(running, sending, receiving).0
+        tokio::select! {
+            biased;
+            (result, ..) = async { tokio::join!(running, sending, receiving) } => Some(result),
+            _ = lane.connection.closed() => None,
+        }
     }
 
-    /// Sends the answer behind everything else; waits until it is there.
-    pub(super) async fn answer(mut self, frame: &Frame<'_>, body: Bytes) {
+    /// Sends the answer behind everything else, and gives the call's place back; waits until the answer is there.
+    pub(super) async fn answer(mut self, frame: &Frame<'_>, body: Bytes, place: Place) {
         let _counted = Unacknowledged::count(&self.lane.calls);
-        if self.send.write(frame, body).await.is_ok() && self.send.0.finish().is_ok() {
+        let written = self.send.write(frame, body).await.is_ok() && self.send.0.finish().is_ok();
+        drop(place);
+        if written {
             _ = self.send.0.stopped().await;
         }
     }

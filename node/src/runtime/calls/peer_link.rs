@@ -30,7 +30,7 @@ pub(super) struct Writers {
 struct Work {
     lanes: bool,
     large: bool,
-    pub(super) duplex: bool,
+    duplex: bool,
 }
 
 impl Work {

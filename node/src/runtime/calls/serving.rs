@@ -14,7 +14,7 @@ use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
 use super::super::service::{self, Begun, Entry, Handles, MakeQuick, Request, ServiceError};
 use super::connections::Lane;
-use super::duplex::{DUPLEX_BYTES, Exchange};
+use super::duplex::Exchange;
 use super::streams::{LARGE_TIMEOUT, read_body};
 use super::*;
 
@@ -31,7 +31,8 @@ pub(super) const MERGES_MAX: usize = 256;
 pub(super) enum Body {
     Here(Bytes),
     Coming(RecvStream, usize),
-    Opening(Bytes, Box<Exchange>),
+    /// And how many bytes are booked for all of it.
+    Opening(Bytes, Box<Exchange>, usize),
 }
 
 impl Body {
@@ -39,7 +40,7 @@ impl Body {
         match self {
             Self::Here(body) => body.len(),
             Self::Coming(_, length) => *length,
-            Self::Opening(body, _) => body.len() + DUPLEX_BYTES,
+            Self::Opening(_, _, bytes) => *bytes,
         }
     }
 
@@ -47,7 +48,7 @@ impl Body {
     async fn whole(self) -> Option<(Bytes, Option<Box<Exchange>>)> {
         match self {
             Self::Here(body) => Some((body, None)),
-            Self::Opening(body, exchange) => Some((body, Some(exchange))),
+            Self::Opening(body, exchange, _) => Some((body, Some(exchange))),
             Self::Coming(mut stream, length) => {
                 let reading = read_body(&mut stream, length);
                 Some((tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??.into(), None))
@@ -306,10 +307,9 @@ async fn run(call: Admitted, body: Body) {
                 Ok(()) => service::run(&mut service, Request { duplex, ..request }).await,
                 Err(error) => Err(error),
             };
-            let result = exchange.run(seq, run).await;
+            let Some(result) = exchange.run(seq, run).await else { return };
             let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);
-            drop(place);
-            exchange.answer(&frame, body).await;
+            exchange.answer(&frame, body, place).await;
         }
     }
 }
@@ -374,7 +374,7 @@ impl Calls {
 }
 
 /// The place that a call of another takes. Gives it back, also when its task is dropped.
-struct Place {
+pub(super) struct Place {
     calls: Arc<Calls>,
     link: Arc<PeerLink>,
     permit: Option<Permit>,

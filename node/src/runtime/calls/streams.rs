@@ -66,6 +66,8 @@ pub(super) async fn open_lanes(lane: Lane, dialled: bool) {
 
 /// Writes and reads on one lane until it ends.
 pub(super) async fn keep_lane(lane: &Lane, send: SendStream, recv: RecvStream) {
+    // Bodies on streams of their own take what lanes leave.
+    _ = send.set_priority(1);
     // What was read is answered in the same turn.
     tokio::join!(biased; read(lane, recv), write(lane, send));
 }
