@@ -135,14 +135,16 @@ struct Caller {
     running: usize,
 }
 
-/// Calls that run, and the bytes of their bodies.
-#[derive(Copy, Clone, Debug, Default)]
-struct Load {
-    calls: usize,
-    bytes: usize,
+/// Calls that run.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// How many.
+    pub calls: usize,
+    /// Bytes of their bodies.
+    pub bytes: usize,
 }
 
-impl Load {
+impl Running {
     fn add(&mut self, bytes: usize) {
         self.calls += 1;
         self.bytes += bytes;
@@ -165,8 +167,8 @@ pub struct Admission {
     limits: Limits,
     callers: BTreeMap<Instance, Caller>,
     /// What the calls of each peer take, whichever processes of it sent them: a peer can claim to be many.
-    of_peers: BTreeMap<NodeId, Load>,
-    under_way: Load,
+    of_peers: BTreeMap<NodeId, Running>,
+    running: Running,
     pace: Pace,
     leaving: bool,
     stats: AdmissionStats,
@@ -180,7 +182,7 @@ impl Admission {
             limits,
             callers: BTreeMap::new(),
             of_peers: BTreeMap::new(),
-            under_way: Load::default(),
+            running: Running::default(),
             pace: Pace::default(),
             leaving: false,
             stats: AdmissionStats::default(),
@@ -225,7 +227,7 @@ impl Admission {
             return Verdict::Refuse(why, owner);
         }
         self.stats.admitted += 1;
-        self.under_way.add(body_bytes);
+        self.running.add(body_bytes);
         self.of_peers.entry(caller.node).or_default().add(body_bytes);
         if let Some(held) = self.callers.get_mut(&caller) {
             held.running += 1;
@@ -264,7 +266,7 @@ impl Admission {
     }
 
     /// Whatever speaks against running it here, whoever owns its key.
-    fn refusal(&mut self, now: Instant, incoming: &Incoming<'_>, of_peer: Load) -> Option<Refusal> {
+    fn refusal(&mut self, now: Instant, incoming: &Incoming<'_>, of_peer: Running) -> Option<Refusal> {
         let header = incoming.header;
         if incoming.body_bytes > self.limits.body_bytes_max
             || header.hop == 0
@@ -286,10 +288,10 @@ impl Admission {
         Refusal::Overloaded { retry_after_ms: self.pace.refuse(now).as_millis() as u32 }
     }
 
-    fn has_room(&self, bytes: usize, of_peer: Load) -> bool {
+    fn has_room(&self, bytes: usize, of_peer: Running) -> bool {
         let limits = &self.limits;
         of_peer.has_room(bytes, limits.calls_of_peer_max, limits.bytes_of_peer_max)
-            && self.under_way.has_room(bytes, limits.calls_max, limits.bytes_max)
+            && self.running.has_room(bytes, limits.calls_max, limits.bytes_max)
     }
 
     /// The caller does not wait any more for what it sent under this number: if that has not begun, it will not.
@@ -301,7 +303,7 @@ impl Admission {
 
     /// The handler has ended.
     pub fn complete(&mut self, now: Instant, permit: Permit) {
-        self.under_way.remove(permit.bytes);
+        self.running.remove(permit.bytes);
         self.pace.free(now);
         if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
             of_peer.remove(permit.bytes);
@@ -314,9 +316,9 @@ impl Admission {
         }
     }
 
-    /// How many calls of others run now.
-    pub fn running(&self) -> usize {
-        self.under_way.calls
+    /// The calls of others that run now.
+    pub fn running(&self) -> Running {
+        self.running
     }
 
     /// The limits.
@@ -452,7 +454,7 @@ mod tests {
         assert!(is_overloaded(&verdict), "another process of it is the same peer");
         assert!(matches!(admission.admit(NOW, from(other), true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(NOW, second);
-        assert_eq!(admission.running(), 2);
+        assert_eq!(admission.running().calls, 2);
     }
 
     #[test]

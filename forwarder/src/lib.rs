@@ -20,7 +20,7 @@ mod pace;
 mod window;
 pub mod wire;
 
-pub use admission::{Admission, AdmissionStats, Incoming, Limits, Ownership, Permit, Remembered, Verdict};
+pub use admission::{Admission, AdmissionStats, Incoming, Limits, Ownership, Permit, Remembered, Running, Verdict};
 pub use budget::{Budget, Repeat};
 pub use call::{Call, CallConfig, CallSpec, HOPS_MAX, Resolution, Step};
 pub use outcome::{NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why};

@@ -30,10 +30,13 @@ use crate::oracles::Property;
 use crate::plan;
 use crate::world::{Happening, World};
 
+use self::ledger::Entry;
+pub(crate) use self::ledger::Ledger;
 use self::links::Links;
 
 mod connections;
 mod driving;
+mod ledger;
 mod links;
 mod load;
 mod serving;
@@ -120,8 +123,9 @@ pub(crate) struct App {
     waiting: BTreeMap<Peer, BTreeSet<Instance>>,
     admission: Admission,
     pub(crate) leaving: bool,
-    /// Calls of this process, and how often they were tried again.
+    /// Calls of this process, those that are over, and how often they were tried again.
     fresh: u32,
+    over: u32,
     repeats: u32,
     moves: u32,
     view: Option<Arc<View>>,
@@ -161,6 +165,7 @@ impl App {
             admission: Admission::new(me, self::limits(limits)),
             leaving: false,
             fresh: 0,
+            over: 0,
             repeats: 0,
             moves: 0,
             view: None,
@@ -246,35 +251,6 @@ impl App {
     pub(crate) fn open_calls(&self) -> impl Iterator<Item = u64> {
         self.active.keys().copied()
     }
-}
-
-/// What the world knows of every call.
-#[derive(Debug)]
-struct Entry {
-    deadline: Instant,
-    idempotent: bool,
-    /// More of its body waits until it has begun; and whether its caller has heard that it has.
-    duplex: bool,
-    begun: bool,
-    executed: u32,
-    /// How often it was refused for good.
-    refused: u32,
-    /// The cluster had agreed before it began: it must be answered.
-    owed: bool,
-    outcome: Option<&'static str>,
-}
-
-/// Every call ever made: who made it, how often it ran, and what its caller was told.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    entries: BTreeMap<u64, Entry>,
-    next: u64,
-    /// Calls made.
-    pub calls: u64,
-    /// Calls by outcome.
-    pub outcomes: BTreeMap<&'static str, u64>,
-    /// Most hops of any call.
-    pub hops_max: u8,
 }
 
 /// Something of a data plane that happens at a moment.
@@ -363,9 +339,9 @@ impl World {
         let Some(app) = &mut self.hosts[index].app else {
             return;
         };
-        let Some((to, seq)) = app.active.remove(&id).and_then(|active| active.sent) else {
-            return;
-        };
+        let Some(active) = app.active.remove(&id) else { return };
+        app.over += 1;
+        let Some((to, seq)) = active.sent else { return };
         if let Some(link) = app.links.get_mut(&to) {
             link.abandon(seq);
             self.close_what_is_over(index, to);
@@ -397,7 +373,11 @@ impl World {
                 let (at, scope) = self.draw_scope(index, draw, &key);
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let duplex = body.len() <= LANE_BODY_BYTES_MAX && app.rng.fork(id).fork(2).chance(DUPLEX);
-                self.ledger.entries.entry(id).and_modify(|entry| entry.duplex = duplex);
+                self.ledger.entries.entry(id).and_modify(|entry| {
+                    entry.duplex = duplex;
+                    // What is for a certain node fails if that one goes.
+                    entry.orderly &= scope == Scope::Owner;
+                });
                 let active = Active {
                     call,
                     payload: Arc::new(Payload {

@@ -47,6 +47,7 @@ impl World {
             Action::Slow(who, factor) => self.slow(who, *factor, until),
             Action::Drift(who, ppm) => self.each(who, |world, host| world.hosts[host].drift(world.now, *ppm)),
             Action::Leave(who) => self.each(who, Self::leave),
+            Action::Roll(who) => self.each(who, Self::roll),
             Action::Quit(who) => self.each(who, Self::quit),
             Action::Drain(who) => self.each(who, Self::drain),
             Action::Replace(who) => self.replace(who),

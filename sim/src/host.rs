@@ -50,6 +50,18 @@ impl Input {
     pub(crate) fn is_of_time(&self) -> bool {
         matches!(self, Self::Wake) || matches!(self, Self::Call(input) if input.is_of_time())
     }
+
+    /// The connection that its dialler knows from now on.
+    pub(crate) fn dialled(&self) -> Option<ConnId> {
+        match self {
+            Self::Dialled(_, conn, _) => Some(*conn),
+            Self::Call(input) => match **input {
+                crate::calls::CallInput::Dialled(_, conn, ..) => Some(conn),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 /// What survives a process: its state directory.
@@ -103,6 +115,8 @@ pub struct Host {
     pub blocked: bool,
     /// On its way out.
     pub(crate) leaving: bool,
+    /// Once it is out, it starts again.
+    pub(crate) returns: bool,
     /// It has closed its connections, and wants no new ones.
     pub(crate) closed: bool,
     /// The connections that it closed then.
@@ -222,6 +236,7 @@ impl Host {
             paused: false,
             blocked: false,
             leaving: false,
+            returns: false,
             closed: false,
             closes: Vec::new(),
             inbox: VecDeque::new(),
@@ -334,7 +349,7 @@ impl Host {
         self.app = Some(crate::calls::App::new(me, peer, self.home, publishing, spec.limits, rng));
         self.control = Some(control);
         (self.paused, self.blocked, self.slow, self.armed) = (false, false, 1, None);
-        (self.leaving, self.closed) = (false, false);
+        (self.leaving, self.returns, self.closed) = (false, false, false);
         self.inbox.clear();
         self.busy_until = now;
     }

@@ -6,7 +6,9 @@ use swimring::core::control::Control;
 use swimring_membership::{Instant, Phase};
 
 use crate::conns::Process;
+use crate::faults::Ending;
 use crate::oracles::Property;
+use crate::plan::Memory;
 use crate::world::{Happening, World};
 
 /// How long a draining process still takes what others send before they have heard.
@@ -48,6 +50,13 @@ impl World {
         }
         self.pump(host);
         self.schedule(self.now + DRAIN, Happening::Leaving(process, Stage::Refuse));
+    }
+
+    /// Begins to leave, and starts again once it has ended.
+    pub(crate) fn roll(&mut self, host: usize) {
+        let already = self.hosts[host].leaving;
+        self.leave(host);
+        self.hosts[host].returns = !already;
     }
 
     /// Says goodbye and ends, whatever is under way.
@@ -120,7 +129,12 @@ impl World {
                 self.check(index, Property::P2, left == 0, || {
                     format!("ends with {left} connections that it has not closed")
                 });
-                return self.kill(index);
+                let returns = self.hosts[index].returns;
+                self.kill(index);
+                if returns {
+                    self.schedule(self.now, Happening::End(Ending::Start(index, Memory::Kept)));
+                }
+                return;
             }
         };
         self.pump(index);

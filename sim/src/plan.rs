@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use swimring_membership::Preset;
 
+mod orderly;
 mod parse;
 mod print;
 
@@ -209,6 +210,8 @@ pub enum Action {
     Drift(Select, i32),
     /// Processes leave in an orderly way.
     Leave(Select),
+    /// Processes leave in an orderly way, and start again once they have ended.
+    Roll(Select),
     /// Processes say goodbye and end at once.
     Quit(Select),
     /// Processes take no new keys, and go on.
@@ -341,6 +344,7 @@ impl Action {
             Self::Slow(..) => "slow",
             Self::Drift(..) => "drift",
             Self::Leave(_) => "leave",
+            Self::Roll(_) => "roll",
             Self::Join(..) => "join",
             Self::Overload(_) => "overload",
             Self::Strangers(..) => "strangers",

@@ -9,6 +9,8 @@ use crate::plan::{
     WorldSpec,
 };
 
+mod rolling;
+
 /// A family of plans.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Profile {
@@ -16,6 +18,8 @@ pub enum Profile {
     Pr,
     /// The same with 20 to 200 calls a second.
     Forward,
+    /// Nodes only come and go in good order, most of them to start again, under 20 to 200 calls a second.
+    Rolling,
 }
 
 impl std::fmt::Display for Profile {
@@ -23,6 +27,7 @@ impl std::fmt::Display for Profile {
         f.write_str(match self {
             Self::Pr => "pr",
             Self::Forward => "forward",
+            Self::Rolling => "rolling",
         })
     }
 }
@@ -70,6 +75,13 @@ fn draw_mesh(mut rng: Rng) -> usize {
 
 /// The plan of `seed`.
 pub fn plan(profile: Profile, seed: u64) -> Plan {
+    match profile {
+        Profile::Pr | Profile::Forward => chaos(profile, seed),
+        Profile::Rolling => rolling::plan(seed),
+    }
+}
+
+fn chaos(profile: Profile, seed: u64) -> Plan {
     let mut rng = Rng::new(seed).fork(0x706c_616e);
     let nodes = log_uniform(&mut rng, 3, 64) as usize;
     let zones = 1 + rng.index(3);
@@ -149,7 +161,7 @@ fn draw_link(rng: &mut Rng) -> LinkRule {
 fn draw_load(rng: &mut Rng, profile: Profile) -> Load {
     let rate = match profile {
         Profile::Pr => log_uniform(rng, 1, 50),
-        Profile::Forward => log_uniform(rng, 20, 200),
+        Profile::Forward | Profile::Rolling => log_uniform(rng, 20, 200),
     };
     // Now and then bodies that take a stream of their own; fewer of them, for they are copied a lot.
     let large = rng.chance(80_000);

@@ -105,6 +105,8 @@ pub(crate) struct Handshake {
 /// A cluster under a plan.
 pub struct World {
     pub(crate) plan: Plan,
+    /// See [`Plan::is_orderly`].
+    pub(crate) is_orderly: bool,
     pub(crate) now: Instant,
     queue: Queue<Happening>,
     pub(crate) hosts: Vec<Host>,
@@ -170,6 +172,7 @@ impl World {
     pub fn new(plan: Plan, seed: u64) -> Self {
         let rng = Rng::new(seed);
         let mut world = Self {
+            is_orderly: plan.is_orderly(),
             network: Network::new(plan.links.clone(), rng.fork(1).next_u64()),
             now: Instant::ORIGIN,
             queue: Queue::default(),
@@ -347,6 +350,12 @@ impl World {
     }
 
     fn handle(&mut self, index: usize, input: Input) {
+        let dialled = input.dialled();
+        self.take_in(index, input);
+        dialled.into_iter().for_each(|conn| self.read_early(conn.0));
+    }
+
+    fn take_in(&mut self, index: usize, input: Input) {
         let host = &mut self.hosts[index];
         let now = host.local(self.now);
         let Some(control) = &mut host.control else {

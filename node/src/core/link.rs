@@ -202,19 +202,20 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         self.breaker.heard();
     }
 
-    /// Whether a call must wait until the other has been heard, or its clock is known well enough. Asks it, if that was
-    /// not done.
-    fn must_ask(&mut self, now: Instant, idempotent: bool) -> bool {
-        let silent = !idempotent && now.since(self.heard) > FRESH;
-        if !silent && now.since(self.compared) <= CLOCK_FRESH {
-            return false;
+    /// The clock by which a call goes now. There is none while nothing is handed over, until the other has been heard or
+    /// until its clock is known well enough: it is asked, if that was not done.
+    fn clock_for(&mut self, now: Instant, idempotent: bool) -> Option<Timebase> {
+        if self.breaker.is_open() {
+            return None;
         }
-        if !self.asking {
+        let silent = !idempotent && now.since(self.heard) > FRESH;
+        let known = self.timebase.filter(|_| !silent && now.since(self.compared) <= CLOCK_FRESH);
+        if known.is_none() && !self.asking {
             self.asking = true;
             self.ask_clock(now);
             self.want(now);
         }
-        true
+        known
     }
 
     /// Something is wanted of the other: whether it answers is looked at in time.
@@ -284,8 +285,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     fn has_calls(&self, way: Way) -> bool {
-        let takes_calls = self.timebase.is_some() && !self.asking && !self.breaker.is_open();
-        takes_calls && self.queued.front(way).is_some()
+        !self.asking && !self.breaker.is_open() && self.queued.front(way).is_some()
     }
 
     /// Whether the other does not answer, so that nothing more is handed over until it does.
@@ -417,15 +417,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return;
         }
         self.backlog.take(bytes_max, out);
-        let Some(timebase) = self.timebase.filter(|_| !self.breaker.is_open()) else {
-            return;
-        };
         while out.len() < bytes_max
             && let Some(idempotent) = self.queued.front(Way::Lane).map(|queued| queued.call.idempotent)
         {
-            if self.must_ask(now, idempotent) {
+            let Some(timebase) = self.clock_for(now, idempotent) else {
                 return self.backlog.take(bytes_max, out);
-            }
+            };
             if let Some(queued) = self.queued.pop(Way::Lane) {
                 let payload = Arc::clone(&queued.call.payload);
                 self.hand_over(now, conn, timebase, queued, out);
@@ -451,11 +448,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     fn take_alone(&mut self, now: Instant, conn: ConnId, way: Way) -> Option<Opening<B>> {
-        let timebase = self.timebase.filter(|_| !self.breaker.is_open())?;
         let idempotent = self.queued.front(way).map(|queued| queued.call.idempotent)?;
-        if self.must_ask(now, idempotent) {
-            return None;
-        }
+        let timebase = self.clock_for(now, idempotent)?;
         let queued = self.queued.pop(way)?;
         let (seq, mut head, payload) = (queued.seq, Vec::new(), Arc::clone(&queued.call.payload));
         self.hand_over(now, conn, timebase, queued, &mut head);

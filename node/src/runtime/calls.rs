@@ -275,7 +275,7 @@ impl Calls {
     pub(crate) fn under_way(&self) -> usize {
         let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
         let open = self.open.load(Ordering::Relaxed) + self.unacknowledged.load(Ordering::Relaxed);
-        open as usize + self.lock_admission().running() + unwritten
+        open as usize + self.lock_admission().running().calls + unwritten
     }
 
     fn lock_admission(&self) -> MutexGuard<'_, Admission> {

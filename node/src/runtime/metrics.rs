@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use swimring_forwarder::wire::Refusal as CallRefusal;
-use swimring_forwarder::{AdmissionStats, Outcome, Remembered, Unsent, Why};
+use swimring_forwarder::{AdmissionStats, Outcome, Remembered, Running, Unsent, Why};
 use swimring_membership::{Roster, State, Stats};
 
 use super::endpoint::DialError;
@@ -33,6 +33,8 @@ pub const REPEATS_LEFT: &str = "swimring_repeats_left";
 pub const BREAKERS_OPEN: &str = "swimring_breakers_open";
 /// Gossip messages that wait for a connection.
 pub const WAITING: &str = "swimring_gossip_waiting";
+/// Calls of others that run here, and bytes of their bodies.
+pub const RUNNING: &str = "swimring_calls_running";
 /// What is kept of callers so that nothing runs twice: processes, and runs of their numbers.
 pub const REMEMBERED: &str = "swimring_callers_remembered";
 /// Members, by state.
@@ -61,6 +63,7 @@ pub fn describe() {
     describe_gauge!(REPEATS_LEFT, "repeats of calls that may still be made");
     describe_gauge!(BREAKERS_OPEN, "processes that answer nothing, and are handed no calls until they do");
     describe_gauge!(WAITING, "gossip messages that wait for a connection");
+    describe_gauge!(RUNNING, "calls of others that run here, and bytes of their bodies");
     describe_gauge!(REMEMBERED, "callers kept so that nothing of them runs twice, and runs of their numbers");
     describe_gauge!(MEMBERS, "members by state");
     describe_counter!(MEMBERSHIP, "what membership did and refused");
@@ -233,7 +236,9 @@ pub(crate) fn observe_success(count: u64) {
 }
 
 /// What was decided about the calls of others since the start.
-pub(crate) fn observe_admission(stats: &AdmissionStats, remembered: Remembered) {
+pub(crate) fn observe_admission(stats: &AdmissionStats, running: Running, remembered: Remembered) {
+    gauge!(RUNNING, "kind" => "calls").set(running.calls as f64);
+    gauge!(RUNNING, "kind" => "bytes").set(running.bytes as f64);
     gauge!(REMEMBERED, "kind" => "callers").set(remembered.callers as f64);
     gauge!(REMEMBERED, "kind" => "runs").set(remembered.runs as f64);
     let counts = [

@@ -82,6 +82,7 @@ impl World {
             }
             idle.into_iter().for_each(|to| self.drop_link(process.host, to));
             self.pump_calls(process.host);
+            self.check_books(process.host);
         }
         self.start_keeping_house(process);
     }

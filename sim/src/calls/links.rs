@@ -41,6 +41,11 @@ impl Links {
         self.changed.insert(to);
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Instance, &Held)> {
+        self.by_end.iter()
+    }
+
     /// All of them, to be changed.
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = (&Instance, &mut Held)> {
         self.touched = self.ends().collect();

@@ -43,6 +43,7 @@ impl World {
             executed: 0,
             refused: 0,
             owed: self.is_owed(),
+            orderly: self.is_orderly_at(pick, self.now + load.deadline),
             outcome: None,
         };
         self.ledger.entries.insert(call, entry);

@@ -330,6 +330,7 @@ impl World {
         let Some(active) = app.active.remove(&id) else {
             return;
         };
+        app.over += 1;
         app.repeats += active.call.repeats(Repeat::Trouble);
         app.moves += active.call.repeats(Repeat::Moving);
         let (fresh, repeats, moves) = (app.fresh, app.repeats, app.moves);
@@ -345,7 +346,7 @@ impl World {
             Outcome::NotExecuted(_) => "not_executed",
             Outcome::Unknown(_) => "unknown",
         };
-        let (owed, since) = (entry.owed, self.now);
+        let (owed, orderly, since) = (entry.owed, entry.orderly, self.now);
         let before = entry.outcome.replace(kind);
         let (deadline, executed) = (entry.deadline, entry.executed);
         *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
@@ -382,6 +383,14 @@ impl World {
         };
         self.check(index, Property::L5, !(owed && reason), || {
             format!("call {id} ended {outcome:?} at {} ms, long after the cluster had agreed", since.as_millis())
+        });
+        let failed = match outcome {
+            Outcome::NotExecuted(no) => !matches!(no.why(), Why::Refused(Refusal::Invalid)),
+            Outcome::Unknown(_) => true,
+            Outcome::Ok(_) | Outcome::Executed(_) => false,
+        };
+        self.check(index, Property::F11, !(orderly && enough && failed), || {
+            format!("call {id} ended {outcome:?}, and nodes only came and went in good order")
         });
         let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
         self.check(index, Property::F8, right, || format!("call {id} got the answer of another"));

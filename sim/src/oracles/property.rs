@@ -66,6 +66,8 @@ properties! {
     F6 "Whoever runs a call owns its key by its own view; whoever refuses says who does."
     F7 "Nothing begins after its deadline, nor once it was cancelled."
     F8 "A caller gets the answer to its own call."
+    F10 "What was begun is over or under way: as many calls, places and bytes as are held."
+    F11 "While nodes only come and go in good order, no call of those who stay fails."
     F12 "Repeats stay within their share of the calls."
     F13 "Only who is full says so."
     F15 "Nothing is handed to a process that has answered nothing for long."

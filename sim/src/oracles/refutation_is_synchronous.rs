@@ -24,8 +24,9 @@ impl Oracle for Watch {
             format!("believes {believed:?} of itself")
         });
         // Of a boot above its own it is not the subject: that is another life. What is above its own count takes a boot to
-        // object to, for which it must wait once lies have made it take many.
-        let waits = |accused: Incarnation| accused > own && accused.boot >= BOOT_LEAP_MAX;
+        // object to, and so does anything before it has joined; for that it must wait once lies have made it take many.
+        let takes_a_boot = |accused: Incarnation| accused > own || !membership.is_joined();
+        let waits = |accused: Incarnation| takes_a_boot(accused) && accused.boot >= BOOT_LEAP_MAX;
         let own_life = |accused: &Incarnation| accused.boot <= own.boot && !waits(*accused);
         let accused = header.and_then(|header| accusation(header, me));
         if let Some(accused) = accused.filter(own_life) {

@@ -327,6 +327,7 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
         action,
         Action::Crash(..)
             | Action::Leave(_)
+            | Action::Roll(_)
             | Action::Quit(_)
             | Action::Drain(_)
             | Action::Replace(_)
@@ -385,6 +386,7 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
             (name, _) => return Err(format!("a clock has no {name:?}")),
         },
         ("leave", [who]) => Action::Leave(select(who)?),
+        ("roll", [who]) => Action::Roll(select(who)?),
         ("join", [count]) => Action::Join(number(count)?, Duration::ZERO),
         ("join", [count, "over", span]) => Action::Join(number(count)?, duration(span)?),
         ("overload", [factor]) => {

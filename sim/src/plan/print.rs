@@ -150,6 +150,7 @@ fn action(action: &Action) -> String {
         Action::Slow(who, factor) => format!("slow {} x{factor}", select(who)),
         Action::Drift(who, ppm) => format!("clock {} drift={ppm}ppm", select(who)),
         Action::Leave(who) => format!("leave {}", select(who)),
+        Action::Roll(who) => format!("roll {}", select(who)),
         Action::Join(count, over) => format!("join {count} over {}", time(*over)),
         Action::Overload(factor) => format!("overload x{factor}"),
         Action::Measure => "measure".into(),

@@ -25,7 +25,7 @@ at 160s slow n3 x50                for 30s
 at 180s clock n9 drift=200ppm
 at 190s quit n6 ; at 191s drain n8
 at 200s leave n11 ; at 210s join 5 over 1s ; at 240s overload x3 for 10s
-at 245s replace n12 ; at 246s foreign n13 ; at 247s twin n14 memory=stale ; at 248s upgrade zone:b
+at 245s replace n12 ; at 246s foreign n13 ; at 247s twin n14 memory=stale ; at 248s upgrade zone:b ; at 249s roll random(2)
 at 250s strangers 40 of random(2) for 20s ; at 260s measure for 20s
 quiet at 300s core=70%
 expect converged<=10s served=all

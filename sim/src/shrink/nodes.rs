@@ -73,6 +73,7 @@ fn selects(action: &mut Action) -> Option<&mut Select> {
         | Action::Slow(who, _)
         | Action::Drift(who, _)
         | Action::Leave(who)
+        | Action::Roll(who)
         | Action::Quit(who)
         | Action::Drain(who)
         | Action::Replace(who)

@@ -237,15 +237,14 @@ impl World {
     }
 
     /// The dialler knows the connection now, and reads what came before.
-    fn read_early(&mut self, conn: u64) {
+    pub(super) fn read_early(&mut self, conn: u64) {
         let Some(held) = self.network.conns.get_mut(conn) else { return };
-        let (class, process) = (held.class, held.ends[0].process);
+        let (class, host) = (held.class, held.ends[0].process.host);
         for bytes in held.ends[0].early.take().unwrap_or_default() {
-            let input = match class {
-                Class::Gossip => Input::Message(ConnId(conn), bytes.to_vec()),
-                Class::Calls => Input::Call(Box::new(CallInput::Frame(ConnId(conn), bytes))),
-            };
-            self.give(process, input);
+            match class {
+                Class::Gossip => self.handle_message(host, ConnId(conn), &bytes),
+                Class::Calls => self.handle_call(host, CallInput::Frame(ConnId(conn), bytes)),
+            }
         }
     }
 
@@ -489,7 +488,6 @@ impl World {
                     self.close(conn, here);
                 }
                 self.dialled(&handshake, judged.map(|hello| (ConnId(conn), hello)));
-                self.read_early(conn);
                 let of = self.hosts[there].id;
                 self.check_connections(here.host, handshake.class, of);
             }

@@ -151,6 +151,21 @@ fn a_question_that_went_with_its_connection_is_asked_again() {
 }
 
 #[test]
+fn a_call_that_waits_for_a_clock_asks_for_it_though_the_first_question_was_passed_over() {
+    let mut link = TestLink::new(NOW, TO, LinkLimits::default());
+    link.connected(NOW, ConnId(1), None, NOW);
+    assert!(matches!(take(&mut link)[..], [Frame::Clock { .. }]));
+    link.enqueue(outbound(NOW + Duration::from_secs(9)), "a").unwrap();
+    assert!(link.has_work() && matches!(take(&mut link)[..], [Frame::Clock { .. }]));
+    assert!(!link.has_work(), "the answer is waited for");
+    assert_eq!(link.earliest(), Some(NOW + ASKED_AFTER), "not for long");
+    let mut answer = Vec::new();
+    Frame::ClockIs { sent: NOW.as_nanos(), clock: NOW.as_nanos() }.encode(&[], &mut answer);
+    link.handle_frame(NOW, &answer).unwrap();
+    assert!(matches!(take(&mut link)[..], [Frame::Call(_)]));
+}
+
+#[test]
 fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
     let mut link = link();
     let later = NOW + Duration::from_secs(3_600);

@@ -288,7 +288,11 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             () = calls.timers.notified() => {}
             _ = observe.tick() => {
                 metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
-                metrics::observe_admission(&calls.admission_stats(), calls.lock_admission().remembered());
+                let (stats, running, remembered) = {
+                    let admission = calls.lock_admission();
+                    (admission.stats(), admission.running(), admission.remembered())
+                };
+                metrics::observe_admission(&stats, running, remembered);
                 metrics::observe_repeats_left(calls.lock_budget().left(Repeat::Trouble));
                 metrics::observe_connections(Class::Calls, calls.lock_peers().len());
                 let links: Vec<Arc<PeerLink>> = calls.links.iter().map(|link| Arc::clone(link.value())).collect();
