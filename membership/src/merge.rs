@@ -12,7 +12,7 @@ use crate::join::in_parts;
 use crate::membership::Membership;
 use crate::probe::Purpose;
 use crate::wire::{Message, RANGES_MAX, ROWS_MAX, Range, RowBody, SUMMARIES_MAX, Summary};
-use crate::{Instant, NodeId, Peer, Record, State};
+use crate::{Incarnation, Instant, NodeId, Peer, Record, State};
 
 /// A range with at most this many members on both sides together is compared member by member.
 const LEAF_MEMBERS: u32 = 64;
@@ -232,6 +232,7 @@ impl Membership {
                 continue;
             }
             match row.state {
+                State::Suspect if record.is_none() => self.on_silent_row(now, from, &row),
                 State::Alive | State::Suspect => {
                     self.on_present_row(now, from, record);
                     // Whoever lists it must hear that it is gone here, and ask it anew.
@@ -255,9 +256,31 @@ impl Membership {
             self.on_record(now, from.id, record);
         } else if self.roster.belief(record.id()).is_some() || self.roster.len() < self.config.members_max {
             // The ping says what is believed here, so that a member that was held down outbids it.
-            self.start_probe(now, record.peer(), Purpose::Candidate);
+            let named_by = Some((from, record.incarnation()));
+            self.start_probe(now, record.peer(), Purpose::Candidate { named_by });
         } else {
             self.stats.members_refused += 1;
+        }
+    }
+
+    /// Whom `by` lists has not answered here: it should ask. Perhaps nearly everybody is new, and nobody else does.
+    pub(crate) fn on_candidate_silent(&mut self, by: Peer, id: NodeId, incarnation: Incarnation) {
+        let listed = self.roster.present(id).is_some();
+        if !listed && self.roster.present(by.id).is_some() {
+            self.send_rows(by, alloc::vec![RowBody { id, state: State::Suspect, incarnation, record: None }]);
+        }
+    }
+
+    /// Somebody who does not list it was told of it here, and got no answer.
+    fn on_silent_row(&mut self, now: Instant, from: Peer, row: &RowBody) {
+        let Some(member) = self.roster.present(row.id).filter(|member| member.incarnation == row.incarnation) else {
+            return;
+        };
+        if self.is_suspected(row.id, row.incarnation) {
+            self.suspect(now, row.id, row.incarnation, from.id);
+        } else {
+            let accusation = (State::Suspect, row.incarnation);
+            self.start_probe(now, member.record.peer(), Purpose::Challenge { accusation, by: from.id });
         }
     }
 
@@ -306,9 +329,9 @@ fn split(low: NodeId, high: NodeId) -> Vec<(NodeId, NodeId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Phase;
     use crate::membership::Destination;
     use crate::testing::{cluster, node, profile};
-    use crate::{Incarnation, Phase};
 
     /// A record of at most 256 bytes that somebody says of himself, for the second time if `again`.
     fn record(number: u16, again: bool) -> Record {
@@ -380,6 +403,27 @@ mod tests {
         exchange(now, &mut one, &mut other);
         assert_eq!(one.stats().probes, asked + 1, "the one who lists it asks it whether that is right");
         assert!(one.roster().present(gone.id()).is_some(), "nobody is removed by hearsay");
+    }
+
+    #[test]
+    fn whoever_lists_somebody_that_does_not_answer_a_newcomer_hears_of_it_and_asks() {
+        let (mut one, mut newcomer) = (node("a"), node("b"));
+        let somebody = NodeId::from_u128(5);
+        let now = Instant::from_millis(1_000);
+        one.join(now, &[]);
+        newcomer.join(now, &[]);
+        let (records, silent) = ([one.record().clone(), newcomer.record().clone()], record(7, false));
+        for node in [&mut one, &mut newcomer] {
+            records.iter().for_each(|record| node.merge_record(now, somebody, record.bytes()).unwrap());
+        }
+        one.merge_record(now, somebody, silent.bytes()).unwrap();
+        let asked = one.stats().probes;
+        newcomer.on_candidate_silent(records[0].peer(), silent.id(), silent.incarnation());
+        exchange(now, &mut one, &mut newcomer);
+        assert_eq!(one.stats().probes, asked + 1);
+        newcomer.on_candidate_silent(records[0].peer(), silent.id(), Incarnation::new(9, 9));
+        exchange(now, &mut one, &mut newcomer);
+        assert_eq!(one.stats().probes, asked + 1, "of what it does not list it has nothing to ask");
     }
 
     #[test]

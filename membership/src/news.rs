@@ -79,7 +79,7 @@ impl Membership {
     /// What a third party claims is beyond belief: only the subject itself can say it.
     fn ask_subject(&mut self, now: Instant, subject: Peer) {
         self.stats.implausible += 1;
-        self.start_probe(now, subject, Purpose::Candidate);
+        self.start_probe(now, subject, Purpose::Candidate { named_by: None });
     }
 
     pub(crate) fn on_accusation(
@@ -120,7 +120,7 @@ impl Membership {
         }
     }
 
-    fn is_suspected(&self, id: NodeId, incarnation: Incarnation) -> bool {
+    pub(crate) fn is_suspected(&self, id: NodeId, incarnation: Incarnation) -> bool {
         self.suspicions.get(&id).is_some_and(|suspicion| suspicion.incarnation == incarnation)
     }
 

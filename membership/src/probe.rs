@@ -36,8 +36,9 @@ pub(crate) enum Purpose {
     LastWord { incarnation: Incarnation },
     /// Somebody holds it down or suspect while it is alive here: it should outbid; silence is suspect.
     Challenge { accusation: (State, Incarnation), by: NodeId },
-    /// A merge names it, but nobody here has met it (or it was lost): silence means nothing.
-    Candidate,
+    /// A merge names it, but nobody here has met it (or it was lost): silence means nothing here, and something to
+    /// whoever named it.
+    Candidate { named_by: Option<(Peer, Incarnation)> },
     /// A lost contact; silence means nothing.
     Heal,
     /// After a stall: does it still know this node? Silence means nothing.
@@ -52,6 +53,11 @@ impl Purpose {
     /// Whether everything is tried: helpers, a stream, and doubting oneself.
     fn is_thorough(self) -> bool {
         matches!(self, Self::Round | Self::Check | Self::LastWord { .. } | Self::Rival { .. } | Self::Claim { .. })
+    }
+
+    /// Whether one question answers both.
+    fn is_as(self, other: Self) -> bool {
+        self == other || matches!((self, other), (Self::Candidate { .. }, Self::Candidate { .. }))
     }
 
     fn accusation(self) -> Belief {
@@ -272,7 +278,7 @@ impl Membership {
 
     /// Starts asking `target`, unless it is being asked for the same reason.
     pub(crate) fn start_probe(&mut self, now: Instant, target: Peer, purpose: Purpose) {
-        if self.me.gone || self.prober.is_probing(target, |same| same == purpose) {
+        if self.me.gone || self.prober.is_probing(target, |under_way| under_way.is_as(purpose)) {
             return;
         }
         // Questions that merges raise must not keep those from being asked that decide, nor make everybody dial everybody.
@@ -432,7 +438,8 @@ impl Membership {
             Purpose::Challenge { accusation: (_, incarnation), by } => self.suspect(now, id, incarnation, by),
             Purpose::Rival { incarnation } => self.on_rival_silent(now, incarnation),
             Purpose::Claim { claimant } => self.on_name_free(now, claimant, probe.target),
-            Purpose::Candidate | Purpose::Heal | Purpose::Confirm => {}
+            Purpose::Candidate { named_by: Some((by, incarnation)) } => self.on_candidate_silent(by, id, incarnation),
+            Purpose::Candidate { named_by: None } | Purpose::Heal | Purpose::Confirm => {}
         }
     }
 
@@ -516,8 +523,8 @@ impl Membership {
             Purpose::Rival { incarnation } => self.on_rival_alive(probe.target, incarnation),
             Purpose::Claim { claimant } => self.on_name_held(claimant, probe.target),
             // It has introduced itself; what else it knows comes by the digests.
-            Purpose::Candidate if self.roster.present(probe.target.id).is_some() => {}
-            Purpose::Heal | Purpose::Candidate => self.reconcile(now, probe.target),
+            Purpose::Candidate { .. } if self.roster.present(probe.target.id).is_some() => {}
+            Purpose::Heal | Purpose::Candidate { .. } => self.reconcile(now, probe.target),
             Purpose::Check | Purpose::Challenge { .. } | Purpose::Confirm => {}
         }
     }

@@ -220,6 +220,24 @@ fn a_connection_that_the_other_end_gave_up_is_not_kept_when_it_dials_anew() {
 }
 
 #[test]
+fn whoever_ends_while_nearly_all_others_start_anew_is_found_gone() {
+    // Four nodes stay. All others restart, meet each other first, and merge with the four: of those some have just ended, and
+    // the newcomers do not list whoever has never answered them, so that hardly anybody asked.
+    let leaving = (1..=60).filter(|node| !(2..=5).contains(node)).map(|node| format!("n{node}"));
+    let leaving = leaving.collect::<Vec<_>>().join(" ");
+    let plan = format!(
+        "plan 1
+        world nodes=60 seeds=1 arcs=2^8 balanced=yes
+        link latency=uniform(0.1ms,2ms)
+        at 60s leave nodes({leaving})
+        quiet at 66s core=90%"
+    );
+    for seed in [3, 8, 10, 21, 23] {
+        assert!(converged(&tell(&plan, seed)) < Duration::from_secs(25), "seed {seed}");
+    }
+}
+
+#[test]
 fn members_that_are_slow_again_and_again_make_no_storm() {
     // Every one of them is suspected, and objects, each time. When everybody asked every suspect, each node sent 92
     // packets a second; now it is 49, of which a node sends at most thirty to tell news.
