@@ -34,7 +34,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 28);
+    assert_eq!(plan.steps.len(), 29);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 
