@@ -31,7 +31,7 @@ impl Membership {
 
     /// Somebody has minted this fence, says `from`: who is no member does not know.
     pub(crate) fn hear_fence(&mut self, from: NodeId, fence: u64) {
-        if self.roster.present(from).is_none() {
+        if fence <= self.fences.heard || self.roster.present(from).is_none() {
             return;
         }
         let highest = self.fences.heard.saturating_add(LEAP_MAX);

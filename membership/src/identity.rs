@@ -215,7 +215,7 @@ impl Membership {
             return;
         };
         let late = now.since(next.max(self.me.doubted_at));
-        if late > self.stall_limit() && !self.me.gone {
+        if !late.is_zero() && late > self.stall_limit() && !self.me.gone {
             self.on_stall(now, late);
         }
     }

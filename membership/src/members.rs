@@ -8,6 +8,8 @@ use crate::{Member, NodeId};
 
 /// Most rows of a chunk; one more and it is split.
 const CHUNK_MAX: usize = 32;
+/// How far from a guess is looked step by step.
+const STEPS_MAX: usize = 8;
 
 /// Members by id.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +37,12 @@ impl Chunk {
 impl Members {
     /// The member `id`.
     pub fn get(&self, id: NodeId) -> Option<&Member> {
-        let rows = &self.chunks.get(self.chunk_of(id))?.rows;
-        let place = rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        Some(&rows[place].1)
+        let index = self.chunk_of(id);
+        let chunk = self.chunks.get(index)?;
+        let below = index.checked_sub(1).map_or(NodeId::MIN, |before| self.chunks[before].last);
+        let guess = share(id, below, chunk.last, chunk.rows.len());
+        let place = first_from(guess, chunk.rows.len(), |place| chunk.rows[place].0 < id);
+        chunk.rows.get(place).filter(|(held, _)| *held == id).map(|(_, member)| member)
     }
 
     /// All of them, in the order of ids.
@@ -116,8 +121,37 @@ impl Members {
 
     /// Where `id` is, if anywhere: the first chunk that does not end below it.
     fn chunk_of(&self, id: NodeId) -> usize {
-        self.chunks.partition_point(|chunk| chunk.last < id)
+        let guess = share(id, NodeId::MIN, NodeId::MAX, self.chunks.len());
+        first_from(guess, self.chunks.len(), |place| self.chunks[place].last < id)
     }
+}
+
+/// Where among `count` ids between two others `id` is about: ids are hashes, and lie evenly.
+fn share(id: NodeId, low: NodeId, high: NodeId, count: usize) -> usize {
+    let [id, low, high] = [id, low, high].map(|id| (id.to_u128() >> 64) as u64);
+    let span = high.saturating_sub(low) / count.max(1) as u64;
+    (id.saturating_sub(low) / span.max(1)).min(count.saturating_sub(1) as u64) as usize
+}
+
+/// The first place of `count` that is not below what is looked for, beginning at a guess. Places further than a few steps
+/// from it are found by halving.
+fn first_from(guess: usize, count: usize, is_below: impl Fn(usize) -> bool) -> usize {
+    let mut place = guess;
+    for _ in 0..STEPS_MAX {
+        if place < count && is_below(place) {
+            place += 1;
+        } else if place > 0 && !is_below(place - 1) {
+            place -= 1;
+        } else {
+            return place;
+        }
+    }
+    let (mut low, mut high) = if place < count && is_below(place) { (place + 1, count) } else { (0, place) };
+    while low < high {
+        let middle = low.midpoint(high);
+        (low, high) = if is_below(middle) { (middle + 1, high) } else { (low, middle) };
+    }
+    low
 }
 
 #[cfg(test)]
@@ -145,22 +179,28 @@ mod tests {
         fn they_are_what_a_tree_would_be_and_copies_stay_as_they_were(
             changes in prop::collection::vec((0u128..200, any::<bool>()), 1..600),
             ends in (0u128..200, 0u128..200),
+            // Far apart as hashes are, close together, or both: most close together, and a few far above.
+            spread in prop_oneof![Just([120, 120]), Just([0, 0]), Just([0, 120]), Just([64, 100])],
         ) {
+            let id = |number: u128| NodeId::from_u128(number << spread[usize::from(number > 180)]);
             let (mut members, mut tree) = (Members::default(), BTreeMap::new());
             let mut copy = (members.clone(), tree.clone());
             for (count, (number, stays)) in (0u32..).zip(changes) {
-                let id = NodeId::from_u128(number);
+                let id = id(number);
                 let before = if stays { members.insert(id, member(count)) } else { members.remove(id) };
                 let expected = if stays { tree.insert(id, count) } else { tree.remove(&id) };
                 prop_assert_eq!(before.map(|member| member.incarnation.count), expected);
-                prop_assert_eq!(members.get(id).map(|member| member.incarnation.count), tree.get(&id).copied());
+                let others = [number, number.saturating_sub(1), number + 1].map(NodeId::from_u128);
+                for id in others.into_iter().chain([id, NodeId::MIN, NodeId::MAX]) {
+                    prop_assert_eq!(members.get(id).map(|member| member.incarnation.count), tree.get(&id).copied());
+                }
                 prop_assert_eq!(members.len(), tree.len());
                 if count % 100 == 50 {
                     copy = (members.clone(), tree.clone());
                 }
             }
             let expected = |tree: BTreeMap<NodeId, u32>| tree.into_iter().collect::<Vec<_>>();
-            let (low, high) = (NodeId::from_u128(ends.0.min(ends.1)), NodeId::from_u128(ends.0.max(ends.1)));
+            let (low, high) = (id(ends.0.min(ends.1)), id(ends.0.max(ends.1)));
             let range: Vec<NodeId> = members.range(low, high).map(|(id, _)| id).collect();
             let by_place: Vec<NodeId> = (0..=members.len()).map_while(|place| members.nth(place)).map(|(id, _)| id).collect();
             prop_assert_eq!(by_place, tree.keys().copied().collect::<Vec<_>>());

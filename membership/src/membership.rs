@@ -475,8 +475,10 @@ impl Membership {
             budget -= wire::update_bytes(&own, &mut Vec::new());
             updates.push(own);
         }
-        let limit = self.config.rumour_sends(self.roster.present_count());
-        updates.extend(self.rumours.fill(budget, UPDATES_MAX - 1, limit));
+        if !self.rumours.is_empty() {
+            let limit = self.config.rumour_sends(self.roster.present_count());
+            updates.extend(self.rumours.fill(budget, UPDATES_MAX - 1, limit));
+        }
         Header {
             belief: to.and_then(|peer| self.roster.belief(peer.id)),
             digest: self.roster.digest(),

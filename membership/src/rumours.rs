@@ -140,6 +140,11 @@ impl Rumours {
         }
     }
 
+    /// Whether there is nothing to tell.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rumours.is_empty()
+    }
+
     /// Whether a rumour is left that was told less than `limit` times.
     pub(crate) fn has_news(&self, limit: u32) -> bool {
         self.order.first().is_some_and(|&(sends, _, _)| sends < limit)

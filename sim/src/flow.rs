@@ -113,6 +113,22 @@ struct Lane {
     early: BTreeMap<u64, Arc<[u8]>>,
 }
 
+impl Lane {
+    /// A frame is complete: appends what is next in the order now.
+    fn deliver(&mut self, number: u64, bytes: Arc<[u8]>, ready: &mut Vec<Arc<[u8]>>) {
+        if number != self.delivered {
+            self.early.insert(number, bytes);
+            return;
+        }
+        self.delivered += 1;
+        ready.push(bytes);
+        while let Some(bytes) = self.early.first_entry().filter(|next| *next.key() == self.delivered) {
+            self.delivered += 1;
+            ready.push(bytes.remove());
+        }
+    }
+}
+
 /// How a class of connections is set.
 #[derive(Copy, Clone, Debug)]
 struct Settings {
@@ -313,8 +329,13 @@ impl Flow {
     /// Takes every acknowledgement that has arrived.
     pub(crate) fn resolve(&mut self, now: Instant) {
         while self.acks.front().is_some_and(|(at, _)| *at <= now) {
-            let (at, numbers) = self.acks.pop_front().expect("there is one");
+            let (at, mut numbers) = self.acks.pop_front().expect("there is one");
             self.on_ack(at, &numbers);
+            if self.owed.capacity() == 0 {
+                // Room for the next.
+                numbers.clear();
+                self.owed = numbers;
+            }
         }
     }
 
@@ -417,18 +438,17 @@ impl Flow {
             }
             self.partial.remove(&piece.frame);
         }
-        self.complete_early.insert(piece.frame);
-        while self.complete_early.remove(&self.complete) {
+        if piece.frame == self.complete {
             self.complete += 1;
+            while self.complete_early.remove(&self.complete) {
+                self.complete += 1;
+            }
+        } else {
+            self.complete_early.insert(piece.frame);
         }
-        let Some(place) = piece.place else {
-            return ready.push(piece.bytes);
-        };
-        let lane = &mut self.lanes[place.lane];
-        lane.early.insert(place.number, piece.bytes);
-        while let Some(bytes) = lane.early.remove(&lane.delivered) {
-            lane.delivered += 1;
-            ready.push(bytes);
+        match piece.place {
+            Some(place) => self.lanes[place.lane].deliver(place.number, piece.bytes, ready),
+            None => ready.push(piece.bytes),
         }
     }
 

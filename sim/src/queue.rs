@@ -5,12 +5,14 @@
 
 use swimring_membership::Instant;
 
-/// Bits of a digit.
-const BITS: u32 = 6;
+/// Bits of a digit: with as many, what is a second away is moved twice before its moment comes.
+const BITS: u32 = 10;
 /// Slots of a level: one for every value of a digit.
 const SLOTS: usize = 1 << BITS;
 /// Levels: as many as a 64-bit moment has digits.
 const LEVELS: usize = u64::BITS.div_ceil(BITS) as usize;
+/// Words of a level's bits.
+const WORDS: usize = SLOTS / u64::BITS as usize;
 /// No entry.
 const NONE: u32 = u32::MAX;
 
@@ -19,22 +21,25 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Queue<T> {
     /// No entry is before it.
     now: u64,
-    entries: Vec<Entry<T>>,
+    /// The places of entries, apart from what they hold: only they are looked at on the way down.
+    places: Vec<Place>,
+    values: Vec<Option<T>>,
     free: u32,
     levels: Box<[Level; LEVELS]>,
 }
 
-#[derive(Debug)]
-struct Entry<T> {
+#[derive(Copy, Clone, Debug)]
+struct Place {
     at: u64,
     next: u32,
-    value: Option<T>,
 }
 
 #[derive(Clone, Debug)]
 struct Level {
+    /// Which words are not zero.
+    words: u64,
     /// Which slots hold something.
-    occupied: u64,
+    occupied: [u64; WORDS],
     slots: [Slot; SLOTS],
 }
 
@@ -47,26 +52,55 @@ struct Slot {
 
 const EMPTY: Slot = Slot { first: NONE, last: NONE };
 
+impl Level {
+    fn first_occupied(&self) -> Option<usize> {
+        let word = (self.words != 0).then(|| self.words.trailing_zeros() as usize)?;
+        Some(word * u64::BITS as usize + self.occupied[word].trailing_zeros() as usize)
+    }
+
+    fn append(&mut self, slot: usize, index: u32) -> Option<u32> {
+        let list = &mut self.slots[slot];
+        let before = (list.first != NONE).then_some(list.last);
+        if before.is_none() {
+            list.first = index;
+            self.occupied[slot / u64::BITS as usize] |= 1 << (slot % u64::BITS as usize);
+            self.words |= 1 << (slot / u64::BITS as usize);
+        }
+        list.last = index;
+        before
+    }
+
+    fn empty(&mut self, slot: usize) -> Slot {
+        let word = slot / u64::BITS as usize;
+        self.occupied[word] &= !(1 << (slot % u64::BITS as usize));
+        if self.occupied[word] == 0 {
+            self.words &= !(1 << word);
+        }
+        std::mem::replace(&mut self.slots[slot], EMPTY)
+    }
+}
+
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        let level = Level { occupied: 0, slots: [EMPTY; SLOTS] };
+        let level = Level { words: 0, occupied: [0; WORDS], slots: [EMPTY; SLOTS] };
         let levels = vec![level; LEVELS].into_boxed_slice().try_into().expect("the lengths are the same");
-        Self { now: 0, entries: Vec::new(), free: NONE, levels }
+        Self { now: 0, places: Vec::new(), values: Vec::new(), free: NONE, levels }
     }
 }
 
 impl<T> Queue<T> {
     /// Adds an entry; for a moment that is over, at once.
     pub(crate) fn push(&mut self, at: Instant, value: T) {
-        let at = at.as_nanos().max(self.now);
-        let entry = Entry { at, next: NONE, value: Some(value) };
+        let place = Place { at: at.as_nanos().max(self.now), next: NONE };
         let index = if self.free == NONE {
-            self.entries.push(entry);
-            u32::try_from(self.entries.len() - 1).expect("memory ends before the numbers do")
+            self.places.push(place);
+            self.values.push(Some(value));
+            u32::try_from(self.places.len() - 1).expect("memory ends before the numbers do")
         } else {
             let index = self.free;
-            self.free = self.entries[index as usize].next;
-            self.entries[index as usize] = entry;
+            self.free = self.places[index as usize].next;
+            self.places[index as usize] = place;
+            self.values[index as usize] = Some(value);
             index
         };
         self.append(index);
@@ -75,25 +109,23 @@ impl<T> Queue<T> {
     /// Takes the earliest entry, if it is not after `end`.
     pub(crate) fn pop(&mut self, end: Instant) -> Option<(Instant, T)> {
         loop {
-            let level = self.levels.iter().position(|level| level.occupied != 0)?;
-            let slot = self.levels[level].occupied.trailing_zeros() as usize;
+            let (level, slot) =
+                self.levels.iter().enumerate().find_map(|(level, held)| Some((level, held.first_occupied()?)))?;
             let first = self.levels[level].slots[slot].first;
+            let at = self.places[first as usize].at;
             if level == 0 {
-                let at = self.entries[first as usize].at;
                 return (at <= end.as_nanos()).then(|| self.take(slot));
             }
             // All of the slot has the same digits down to this level's: the present moves to where they begin.
             let below = BITS * level as u32;
-            let begin = self.entries[first as usize].at >> below << below;
+            let begin = at >> below << below;
             if begin > end.as_nanos() {
                 return None;
             }
             self.now = begin;
-            let list = std::mem::replace(&mut self.levels[level].slots[slot], EMPTY);
-            self.levels[level].occupied &= !(1 << slot);
-            let mut index = list.first;
+            let mut index = self.levels[level].empty(slot).first;
             while index != NONE {
-                let next = std::mem::replace(&mut self.entries[index as usize].next, NONE);
+                let next = std::mem::replace(&mut self.places[index as usize].next, NONE);
                 self.append(index);
                 index = next;
             }
@@ -103,36 +135,31 @@ impl<T> Queue<T> {
     /// How many entries there are.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.value.is_some()).count()
+        self.values.iter().filter(|value| value.is_some()).count()
     }
 
     fn take(&mut self, slot: usize) -> (Instant, T) {
-        let list = &mut self.levels[0].slots[slot];
-        let index = list.first;
-        let entry = &mut self.entries[index as usize];
-        (list.first, entry.next) = (entry.next, self.free);
-        if list.first == NONE {
-            *list = EMPTY;
-            self.levels[0].occupied &= !(1 << slot);
+        let level = &mut self.levels[0];
+        let index = level.slots[slot].first;
+        let Place { at, next } = self.places[index as usize];
+        if next == NONE {
+            level.empty(slot);
+        } else {
+            level.slots[slot].first = next;
         }
+        self.places[index as usize].next = self.free;
         self.free = index;
-        self.now = entry.at;
-        (Instant::from_nanos(entry.at), entry.value.take().expect("an entry in a list holds its value"))
+        self.now = at;
+        (Instant::from_nanos(at), self.values[index as usize].take().expect("an entry in a list holds its value"))
     }
 
     fn append(&mut self, index: u32) {
-        let at = self.entries[index as usize].at;
+        let at = self.places[index as usize].at;
         let level = (u64::BITS - (at ^ self.now).leading_zeros()).saturating_sub(1) / BITS;
         let slot = (at >> (level * BITS)) as usize % SLOTS;
-        let level = &mut self.levels[level as usize];
-        let list = &mut level.slots[slot];
-        if list.first == NONE {
-            list.first = index;
-        } else {
-            self.entries[list.last as usize].next = index;
+        if let Some(last) = self.levels[level as usize].append(slot, index) {
+            self.places[last as usize].next = index;
         }
-        list.last = index;
-        level.occupied |= 1 << slot;
     }
 }
 
@@ -221,6 +248,6 @@ mod tests {
             queue.push(Instant::from_nanos(round * 1_000), round);
             assert_eq!(queue.pop(Instant::from_nanos(u64::MAX)).map(|(_, round)| round), Some(round));
         }
-        assert_eq!(queue.entries.len(), 1);
+        assert_eq!(queue.places.len(), 1);
     }
 }

@@ -50,12 +50,17 @@ struct Dial {
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Timer {
     Dial(DialId),
-    Retry(Target),
     Linger(ConnId),
-    Oneself(SocketAddr),
-    Shared(SocketAddr),
     Age(ConnId),
     Expiry(ConnId),
+}
+
+/// What is not done again before a while is over.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Wait {
+    Retry(Target),
+    Oneself(SocketAddr),
+    Shared(SocketAddr),
 }
 
 /// The connections of one class.
@@ -75,6 +80,8 @@ pub struct Peers {
     seeds: BTreeMap<SocketAddr, Peer>,
     next_dial: u64,
     timers: Timers<Timer>,
+    /// Apart from the others: their keys are large, and there are few of them.
+    waits: Timers<Wait>,
     commands: VecDeque<Command>,
     events: VecDeque<PeersEvent>,
     closing: bool,
@@ -98,6 +105,7 @@ impl Peers {
             seeds: BTreeMap::new(),
             next_dial: 0,
             timers: Timers::default(),
+            waits: Timers::default(),
             commands: VecDeque::new(),
             events: VecDeque::new(),
             closing: false,
@@ -124,7 +132,7 @@ impl Peers {
         let route = self.route_anew(now, target);
         if route == Route::Dialling && held.is_some() {
             // It may well reach the same process as before: whoever asks for this one has an old view, and does so often.
-            self.timers.set(Timer::Retry(target), now + OTHER_PROCESS);
+            self.waits.set(Wait::Retry(target), now + OTHER_PROCESS);
         }
         route
     }
@@ -133,7 +141,7 @@ impl Peers {
         if self.dialling.contains_key(&target) {
             return Route::Dialling;
         }
-        if self.timers.deadline(Timer::Retry(target)).is_some() {
+        if self.waits.deadline(Wait::Retry(target)).is_some() {
             return Route::Unreachable;
         }
         // Another node had this address once: nobody but this process can answer there.
@@ -172,7 +180,7 @@ impl Peers {
     fn say_oneself(&mut self, now: Instant, address: SocketAddr) {
         if self.oneself.insert(address) {
             let wait = if self.conns.is_empty() { ONESELF } else { self.wait_for_shared() };
-            self.timers.set(Timer::Oneself(address), now + wait);
+            self.waits.set(Wait::Oneself(address), now + wait);
             self.events.push_back(PeersEvent::Oneself { address });
         }
     }
@@ -280,7 +288,7 @@ impl Peers {
             // Behind the address the next dial may reach another node.
             let wait = self.wait_for_shared();
             self.seeds.insert(address, hello.peer);
-            self.timers.set(Timer::Shared(address), now + wait);
+            self.waits.set(Wait::Shared(address), now + wait);
         }
         self.add(now, conn, hello, Some(target));
     }
@@ -311,7 +319,7 @@ impl Peers {
         *failures += 1;
         let doubled = self.config.retry_min * (1 << (*failures - 1).min(10));
         let wait = self.rng.jitter(doubled.min(self.config.retry_max));
-        self.timers.set(Timer::Retry(target), now + wait);
+        self.waits.set(Wait::Retry(target), now + wait);
         self.events.push_back(PeersEvent::Failed { target, why, wait });
     }
 
@@ -449,7 +457,7 @@ impl Peers {
         let stale: Vec<Target> = self.failures.keys().filter(|target| is_to(**target, peer)).copied().collect();
         for target in stale {
             self.failures.remove(&target);
-            self.timers.cancel(Timer::Retry(target));
+            self.waits.cancel(Wait::Retry(target));
         }
     }
 
@@ -467,7 +475,8 @@ impl Peers {
         for dial in core::mem::take(&mut self.dials).into_keys() {
             self.commands.push_back(Command::Abort { dial });
         }
-        (self.by_peer, self.dialling, self.timers) = (BTreeMap::new(), BTreeMap::new(), Timers::default());
+        (self.by_peer, self.dialling) = (BTreeMap::new(), BTreeMap::new());
+        (self.timers, self.waits) = (Timers::default(), Timers::default());
     }
 
     /// Closes a connection whose other end broke the protocol.
@@ -478,18 +487,18 @@ impl Peers {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((_, wait)) = self.waits.pop_due(now) {
+            match wait {
+                Wait::Retry(_) => {}
+                Wait::Oneself(address) => _ = self.oneself.remove(&address),
+                Wait::Shared(address) => _ = self.seeds.remove(&address),
+            }
+        }
         while let Some((_, timer)) = self.timers.pop_due(now) {
             match timer {
                 Timer::Dial(dial) => {
                     self.commands.push_back(Command::Abort { dial });
                     self.handle_dial_failed(now, dial, "no answer in time".into());
-                }
-                Timer::Retry(_) => {}
-                Timer::Oneself(address) => {
-                    self.oneself.remove(&address);
-                }
-                Timer::Shared(address) => {
-                    self.seeds.remove(&address);
                 }
                 Timer::Age(conn) => self.renew(now, conn),
                 Timer::Expiry(conn) => {
@@ -528,7 +537,7 @@ impl Peers {
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        self.timers.next().into_iter().chain(self.waits.next()).min()
     }
 
     /// The next thing to do.

@@ -106,9 +106,12 @@ impl World {
             Class::Gossip => host.control.as_ref().map_or(0, |control| control.waiting()),
             Class::Calls => host.app.as_ref().map_or(0, crate::calls::App::waiting),
         };
-        let unread = !host.inbox.is_empty() || host.busy_until > self.now;
-        let idle = self.dials.are_over(host.process(), class) && !unread && !host.closed;
-        self.check(index, Property::P4, waiting == 0 || !idle, || {
+        let is_idle = || {
+            let unread = !host.inbox.is_empty() || host.busy_until > self.now;
+            !unread && !host.closed && self.dials.are_over(host.process(), class)
+        };
+        let holds = waiting == 0 || !is_idle();
+        self.check(index, Property::P4, holds, || {
             format!("{waiting} wait for a connection of {class:?}, and nobody dials")
         });
     }
