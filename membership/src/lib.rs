@@ -47,6 +47,7 @@ mod suspicion;
 mod testing;
 mod time;
 mod timers;
+mod turns;
 mod verdicts;
 pub mod wire;
 

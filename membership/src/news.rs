@@ -146,6 +146,10 @@ impl Membership {
             && suspicion.incarnation == incarnation
         {
             if suspicion.confirm(by) {
+                if by != self.me.id && self.prober.is_mostly_answered() {
+                    // It was no trouble of this node's own.
+                    self.health = self.health.saturating_sub(core::mem::take(&mut suspicion.cost));
+                }
                 self.rumours.push(id, incarnation, update);
                 self.arm_suspicion(now, id);
                 self.hasten_rumours(now);
@@ -168,8 +172,11 @@ impl Membership {
         } else {
             self.overlay.observes(id)
         };
-        if by != self.me.id && checks {
-            self.check_soon(now, id);
+        if by != self.me.id {
+            if checks {
+                self.check_soon(now, id);
+            }
+            self.ask_along(now);
         }
     }
 

@@ -9,11 +9,15 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::membership::{Delivery, Membership, Outgoing, Timer};
+use crate::suspicion::Suspicion;
+use crate::turns::Turns;
 use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
 /// How many times the longest time to object a node waits before it concludes anything while nobody answers it.
 const ISOLATION: u32 = 4;
+/// Most members that are asked in a period while one after another is suspected.
+const ASKED_ALONG: u32 = 4;
 /// Most pings under way for other nodes.
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
@@ -126,8 +130,7 @@ impl Recent {
 /// Whom to ask next, and what is under way.
 #[derive(Debug)]
 pub(crate) struct Prober {
-    order: Vec<NodeId>,
-    next: usize,
+    turns: Turns,
     seq: u32,
     probes: BTreeMap<u32, Probe>,
     relays: BTreeMap<u32, Relay>,
@@ -136,57 +139,34 @@ pub(crate) struct Prober {
     skipped: u32,
     /// When there was, or could have been, the last one.
     ticked: Instant,
+    /// When the last one was asked in its turn.
+    asked_at: Instant,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
     /// Since when they are hardly answered.
     isolated_since: Option<Instant>,
-    rng: Rng,
 }
 
 impl Prober {
     pub(crate) fn new(mut rng: Rng) -> Self {
         let seq = rng.next_u64() as u32;
         Self {
-            order: Vec::new(),
-            next: 0,
+            turns: Turns::new(rng),
             seq,
             probes: BTreeMap::new(),
             relays: BTreeMap::new(),
             round_trips: BTreeMap::new(),
             skipped: 0,
             ticked: Instant::ORIGIN,
+            asked_at: Instant::ORIGIN,
             rounds: u8::MAX,
             isolated_since: None,
-            rng,
         }
     }
 
-    /// A newcomer gets a random place in the round (SWIM §4.3).
+    /// From now on it has its turn.
     pub(crate) fn add(&mut self, id: NodeId) {
-        if !self.order.contains(&id) {
-            let place = self.rng.index(self.order.len() + 1);
-            self.order.insert(place, id);
-            if place < self.next {
-                self.next += 1;
-            }
-        }
-    }
-
-    /// The next member of the round for which `asked` holds; a pass ends with a shuffle.
-    fn next_target(&mut self, asked: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        for _ in 0..=self.order.len() {
-            if self.next >= self.order.len() {
-                self.order.retain(|id| asked(*id));
-                self.rng.shuffle(&mut self.order);
-                self.next = 0;
-            }
-            let id = *self.order.get(self.next)?;
-            self.next += 1;
-            if asked(id) {
-                return Some(id);
-            }
-        }
-        None
+        self.turns.add(id);
     }
 
     /// The member is reaped: nothing of it is kept.
@@ -228,7 +208,7 @@ impl Prober {
     }
 
     /// Whether most of the last eight rounds were answered.
-    fn is_mostly_answered(&self) -> bool {
+    pub(crate) fn is_mostly_answered(&self) -> bool {
         self.rounds.count_ones() > u8::BITS / 2
     }
 
@@ -260,11 +240,20 @@ impl Membership {
             return;
         }
         (self.prober.skipped, self.prober.ticked) = (0, now);
-        let (roster, overlay) = (&self.roster, &self.overlay);
-        let target = self.prober.next_target(|id| overlay.observes(id) && roster.present(id).is_some());
+        self.ask_next(now);
+    }
+
+    /// Asks whose turn it is. Those that enough suspect have none while there is anybody else: they have a last word.
+    fn ask_next(&mut self, now: Instant) {
+        let (roster, overlay, suspicions) = (&self.roster, &self.overlay, &self.suspicions);
+        let is_observed = |id| overlay.observes(id) && roster.present(id).is_some();
+        let is_open = |id| is_observed(id) && !suspicions.get(&id).is_some_and(Suspicion::is_settled);
+        let open = self.prober.turns.next(is_observed, is_open);
+        let target = open.or_else(|| self.prober.turns.next(is_observed, is_observed));
         if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
             && !self.me.gone
         {
+            self.prober.asked_at = now;
             self.start_probe(now, peer, Purpose::Round);
         }
     }
@@ -273,6 +262,15 @@ impl Membership {
     pub(crate) fn check_soon(&mut self, now: Instant, id: NodeId) {
         if let Some(peer) = self.roster.get(id).map(|member| member.record.peer()) {
             self.start_probe(now, peer, Purpose::Check);
+        }
+    }
+
+    /// Somebody is suspected, and whoever is gone seldom went alone: asks whose turn is next, unless somebody was asked a
+    /// moment ago, or this node has trouble itself.
+    pub(crate) fn ask_along(&mut self, now: Instant) {
+        let pause = self.config.period(self.roster.present_count()) / ASKED_ALONG;
+        if self.health == 0 && now >= self.prober.asked_at + pause {
+            self.ask_next(now);
         }
     }
 
@@ -421,19 +419,25 @@ impl Membership {
         if probe.purpose == Purpose::Round {
             self.prober.note_round(now, false);
         }
+        let mut cost = 0;
         if matches!(probe.purpose, Purpose::Round | Purpose::Check | Purpose::LastWord { .. }) {
             self.stats.probes_failed += 1;
             // What others noticed as well is no sign of trouble here, while most are heard: many may have died at once, the
             // helpers too.
             let shared = self.suspicions.get(&id).is_some_and(|suspicion| suspicion.is_shared(self.me.id));
             if !shared || !self.prober.is_mostly_answered() {
-                // A helper that does not even say that it failed is one (Lifeguard §IV-A).
-                let asked = probe.helpers.len() as u32 + probe.nacks;
-                self.worsen(if asked == 0 { 1 } else { asked - probe.nacks });
+                // A helper that does not even say that it failed is one (Lifeguard §IV-A), if it is not gone as well.
+                let is_alive = |id: &&NodeId| self.roster.get(**id).is_some_and(|member| member.state == State::Alive);
+                let nobody_asked = probe.helpers.is_empty() && probe.nacks == 0;
+                cost = if nobody_asked { 1 } else { probe.helpers.iter().filter(is_alive).count() as u32 };
+                self.worsen(cost);
             }
         }
         match probe.purpose {
-            Purpose::Round | Purpose::Check => self.accuse(now, probe.target),
+            Purpose::Round | Purpose::Check => {
+                self.accuse(now, probe.target);
+                self.suspicions.get_mut(&id).into_iter().for_each(|suspicion| suspicion.cost += cost);
+            }
             Purpose::LastWord { incarnation } => self.on_no_last_word(now, id, incarnation),
             Purpose::Challenge { accusation: (_, incarnation), by } => self.suspect(now, id, incarnation, by),
             Purpose::Rival { incarnation } => self.on_rival_silent(now, incarnation),

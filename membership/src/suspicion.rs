@@ -21,6 +21,8 @@ pub(crate) struct Suspicion {
     pub(crate) removed_at: Option<Instant>,
     /// It has answered this node's own last question since: what others found does not count here.
     pub(crate) answered: bool,
+    /// How much worse this node's own health became by it, until somebody else has found the same.
+    pub(crate) cost: u32,
 }
 
 /// The shortest and the longest time to object, and how many confirmations lead from one to the other.
@@ -35,12 +37,21 @@ impl Suspicion {
     pub(crate) fn new(now: Instant, incarnation: Incarnation, window: Window, by: NodeId) -> Self {
         let mut suspectors = Vec::with_capacity(2);
         suspectors.push(by);
-        Self { incarnation, started: now, window, suspectors, last_word: false, removed_at: None, answered: false }
+        Self {
+            incarnation,
+            started: now,
+            window,
+            suspectors,
+            last_word: false,
+            removed_at: None,
+            answered: false,
+            cost: 0,
+        }
     }
 
     /// Counts `by` as one more suspector; false when it was counted or none is needed any more.
     pub(crate) fn confirm(&mut self, by: NodeId) -> bool {
-        if self.suspectors.contains(&by) || self.suspectors.len() as u32 > self.window.confirmations {
+        if self.suspectors.contains(&by) || self.is_settled() {
             return false;
         }
         self.suspectors.push(by);
@@ -50,6 +61,11 @@ impl Suspicion {
     /// Whether somebody else than `me` suspects it, and it has not answered `me` since.
     pub(crate) fn is_shared(&self, me: NodeId) -> bool {
         !self.answered && self.suspectors.iter().any(|by| *by != me)
+    }
+
+    /// Whether enough suspect it: more make its time no shorter.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.suspectors.len() as u32 > self.window.confirmations
     }
 
     /// When the time to object ends.
