@@ -237,6 +237,7 @@ impl Membership {
             self.timers.set(Timer::Suspicion(id), now + period);
         }
         self.timers.set(Timer::ProbeRound, now + period);
+        self.prober.asked_at = now + period;
         for peer in self.pick_neighbours(CONFIRMING, None) {
             self.start_probe(now, peer, Purpose::Confirm);
         }

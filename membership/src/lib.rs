@@ -29,6 +29,7 @@ mod config;
 mod contacts;
 mod event;
 mod fence;
+mod health;
 mod id;
 mod identity;
 mod join;

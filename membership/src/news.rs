@@ -142,11 +142,14 @@ impl Membership {
     /// `by` suspects `id` at `incarnation`: starts a suspicion, or confirms one.
     pub(crate) fn suspect(&mut self, now: Instant, id: NodeId, incarnation: Incarnation, by: NodeId) {
         let update = Update::Suspect(id, incarnation, by);
+        // Of another one that has trouble, or while few answer here, it would prove nothing.
+        let by_other = by != self.me.id && self.roster.get(by).is_some_and(|member| member.state == State::Alive);
+        let is_sound = by_other && self.prober.is_mostly_answered();
         if let Some(suspicion) = self.suspicions.get_mut(&id)
             && suspicion.incarnation == incarnation
         {
             if suspicion.confirm(by) {
-                if by != self.me.id && self.prober.is_mostly_answered() {
+                if is_sound && !suspicion.answered {
                     // It was no trouble of this node's own.
                     self.health = self.health.saturating_sub(core::mem::take(&mut suspicion.cost));
                 }

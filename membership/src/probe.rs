@@ -14,10 +14,8 @@ use crate::turns::Turns;
 use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
-/// How many times the longest time to object a node waits before it concludes anything while nobody answers it.
-const ISOLATION: u32 = 4;
-/// Most members that are asked in a period while one after another is suspected.
-const ASKED_ALONG: u32 = 4;
+/// Most members that are asked because others are suspected, before a period has passed for each.
+const ALONG_MAX: u32 = 8;
 /// Most pings under way for other nodes.
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
@@ -34,7 +32,7 @@ const RELAY_BUDGET_MAX: Duration = Duration::from_secs(10);
 pub(crate) enum Purpose {
     /// Its turn in the round; silence is suspect.
     Round,
-    /// Somebody else suspects it; silence confirms.
+    /// Out of its turn, for somebody suspects it, or others; silence is suspect, and confirms.
     Check,
     /// Its time to object is over; silence is death, if it is still suspected at this incarnation.
     LastWord { incarnation: Incarnation },
@@ -140,11 +138,13 @@ pub(crate) struct Prober {
     /// When there was, or could have been, the last one.
     ticked: Instant,
     /// When the last one was asked in its turn.
-    asked_at: Instant,
+    pub(crate) asked_at: Instant,
+    /// How many may be asked because others are suspected; one more with every period.
+    along: u32,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
     /// Since when they are hardly answered.
-    isolated_since: Option<Instant>,
+    pub(crate) isolated_since: Option<Instant>,
 }
 
 impl Prober {
@@ -159,6 +159,7 @@ impl Prober {
             skipped: 0,
             ticked: Instant::ORIGIN,
             asked_at: Instant::ORIGIN,
+            along: ALONG_MAX,
             rounds: u8::MAX,
             isolated_since: None,
         }
@@ -229,6 +230,7 @@ impl Membership {
         // The timer keeps its pace, for by it this node notices that it stood still.
         let period = self.config.period(self.roster.present_count());
         self.timers.set(Timer::ProbeRound, now + period);
+        self.prober.along = (self.prober.along + 1).min(ALONG_MAX);
         if self.prober.skipped < self.health {
             // Whoever has trouble of its own asks less often, and so accuses fewer (Lifeguard §IV-A).
             self.prober.skipped += 1;
@@ -240,21 +242,24 @@ impl Membership {
             return;
         }
         (self.prober.skipped, self.prober.ticked) = (0, now);
-        self.ask_next(now);
+        self.ask_next(now, Purpose::Round);
     }
 
-    /// Asks whose turn it is. Those that enough suspect have none while there is anybody else: they have a last word.
-    fn ask_next(&mut self, now: Instant) {
+    /// Asks whose turn it is. Those that enough suspect have none while there is anybody else, and most do answer: they have
+    /// a last word.
+    fn ask_next(&mut self, now: Instant, purpose: Purpose) {
         let (roster, overlay, suspicions) = (&self.roster, &self.overlay, &self.suspicions);
         let is_observed = |id| overlay.observes(id) && roster.present(id).is_some();
-        let is_open = |id| is_observed(id) && !suspicions.get(&id).is_some_and(Suspicion::is_settled);
+        let leaves_out = self.prober.is_mostly_answered();
+        let is_agreed = |id| suspicions.get(&id).is_some_and(Suspicion::is_agreed);
+        let is_open = |id| is_observed(id) && !(leaves_out && is_agreed(id));
         let open = self.prober.turns.next(is_observed, is_open);
         let target = open.or_else(|| self.prober.turns.next(is_observed, is_observed));
         if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
             && !self.me.gone
         {
             self.prober.asked_at = now;
-            self.start_probe(now, peer, Purpose::Round);
+            self.start_probe(now, peer, purpose);
         }
     }
 
@@ -268,9 +273,10 @@ impl Membership {
     /// Somebody is suspected, and whoever is gone seldom went alone: asks whose turn is next, unless somebody was asked a
     /// moment ago, or this node has trouble itself.
     pub(crate) fn ask_along(&mut self, now: Instant) {
-        let pause = self.config.period(self.roster.present_count()) / ASKED_ALONG;
-        if self.health == 0 && now >= self.prober.asked_at + pause {
-            self.ask_next(now);
+        let pause = self.config.period(self.roster.present_count()) / 4;
+        if self.health == 0 && self.prober.along > 0 && now >= self.prober.asked_at + pause {
+            self.prober.along -= 1;
+            self.ask_next(now, Purpose::Check);
         }
     }
 
@@ -428,9 +434,8 @@ impl Membership {
             if !shared || !self.prober.is_mostly_answered() {
                 // A helper that does not even say that it failed is one (Lifeguard §IV-A), if it is not gone as well.
                 let is_alive = |id: &&NodeId| self.roster.get(**id).is_some_and(|member| member.state == State::Alive);
-                let nobody_asked = probe.helpers.is_empty() && probe.nacks == 0;
-                cost = if nobody_asked { 1 } else { probe.helpers.iter().filter(is_alive).count() as u32 };
-                self.worsen(cost);
+                let silent = probe.helpers.iter().filter(is_alive).count() as u32;
+                cost = self.worsen(if probe.nacks == 0 { silent.max(1) } else { silent });
             }
         }
         match probe.purpose {
@@ -469,11 +474,6 @@ impl Membership {
         }
     }
 
-    /// Local health: worse after silence that may be this node's own fault, better after each answer.
-    pub(crate) fn worsen(&mut self, by: u32) {
-        self.health = (self.health + by).min(self.config.health_max);
-    }
-
     pub(crate) fn on_ping(&mut self, now: Instant, from: Peer, seq: u32, header: Header) {
         let digest = header.digest;
         let introduce = self.on_header(now, from, header);
@@ -503,20 +503,12 @@ impl Membership {
         self.on_digest(now, from, digest);
     }
 
-    /// Of the last eight rounds one was answered at most: that so many others are dead is less likely than that this node
-    /// is cut off, or slower than they wait. With one or two others it is not, and after a while it has to do.
-    pub(crate) fn is_isolated(&self, now: Instant) -> bool {
-        let members = self.roster.present_count();
-        let longest = self.config.suspicion(members).max * ISOLATION;
-        members > 3 && self.prober.isolated_since.is_some_and(|since| now < since + longest)
-    }
-
     /// The probe `seq` was answered, by its target or through a helper.
     fn on_answer(&mut self, now: Instant, seq: u32, probe: &Probe) {
         self.prober.probes.remove(&seq);
         self.timers.cancel(Timer::Probe(seq));
         if probe.purpose.is_thorough() {
-            self.health = self.health.saturating_sub(1);
+            self.improve();
         }
         match probe.purpose {
             Purpose::Round => self.prober.note_round(now, true),

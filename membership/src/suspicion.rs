@@ -68,6 +68,11 @@ impl Suspicion {
         self.suspectors.len() as u32 > self.window.confirmations
     }
 
+    /// The same, where there are enough others to confirm anything.
+    pub(crate) fn is_agreed(&self) -> bool {
+        self.window.confirmations > 0 && self.is_settled()
+    }
+
     /// When the time to object ends.
     pub(crate) fn deadline(&self) -> Instant {
         let confirmed = self.suspectors.len() as u32 - 1;

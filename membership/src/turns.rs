@@ -30,7 +30,8 @@ impl Turns {
 
     /// The next member that is `asked`; a pass ends with a shuffle of those that are `kept`.
     pub(crate) fn next(&mut self, kept: impl Fn(NodeId) -> bool, asked: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        for _ in 0..=self.order.len() {
+        // What is left of this pass, and all of the next.
+        for _ in 0..=2 * self.order.len() {
             if self.next >= self.order.len() {
                 self.order.retain(|id| kept(*id));
                 self.rng.shuffle(&mut self.order);
@@ -66,6 +67,14 @@ mod tests {
         assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 20);
         assert_eq!(second.iter().collect::<BTreeSet<_>>().len(), 20);
         assert_ne!(first, second, "in another order");
+    }
+
+    #[test]
+    fn the_only_one_that_is_asked_is_found_wherever_the_pass_stands() {
+        let (mut turns, only) = (turns(10), NodeId::from_u128(6));
+        for _ in 0..100 {
+            assert_eq!(turns.next(|_| true, |id| id == only), Some(only));
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::oracles::Violation;
 use crate::plan::Plan;
-use crate::world::{Verdict, World};
+use crate::world::World;
 
 /// A cluster starts, and is settled by then; what comes after that is measured.
 const STARTED: Duration = Duration::from_secs(60);
@@ -27,6 +28,9 @@ struct Row {
     start_wall_s: f64,
     calls: u64,
     verdict: &'static str,
+    violations: Vec<Violation>,
+    #[serde(skip)]
+    exit_code: u8,
 }
 
 /// The plan: what ships, under calls, while one of a hundred crashes every minute and comes back.
@@ -69,6 +73,8 @@ fn one(nodes: usize) -> Row {
         start_wall_s: started.as_secs_f64(),
         calls: world.ledger.calls,
         verdict: verdict.name(),
+        violations: std::mem::take(&mut world.findings.violations),
+        exit_code: verdict.exit_code(),
     }
 }
 
@@ -104,12 +110,12 @@ pub fn run(sizes: &[usize], json: bool) -> ExitCode {
                 row.start_wall_s,
                 row.verdict
             );
+            row.violations.iter().for_each(|violation| crate::say!("{violation}"));
         }
         rows.push(row);
     }
-    let clean = rows.iter().all(|row| row.verdict == Verdict::Clean.name());
     if json {
         crate::say!("{}", serde_json::json!({ "rows": rows }));
     }
-    if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ExitCode::from(rows.iter().map(|row| row.exit_code).max().unwrap_or(0))
 }

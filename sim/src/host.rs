@@ -372,13 +372,16 @@ impl Host {
         self.paused || self.blocked
     }
 
-    /// Takes an input that cannot be handled now; drops it when too much waits.
-    pub(crate) fn wait(&mut self, input: Input) -> bool {
-        let fits = self.inbox.len() < INBOX_MAX || !matches!(input, Input::Packet { .. } | Input::Message(..));
-        if fits {
+    /// Whether there is room for an input that has to wait: the system drops what is too much.
+    pub(crate) fn has_room_for(&self, input: &Input) -> bool {
+        self.inbox.len() < INBOX_MAX || !matches!(input, Input::Packet { .. } | Input::Message(..))
+    }
+
+    /// Keeps an input that cannot be handled now, if there is room.
+    pub(crate) fn wait(&mut self, input: Input) {
+        if self.has_room_for(&input) {
             self.inbox.push_back(input);
         }
-        fits
     }
 
     /// Counts the work of one input.

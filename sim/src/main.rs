@@ -190,7 +190,6 @@ fn span(text: &str) -> Result<Duration, String> {
 }
 
 const USAGE: u8 = 2;
-const NOT_CONVERGED: u8 = 3;
 const ITSELF: u8 = 4;
 
 fn main() -> ExitCode {
@@ -369,13 +368,8 @@ fn tell(json: bool, world: &World, verdict: &Verdict) -> ExitCode {
         }
         world.measured.iter().for_each(|measured| say!("{measured}"));
         for v in &world.findings.violations {
-            say!("{} at {} ms, {}: {}", v.oracle, v.at_ms, v.nodes.join(" "), v.message);
+            say!("{v}");
         }
     }
-    match verdict {
-        Verdict::Clean => ExitCode::SUCCESS,
-        Verdict::Violation => ExitCode::from(1),
-        Verdict::NotConverged => ExitCode::from(NOT_CONVERGED),
-        Verdict::Crash => ExitCode::from(ITSELF),
-    }
+    ExitCode::from(verdict.exit_code())
 }

@@ -80,6 +80,12 @@ pub struct Violation {
     pub message: String,
 }
 
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {} ms, {}: {}", self.oracle, self.at_ms, self.nodes.join(" "), self.message)
+    }
+}
+
 /// Where oracles write.
 #[derive(Debug, Default)]
 pub struct Findings {

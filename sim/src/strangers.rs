@@ -76,8 +76,11 @@ impl World {
                 self.knock(at, class, number, until);
             }
             Stranger::Says { at, class, conn, bytes, babbles } => {
-                self.give(at, input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes.into())));
-                if babbles {
+                let says = input(class, Input::Message(conn, bytes.clone()), CallInput::Frame(conn, bytes.into()));
+                // What a busy process never reads breaks nothing.
+                let is_read = self.hosts[at.host].has_room_for(&says);
+                self.give(at, says);
+                if babbles && is_read {
                     let when = self.now + Duration::from_secs(1);
                     self.schedule(when, Happening::Stranger(Stranger::Looked { at, class, conn }));
                 }

@@ -46,7 +46,7 @@ pub(super) fn plan(seed: u64) -> Plan {
         load: Some(load),
         steps,
         quiet: Some(Quiet { at: END, core: 100 }),
-        expect: Expect { converged: Duration::from_secs(60), served: true },
+        expect: Expect { converged: Duration::from_secs(30), served: true },
     }
 }
 

@@ -25,6 +25,16 @@ impl Verdict {
             Self::Crash => "crash",
         }
     }
+
+    /// With which code a command ends that came to it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Clean => 0,
+            Self::Violation => 1,
+            Self::NotConverged => 3,
+            Self::Crash => 4,
+        }
+    }
 }
 
 impl World {
