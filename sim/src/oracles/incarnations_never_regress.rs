@@ -79,8 +79,8 @@ const LOSS_MAX: u32 = 50_000;
 
 impl Watch {
     /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do; and
-    /// whether every seed that may answer was in the cluster when the earlier life was `seen` last: whoever comes later is
-    /// told of those who are present only.
+    /// whether every seed that may answer was in the cluster, and within reach, when the earlier life was `seen` last: whoever
+    /// comes later is told of those who are present only.
     fn somebody_knew(&self, facts: &Facts<'_>, host: usize, seen: Instant) -> bool {
         if facts.balanced && host < facts.seeds {
             // By luck it reaches only itself, and whoever comes at the same time reaches it.
@@ -96,6 +96,9 @@ impl Watch {
             let well = seed.troubled.is_none_or(settled) && !seed.stands_still() && seed.slow == 1;
             reached && settled(seed.started) && well
         };
+        // Whoever was out of reach a moment ago was not told of the earlier life, and may be the one who answers.
+        let is_late =
+            |seed: &Host| facts.network.reachable_since(host, seed.index).is_some_and(|since| !settled(since));
         let joined = |seed: &&Host| seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
         let home = facts.hosts[host].home;
         let others = facts.seeds().filter(|seed| seed.index != host && seed.is_up() && seed.home == home);
@@ -103,6 +106,7 @@ impl Watch {
         let knowing = joined.iter().filter(|seed| knew(seed)).count();
         // Behind a shared address it is luck who answers.
         let least = if facts.balanced { (joined.len() + others.len()).max(1) } else { 1 };
-        knowing >= least && joined.iter().all(|seed| met(seed)) && facts.network.worst_loss() <= LOSS_MAX
+        let all_told = joined.iter().all(|seed| met(seed) && !is_late(seed));
+        knowing >= least && all_told && facts.network.worst_loss() <= LOSS_MAX
     }
 }
