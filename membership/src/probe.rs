@@ -15,7 +15,7 @@ use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
 /// Most members that are asked because others are suspected, before a period has passed for each.
-const ALONG_MAX: u32 = 8;
+const ALONG_MAX: u32 = 4;
 /// Most pings under way for other nodes.
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
