@@ -5,17 +5,20 @@
 //! is noted with the moment at which it arrives, and seen by the sender the next time it looks, which is when it has
 //! something to send or its timer ends.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod assembly;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use swimring::core::hello::Class;
 use swimring_membership::Instant;
 
+use self::assembly::{Assembly, PAYLOAD_BYTES, Place};
+pub(crate) use self::assembly::{LANES, Piece};
+
 /// What IPv4, UDP and a short QUIC header with its tag take of every packet.
 pub(crate) const OVERHEAD_BYTES: usize = 58;
-/// Most bytes of frames in a packet, before any larger size was found to pass.
-const PAYLOAD_BYTES: usize = 1_150;
 /// What an acknowledgement takes in a packet.
 const ACK_BYTES: usize = 6;
 /// The window of a new connection, and the smallest.
@@ -29,37 +32,6 @@ const AFTER_LOSS_TENTHS: usize = 7;
 const REORDERED: u64 = 3;
 /// How often the timer doubles at most.
 const BACKOFF_MAX: u32 = 16;
-/// Streams of a connection that keep the order of what is written on them.
-pub(crate) const LANES: usize = 2;
-
-/// The place of a frame: on which lane, and which number there.
-#[derive(Copy, Clone, Debug)]
-struct Place {
-    lane: usize,
-    number: u64,
-}
-
-/// A part of a frame that fits into a packet.
-#[derive(Clone, Debug)]
-pub(crate) struct Piece {
-    frame: u64,
-    index: u16,
-    pieces: u16,
-    place: Option<Place>,
-    bytes: Arc<[u8]>,
-}
-
-impl Piece {
-    /// The frame, if this is all of it.
-    pub(crate) fn whole(&self) -> Option<&[u8]> {
-        (self.pieces == 1).then_some(&self.bytes)
-    }
-
-    fn bytes(&self) -> usize {
-        let rest = self.bytes.len() - PAYLOAD_BYTES * usize::from(self.index);
-        rest.min(PAYLOAD_BYTES)
-    }
-}
 
 /// What a packet carries.
 #[derive(Clone, Debug)]
@@ -103,30 +75,6 @@ struct Sent {
     at: Instant,
     bytes: usize,
     piece: Option<Piece>,
-}
-
-/// A stream of ordered frames, at its receiver.
-#[derive(Clone, Debug, Default)]
-struct Lane {
-    /// The next number to deliver.
-    delivered: u64,
-    early: BTreeMap<u64, Arc<[u8]>>,
-}
-
-impl Lane {
-    /// A frame is complete: appends what is next in the order now.
-    fn deliver(&mut self, number: u64, bytes: Arc<[u8]>, ready: &mut Vec<Arc<[u8]>>) {
-        if number != self.delivered {
-            self.early.insert(number, bytes);
-            return;
-        }
-        self.delivered += 1;
-        ready.push(bytes);
-        while let Some(bytes) = self.early.first_entry().filter(|next| *next.key() == self.delivered) {
-            self.delivered += 1;
-            ready.push(bytes.remove());
-        }
-    }
 }
 
 /// How a class of connections is set.
@@ -189,11 +137,7 @@ pub(crate) struct Flow {
     /// Packets since an acknowledgement was sent, and when one is due.
     since_ack: usize,
     ack_due: Option<Instant>,
-    /// Frames below this one are complete, and these besides.
-    complete: u64,
-    complete_early: BTreeSet<u64>,
-    partial: BTreeMap<u64, BTreeSet<u16>>,
-    lanes: [Lane; LANES],
+    assembly: Assembly,
 }
 
 /// What the sender wants when it has looked.
@@ -233,10 +177,7 @@ impl Flow {
             owed: Vec::new(),
             since_ack: 0,
             ack_due: None,
-            complete: 0,
-            complete_early: BTreeSet::new(),
-            partial: BTreeMap::new(),
-            lanes: Default::default(),
+            assembly: Assembly::default(),
         }
     }
 
@@ -265,10 +206,8 @@ impl Flow {
             self.next_place[lane] += 1;
             Place { lane, number: self.next_place[lane] - 1 }
         });
-        let (frame, bytes): (u64, Arc<[u8]>) = (self.next_frame, bytes.into());
+        self.pieces.extend(Piece::cut(self.next_frame, place, bytes));
         self.next_frame += 1;
-        let pieces = bytes.len().div_ceil(PAYLOAD_BYTES).max(1) as u16;
-        self.pieces.extend((0..pieces).map(|index| Piece { frame, index, pieces, place, bytes: Arc::clone(&bytes) }));
     }
 
     /// The next packet, if there is something to send and the window has room for it. Datagrams go first.
@@ -422,33 +361,7 @@ impl Flow {
         match packet.content {
             Content::Probe => {}
             Content::Datagram(bytes) => ready.push(bytes),
-            Content::Piece(piece) => self.put_together(piece, ready),
-        }
-    }
-
-    fn put_together(&mut self, piece: Piece, ready: &mut Vec<Arc<[u8]>>) {
-        if piece.frame < self.complete || self.complete_early.contains(&piece.frame) {
-            return;
-        }
-        if piece.pieces > 1 {
-            let held = self.partial.entry(piece.frame).or_default();
-            held.insert(piece.index);
-            if held.len() < usize::from(piece.pieces) {
-                return;
-            }
-            self.partial.remove(&piece.frame);
-        }
-        if piece.frame == self.complete {
-            self.complete += 1;
-            while self.complete_early.remove(&self.complete) {
-                self.complete += 1;
-            }
-        } else {
-            self.complete_early.insert(piece.frame);
-        }
-        match piece.place {
-            Some(place) => self.lanes[place.lane].deliver(place.number, piece.bytes, ready),
-            None => ready.push(piece.bytes),
+            Content::Piece(piece) => self.assembly.put(piece, ready),
         }
     }
 

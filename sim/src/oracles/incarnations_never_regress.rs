@@ -78,9 +78,9 @@ impl Oracle for Watch {
 const LOSS_MAX: u32 = 50_000;
 
 impl Watch {
-    /// Whether a seed was there to ask, in the cluster and within reach, long enough to know what the others do; and
-    /// whether every seed that may answer was in the cluster, and within reach, when the earlier life was `seen` last: whoever
-    /// comes later is told of those who are present only.
+    /// Whether somebody who was asked must have known of the earlier life: a seed that has been up, well and within reach
+    /// for 10 s, while nobody answers in its stead who cannot know: a seed that joined after that life was `seen` last
+    /// is told of those who are present only, and one that came within reach less than 10 s ago may not have caught up.
     fn somebody_knew(&self, facts: &Facts<'_>, host: usize, seen: Instant) -> bool {
         if facts.balanced && host < facts.seeds {
             // By luck it reaches only itself, and whoever comes at the same time reaches it.
@@ -96,7 +96,7 @@ impl Watch {
             let well = seed.troubled.is_none_or(settled) && !seed.stands_still() && seed.slow == 1;
             reached && settled(seed.started) && well
         };
-        // Whoever was out of reach a moment ago was not told of the earlier life, and may be the one who answers.
+        // It has not caught up yet, and may be the one who answers.
         let is_late =
             |seed: &Host| facts.network.reachable_since(host, seed.index).is_some_and(|since| !settled(since));
         let joined = |seed: &&Host| seed.control.as_ref().is_some_and(|control| control.membership().is_joined());
