@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use serde_json::{Value, json};
 use swimring::forwarder::{Limits, Outcome};
 use swimring::membership::{Name, NodeId, Preset};
@@ -40,6 +41,8 @@ fn main() {
             println!("{line}");
         }
     };
+    let written = Arc::new(Written::default());
+    metrics::set_global_recorder(Listener(Arc::clone(&written))).expect("the only recorder");
     let scene = Scene::start();
     let (rounds, span) = if measuring { (5, Duration::from_secs(3)) } else { (1, Duration::from_millis(100)) };
     let mut fairness = Vec::new();
@@ -47,12 +50,56 @@ fn main() {
         fairness.push(scene.compare(trouble, rounds, span, &say));
     }
     let (load, after) = if measuring { (10, 4) } else { (1, 1) };
-    let overload = scene.overload(Duration::from_secs(load), Duration::from_secs(after), &say);
+    let overload = scene.overload(Duration::from_secs(load), Duration::from_secs(after), &written, &say);
     if json {
         println!("{}", json!({ "fairness": fairness, "overload": overload }));
     }
     let _ = std::fs::remove_dir_all(&scene.directory);
     std::process::exit(0);
+}
+
+/// How long refusals took to be written, in seconds, as the nodes tell it.
+#[derive(Default)]
+struct Written(Mutex<Vec<f64>>);
+
+impl Written {
+    /// What was written since the last time, the smallest first.
+    fn take(&self) -> Vec<f64> {
+        let mut taken = std::mem::take(&mut *self.0.lock().expect("no panic"));
+        taken.sort_by(f64::total_cmp);
+        taken
+    }
+}
+
+impl HistogramFn for Written {
+    fn record(&self, took: f64) {
+        self.0.lock().expect("no panic").push(took);
+    }
+}
+
+/// Hears of what is measured here, and of nothing else.
+struct Listener(Arc<Written>);
+
+impl Recorder for Listener {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        if key.name() == swimring::runtime::metrics::REFUSAL {
+            Histogram::from_arc(Arc::clone(&self.0))
+        } else {
+            Histogram::noop()
+        }
+    }
 }
 
 /// What goes wrong at the third node while the second one is called.
@@ -208,7 +255,7 @@ impl Scene {
     }
 
     /// Three times what the fourth node takes, and then half of it.
-    fn overload(&self, span: Duration, after: Duration, say: &impl Fn(String)) -> Value {
+    fn overload(&self, span: Duration, after: Duration, written: &Written, say: &impl Fn(String)) -> Value {
         let takes = SLOTS as f64 / SLOT.as_secs_f64();
         let before = resident_mib();
         let peak = Arc::new(AtomicU64::new(0));
@@ -223,12 +270,15 @@ impl Scene {
             })
         };
         let tally = Arc::new(Tally::default());
+        written.take();
         self.load(&tally, &self.keys[2], "slot", takes * TIMES, span);
         over.store(true, Ordering::Relaxed);
         watching.join().expect("it only looks");
         let (answered, refused) = (tally.take(&tally.answered), tally.take(&tally.refused));
         let goodput = answered.len() as f64 / span.as_secs_f64();
         let refusals = [0.5, 0.99, 0.999].map(|of| quantile(&refused, of) / 1e3);
+        let written = written.take();
+        let writes = [0.5, 0.99, 0.999].map(|of| quantile(&written, of) * 1e3);
         let peak = peak.load(Ordering::Relaxed);
         say(format!(
             "overload: {:.0} calls a second asked for, {takes:.0} possible, for {:.0} s: {goodput:.0} answered, {:.0} refused \
@@ -239,17 +289,22 @@ impl Scene {
             tally.others.load(Ordering::Relaxed)
         ));
         say(format!(
+            "  from reading a call to having written its refusal: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms",
+            writes[0], writes[1], writes[2]
+        ));
+        say(format!(
             "  refusals that were not tried again, there and back: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms",
             refusals[0], refusals[1], refusals[2]
         ));
         say(format!("  memory of all four nodes and the callers: {before} MiB before, {peak} MiB at most"));
         let ended = Instant::now();
-        let mut back = None;
+        let (mut back, mut windows) = (None, Vec::new());
         while ended.elapsed() < after {
             let window = Arc::new(Tally::default());
             self.load(&window, &self.keys[2], "slot", takes / 2.0, WINDOW);
             let answered = window.take(&window.answered).len();
             let failed = window.take(&window.refused).len() as u64 + window.others.load(Ordering::Relaxed);
+            windows.push(answered as u64 * 100 / (answered as u64 + failed).max(1));
             if (answered as u64) * 100 < (answered as u64 + failed) * WELL {
                 back = None;
             } else if back.is_none() {
@@ -263,10 +318,13 @@ impl Scene {
             }
             None => format!("  under half of what it takes, {WELL} % were not answered again"),
         });
+        let shown: Vec<String> = windows.iter().map(|percent| format!("{percent} %")).collect();
+        say(format!("  answered in each {} ms of that: {}", WINDOW.as_millis(), shown.join(", ")));
         json!({
             "asked_per_second": takes * TIMES, "possible_per_second": takes, "answered_per_second": goodput.round(),
             "refused": refused.len(), "others": tally.others.load(Ordering::Relaxed), "refusal_ms": refusals,
-            "memory_mib": [before, peak], "back_after_s": back,
+            "refusal_written_ms": writes, "memory_mib": [before, peak], "back_after_s": back,
+            "answered_after_percent": windows,
         })
     }
 }

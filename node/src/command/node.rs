@@ -28,6 +28,8 @@ use super::{OWN_FAULT, REFUSED, USAGE};
 /// Most lines of the log that wait to be written. Whatever comes then is dropped and counted: a thread that waited for a
 /// reader of the log would be taken for dead.
 const LOG_LINES_MAX: usize = 4_096;
+/// How often what was measured is summed up.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const LOG_LINES_DROPPED: &str = "swimring_log_lines_dropped_total";
 /// The longest path that a Unix socket may have everywhere.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
@@ -235,6 +237,15 @@ fn record(dropped: ErrorCounter) -> anyhow::Result<Arc<Render>> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     metrics::describe();
     describe_counter!(LOG_LINES_DROPPED, "lines of the log that nobody read in time");
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        // Values wait to be summed up, whether or not anybody looks.
+        let mut turns = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            turns.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
     Ok(Arc::new(move || {
         counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64);
         handle.run_upkeep();

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use swimring_forwarder::wire::Refusal as CallRefusal;
 use swimring_forwarder::{AdmissionStats, Outcome, Remembered, Running, Unsent, Why};
 use swimring_membership::{Roster, State, Stats};
@@ -45,6 +45,8 @@ pub const MEMBERSHIP: &str = "swimring_membership_total";
 pub const CALLS: &str = "swimring_calls_total";
 /// Calls of others, by verdict.
 pub const ADMISSIONS: &str = "swimring_admissions_total";
+/// From reading a call to having written its refusal, in seconds.
+pub const REFUSAL: &str = "swimring_refusal_seconds";
 /// Start-up findings that an operator should know, by kind.
 pub const FINDINGS: &str = "swimring_findings_total";
 /// Frames of other processes that were dropped, by reason.
@@ -69,6 +71,7 @@ pub fn describe() {
     describe_counter!(MEMBERSHIP, "what membership did and refused");
     describe_counter!(CALLS, "calls of this node by outcome");
     describe_counter!(ADMISSIONS, "calls of others by verdict");
+    describe_histogram!(REFUSAL, Unit::Seconds, "from reading a call to having written its refusal");
     describe_counter!(FINDINGS, "findings that an operator should know");
     describe_counter!(DROPPED, "frames of other processes that were dropped, by reason");
     describe_counter!(HTTP_REFUSED, "HTTP requests refused before a call was made");
@@ -134,6 +137,11 @@ pub(crate) fn malformed(class: Class) {
 /// What another node gave as the reason of a refusal is no member record.
 pub(crate) fn malformed_record() {
     counter!(DROPPED, "reason" => "record").increment(1);
+}
+
+/// So many refusals were written; their calls were read so long before.
+pub(crate) fn refused(took: Duration, count: usize) {
+    histogram!(REFUSAL).record_many(took, count);
 }
 
 /// Something that an operator should know happened.

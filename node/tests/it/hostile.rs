@@ -82,11 +82,34 @@ impl Scene {
         Hello { class, peer: Peer { id, address }, life: 4, fingerprint, clock: 0, anew: false }
     }
 
+    /// A key that `a` owns.
+    fn key_of_a(&self) -> String {
+        let is_its = |key: &String| self.a.ask(&format!("/lookup?key={key}")).is_some_and(|seen| seen["owner"] == "a");
+        (0..).map(|number| format!("k{number}")).find(is_its).expect("half of all keys")
+    }
+
     /// The cluster is as it was.
     fn goes_on(&self) {
         assert_eq!(self.b.put("k", "v"), 204);
         assert_eq!(self.a.get("k").as_deref(), Some("v"));
         agree(&[&self.a, &self.b], 2);
+    }
+}
+
+/// The first call of a process to one that has answered `hello`.
+fn call<'a>(service: &'a str, key: &'a str, hello: &Hello) -> CallHeader<'a> {
+    CallHeader {
+        seq: 1,
+        floor: 1,
+        life: hello.life,
+        deadline: hello.clock + 20_000_000_000,
+        error_us: 0,
+        hop: 1,
+        service,
+        key: Slice(key.as_bytes()),
+        record: None,
+        scope: Scope::Owner,
+        context: Slice(&[]),
     }
 }
 
@@ -303,24 +326,23 @@ fn a_call_frame_that_ends_early_runs_nothing() {
 }
 
 #[test]
+fn a_call_for_a_service_that_nobody_offers_is_refused_and_it_is_measured_how_soon() {
+    let scene = Scene::new();
+    let (mut dialled, a) = scene.meet(&scene.a.places[1], CALLS, Class::Calls);
+    let key = scene.key_of_a();
+    let mut frame = Vec::new();
+    Frame::Call(call("nothing", &key, &a)).encode(&[], &mut frame);
+    scene.runtime.block_on(dialled.send.write_all(&frame)).expect("it can be sent");
+    scene.a.counts("swimring_refusal_seconds_count", &[], 1);
+    scene.goes_on();
+}
+
+#[test]
 fn a_large_body_that_ends_early_runs_nothing() {
     let scene = Scene::new();
     let (dialled, a) = scene.meet(&scene.a.places[1], CALLS, Class::Calls);
-    let owner = |key: &String| scene.a.ask(&format!("/lookup?key={key}")).is_some_and(|seen| seen["owner"] == "a");
-    let key = (0..).map(|number| format!("k{number}")).find(owner).expect("half of all keys");
-    let header = CallHeader {
-        seq: 1,
-        floor: 1,
-        life: a.life,
-        deadline: a.clock + 20_000_000_000,
-        error_us: 0,
-        hop: 1,
-        service: "kv",
-        key: Slice(key.as_bytes()),
-        record: None,
-        scope: Scope::Owner,
-        context: Slice(&[]),
-    };
+    let key = scene.key_of_a();
+    let header = call("kv", &key, &a);
     let put = Command::Put { ttl_s: None }.encode(&[7; 100_000]);
     let send = |seq, bytes: usize| {
         let mut frame = Vec::new();

@@ -9,6 +9,8 @@ pub(super) struct PeerLink {
     pub(super) writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
     /// Calls of the other process that have a task here.
     pub(super) running: Mutex<Running>,
+    /// Refusals that wait to be written.
+    pub(super) refusals: Refusals,
     /// Told when there may be room for answers again.
     pub(super) room: Notify,
     /// Attempts whose large answers are coming: each once.
@@ -23,6 +25,26 @@ pub(super) struct Writers {
     pub(super) lanes: Notify,
     pub(super) large: Notify,
     pub(super) duplex: Notify,
+}
+
+/// When the calls were read whose refusals wait to be written, and how many at once.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<Vec<(Instant, usize)>>);
+
+impl Refusals {
+    /// One more waits.
+    pub(super) fn add(&self, read: Instant) {
+        let mut waiting = lock(&self.0);
+        match waiting.last_mut() {
+            Some((last, count)) if *last == read => *count += 1,
+            _ => waiting.push((read, 1)),
+        }
+    }
+
+    /// None waits from now on.
+    pub(super) fn take(&self) -> Vec<(Instant, usize)> {
+        std::mem::take(&mut lock(&self.0))
+    }
 }
 
 /// For which writers of a connection something waits.
@@ -58,6 +80,7 @@ impl PeerLink {
             link: Mutex::new(link),
             writers: Mutex::default(),
             running: Mutex::default(),
+            refusals: Refusals::default(),
             room: Notify::new(),
             arriving: Mutex::default(),
             duplex: Mutex::default(),

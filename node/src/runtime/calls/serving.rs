@@ -78,6 +78,8 @@ pub(super) struct Reader {
     spare: Duration,
     /// What the clock showed when it last looked, if that was just now.
     now: Option<Instant>,
+    /// When it took the first of what it has read.
+    read: Option<Instant>,
     /// Answers to calls that ended in place.
     answers: Vec<u8>,
 }
@@ -86,6 +88,16 @@ impl Reader {
     /// It has its turn.
     pub(super) fn has_time(&mut self) {
         (self.spare, self.now) = (IN_PLACE_MAX, None);
+    }
+
+    /// More was read than it has taken.
+    pub(super) fn has_read(&mut self) {
+        self.read = None;
+    }
+
+    /// It takes some of what was read.
+    pub(super) fn takes(&mut self, now: Instant) {
+        self.read.get_or_insert(now);
     }
 
     pub(super) fn has_time_left(&self) -> bool {
@@ -131,13 +143,14 @@ impl Reader {
 /// Another process wants something run. In place while the reader has time.
 pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: Option<&mut Reader>) {
     let calls = &lane.calls;
+    let read = reader.as_ref().and_then(|reader| reader.read).unwrap_or_else(|| calls.clock.now());
     let hash = calls.hash(header.key.0);
     // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here.
     let is_behind = || header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
     let waits = calls.view.load().ownership(hash, header.scope) != Ownership::Mine && is_behind();
     let place = waits.then(|| Arc::clone(&calls.merging).try_acquire_owned().ok()).flatten();
     let Some(place) = place else {
-        return admit(lane, header, hash, body, reader);
+        return admit(lane, read, header, hash, body, reader);
     };
     let lane = lane.clone();
     let (service, key, context) = (header.service.to_owned(), header.key.0.to_vec(), header.context.0.to_vec());
@@ -148,7 +161,7 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
         drop(place);
         let (service, key, record, context) = (service.as_str(), Slice(&key), None, Slice(&context));
         let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record, scope, context };
-        admit(&lane, header, hash, body, None);
+        admit(&lane, read, header, hash, body, None);
     });
 }
 
@@ -186,11 +199,12 @@ struct Admitted {
     place: Place,
     entry: Arc<Entry>,
     asked: Asked,
+    read: Instant,
     /// When it is too late to begin.
     latest: Instant,
 }
 
-fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader: Option<&mut Reader>) {
+fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, hash: KeyHash, body: Body, reader: Option<&mut Reader>) {
     let calls = &lane.calls;
     let (now, scope) =
         (reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now()), header.scope);
@@ -203,14 +217,14 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
-            refuse(&lane.link, header.seq, why, owner);
+            refuse(&lane.link, read, header.seq, why, owner);
             return body.refuse();
         }
         Verdict::Ignore => return body.refuse(),
     };
     let Some(entry) = calls.services.find(header.service, scope) else {
         calls.lock_admission().complete(now, permit);
-        refuse(&lane.link, header.seq, Refusal::NoService, None);
+        refuse(&lane.link, read, header.seq, Refusal::NoService, None);
         return body.refuse();
     };
     let (seq, asked, latest) = (header.seq, Asked::of(&header, hash), header.latest());
@@ -233,7 +247,7 @@ fn admit(lane: &Lane, header: CallHeader<'_>, hash: KeyHash, body: Body, reader:
         }
         (body, ..) => {
             let place = Place::new(lane, permit);
-            let call = Admitted { place, entry: Arc::clone(entry), asked, latest };
+            let call = Admitted { place, entry: Arc::clone(entry), asked, read, latest };
             go_on(lane, seq, deadline, run(call, body));
         }
     }
@@ -245,9 +259,9 @@ async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun
         Begun::Failed(ServiceError(error)) => finish(place, fence, Err(error)).await,
         Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
         Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
-        Begun::NotReady(Request { key, hash, scope, context, body, .. }) => {
+        Begun::NotReady(Request { key, hash, scope, context, body, received: read, .. }) => {
             let asked = Asked { key, hash, scope, context };
-            run(Admitted { place, entry, asked, latest }, Body::Here(body)).await;
+            run(Admitted { place, entry, asked, read, latest }, Body::Here(body)).await;
         }
     }
 }
@@ -275,7 +289,7 @@ async fn run(call: Admitted, body: Body) {
     let Some((body, exchange)) = body.whole().await else {
         return;
     };
-    let Admitted { place, entry, asked, latest } = call;
+    let Admitted { place, entry, asked, read, latest } = call;
     let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
     let mut service = entry.service();
     let ready = service::ready(&mut service).await;
@@ -285,11 +299,11 @@ async fn run(call: Admitted, body: Body) {
     let begins = calls.lock_admission().begin(now, latest, confirmed, || owned);
     if let Err((why, owner)) = begins {
         drop(place);
-        return refuse(&link, seq, why, owner);
+        return refuse(&link, read, seq, why, owner);
     }
     if link.lock().is_choked() {
         drop(place);
-        return refuse(&link, seq, calls.lock_admission().overloaded(now), None);
+        return refuse(&link, read, seq, calls.lock_admission().overloaded(now), None);
     }
     let fence = view.fence();
     let request = asked.request(body, place.permit().caller(), (now, latest), view);
@@ -341,9 +355,13 @@ fn answer(seq: u64, fence: u64, result: Result<Bytes, Bytes>, bytes_max: usize) 
     }
 }
 
-fn refuse(link: &PeerLink, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
+/// Says no to a call that was read then.
+fn refuse(link: &PeerLink, read: Instant, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
     let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
-    link.queue(|link| link.send(&Frame::Refused { seq, why, owner, record }));
+    link.queue(|waiting| {
+        waiting.send(&Frame::Refused { seq, why, owner, record });
+        link.refusals.add(read);
+    });
 }
 
 fn ownership(view: &View, hash: KeyHash, scope: Scope) -> Ownership {

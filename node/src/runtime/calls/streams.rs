@@ -76,13 +76,15 @@ pub(super) async fn keep_lane(lane: &Lane, send: SendStream, recv: RecvStream) {
 async fn write(lane: &Lane, mut send: SendStream) {
     loop {
         let mut batch = Vec::new();
-        let more = {
+        let (more, refused) = {
             let mut link = lane.link.lock();
             link.take(lane.calls.clock.now(), lane.conn, BATCH, &mut batch);
             if !link.is_choked() {
                 lane.link.room.notify_waiters();
             }
-            link.has_work()
+            let more = link.has_work();
+            // With more to come, some of them may still wait.
+            (more, if more { Vec::new() } else { lane.link.refusals.take() })
         };
         if batch.is_empty() {
             tokio::select! {
@@ -100,6 +102,10 @@ async fn write(lane: &Lane, mut send: SendStream) {
         }
         if send.write_chunk(batch.into()).await.is_err() {
             return;
+        }
+        if !refused.is_empty() {
+            let now = lane.calls.clock.now();
+            refused.into_iter().for_each(|(read, count)| metrics::refused(now.since(read), count));
         }
     }
 }
@@ -127,6 +133,7 @@ async fn read(lane: &Lane, mut recv: RecvStream) {
     // What was read and not yet taken.
     let (mut from, mut to) = (0, 0);
     while let Ok(read) = recv.read(&mut buffer[to..]).await {
+        reader.has_read();
         match read {
             Some(bytes) => to += bytes,
             // A lane ends with its connection, not before.
@@ -152,6 +159,7 @@ async fn read(lane: &Lane, mut recv: RecvStream) {
 /// Handles the next whole frames; how many bytes they took.
 fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize, Malformed> {
     let now = lane.calls.clock.now();
+    reader.takes(now);
     let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP));
     let (problem, over, choked) = lane.link.queue(|link| {
         let problem = look_at(link, now, buffer, &mut taken, &mut arrivals).err();
