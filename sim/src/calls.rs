@@ -40,6 +40,7 @@ mod ledger;
 mod links;
 mod load;
 mod serving;
+mod zipf;
 
 /// How much later than its deadline a call's end may be noticed.
 const LATE: Duration = Duration::from_millis(20);

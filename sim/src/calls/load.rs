@@ -81,13 +81,7 @@ impl World {
 fn draw_key(rng: &mut Rng, keys: Keys) -> Vec<u8> {
     let key = match keys {
         Keys::Uniform(count) => rng.below(u64::from(count.max(1))),
-        // Rejection-free approximation of a Zipf law: the rank is the range raised to a random power.
-        Keys::Zipf(_, count) => {
-            let power = rng.below(1_000);
-            let most = u64::from(count.max(2)).ilog2() as u64;
-            let high = 1u64 << (most * power / 1_000);
-            rng.below(high)
-        }
+        Keys::Zipf(exponent, count) => u64::from(zipf::rank(rng, exponent, count) - 1),
     };
     format!("k{key}").into_bytes()
 }

@@ -11,6 +11,8 @@ use super::{
 
 /// Most nodes of a world.
 const NODES_MAX: usize = 65_536;
+/// No exponent of a Zipf law is as large.
+const EXPONENT_MAX: u32 = 100;
 
 /// Up to how many members everybody asks everybody, as shipped.
 pub(super) const MESH: usize = 256;
@@ -305,9 +307,14 @@ fn keys(text: &str) -> Parsed<Keys> {
         ("uniform", [count]) => Ok(Keys::Uniform(number(count)?)),
         ("zipf", [exponent, count]) => {
             let (whole, fraction) = exponent.split_once('.').unwrap_or((exponent, ""));
-            let fraction = format!("{fraction:0<3}");
-            let fraction = fraction.get(..3).ok_or("an exponent has at most three decimals")?;
-            Ok(Keys::Zipf(number::<u32>(whole)? * 1_000 + number::<u32>(fraction)?, number(count)?))
+            if fraction.len() > 3 {
+                return Err("an exponent has at most three decimals".into());
+            }
+            let (whole, fraction) = (number::<u32>(whole)?, number::<u32>(&format!("{fraction:0<3}"))?);
+            if whole >= EXPONENT_MAX {
+                return Err(format!("an exponent is less than {EXPONENT_MAX}"));
+            }
+            Ok(Keys::Zipf(whole * 1_000 + fraction, number(count)?))
         }
         _ => Err(format!("{text:?} is not uniform(N) or zipf(S,N)")),
     }

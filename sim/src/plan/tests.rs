@@ -57,6 +57,8 @@ fn mistakes_are_told_with_their_line() {
         ("plan 1\nlink loss=101%", 2, "more than 100"),
         ("plan 1\nat 5s cut groups(n1 | n2 for 5s", 2, "not closed"),
         ("plan 1\nrestart after=5s", 2, "follows a crash"),
+        ("plan 1\nload rate=5 keys=zipf(1.1234,9)", 2, "three decimals"),
+        ("plan 1\nload rate=5 keys=zipf(5000000,9)", 2, "less than 100"),
     ] {
         let error = Plan::parse(text).unwrap_err();
         assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");
