@@ -71,7 +71,7 @@ fn one(nodes: usize) -> Row {
         rss_mib: peak_mib(),
         wall_s: wall.as_secs_f64(),
         start_wall_s: started.as_secs_f64(),
-        calls: world.ledger.calls,
+        calls: world.ledger.calls(),
         verdict: verdict.name(),
         violations: std::mem::take(&mut world.findings.violations),
         exit_code: verdict.exit_code(),

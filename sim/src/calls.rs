@@ -18,7 +18,7 @@ use swimring::forwarder::{
     Admission, Budget, Call, CallConfig, CallSpec, Incoming, Limits, NeverSent, Outcome, Ownership, Permit, Resolution,
     Step, Unsent, Verdict,
 };
-use swimring::ring::{Hashing, KeyHasher};
+use swimring::ring::{Hashing, KeyHash, KeyHasher};
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng};
 
@@ -117,7 +117,7 @@ pub(crate) struct App {
     home: Home,
     pub(crate) publishing: Publishing,
     /// The highest fence under which each key ran here.
-    held: BTreeMap<Arc<[u8]>, u64>,
+    held: BTreeMap<KeyHash, u64>,
     pub(crate) peers: Peers,
     pub(crate) links: Links,
     conns: BTreeMap<ConnId, Instance>,
@@ -374,11 +374,11 @@ impl World {
                 let (at, scope) = self.draw_scope(index, draw, &key);
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let duplex = body.len() <= LANE_BODY_BYTES_MAX && app.rng.fork(id).fork(2).chance(DUPLEX);
-                self.ledger.entries.entry(id).and_modify(|entry| {
+                if let Some(entry) = self.ledger.get_mut(id) {
                     entry.duplex = duplex;
                     // What is for a certain node fails if that one goes.
                     entry.orderly &= scope == Scope::Owner;
-                });
+                }
                 let active = Active {
                     call,
                     payload: Arc::new(Payload {

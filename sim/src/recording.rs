@@ -228,7 +228,7 @@ impl World {
             end_ms: self.now.as_millis(),
             zones: (0..self.hosts.len()).map(|host| self.network.zone(host)).collect(),
             events: self.trace.events,
-            calls: self.ledger.calls,
+            calls: self.ledger.calls(),
             not_kept: recorder.not_kept,
             node_seconds: self.node_seconds(),
             converged_ms: self.converged_after.map(|after| after.as_millis() as u64),

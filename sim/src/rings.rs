@@ -50,12 +50,12 @@ impl World {
 
     /// A call goes by a view: if that is another than the last time, what has changed since is what had to.
     pub(crate) fn check_routing(&mut self, host: usize, view: &Arc<View>) {
-        self.check_ring(host, view);
         let process = self.hosts[host].process();
-        let Some(before) = self.rings_seen.routed.insert(process, Arc::clone(view)) else { return };
-        if Arc::ptr_eq(&before, view) {
+        if self.rings_seen.routed.get(&process).is_some_and(|before| Arc::ptr_eq(before, view)) {
             return;
         }
+        self.check_ring(host, view);
+        let Some(before) = self.rings_seen.routed.insert(process, Arc::clone(view)) else { return };
         let later = view.version() >= before.version() && view.fence() >= before.fence();
         self.check(host, Property::R8, later, || {
             let [was, is] = [&before, view].map(|view| (view.version(), view.fence()));

@@ -143,7 +143,7 @@ pub struct World {
     pub(crate) overload: u32,
     pub(crate) runs: u64,
     /// At which hosts each key ran.
-    pub(crate) ran_at: BTreeMap<Arc<[u8]>, BTreeSet<usize>>,
+    pub(crate) ran_at: BTreeMap<swimring::ring::KeyHash, BTreeSet<usize>>,
     pub(crate) rings: Arc<swimring::core::view::Rings>,
     pub(crate) rings_seen: crate::rings::Seen,
     pub(crate) asked: crate::asked::Asked,

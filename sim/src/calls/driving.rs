@@ -150,7 +150,7 @@ impl World {
 
     fn send_attempt(&mut self, index: usize, token: Token, to: Instance, hop: u8, view: &View) {
         let now = self.hosts[index].local(self.now);
-        let begun = self.ledger.entries.get(&token.call).is_some_and(|entry| entry.begun);
+        let begun = self.ledger.get(token.call).is_some_and(|entry| entry.begun);
         self.check(index, Property::F2, !begun, || {
             format!("call {} is tried again, though what follows its body is with a handler", token.call)
         });

@@ -30,14 +30,38 @@ pub(super) struct Entry {
 /// Every call ever made: who made it, how often it ran, and what its caller was told.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    pub(super) entries: BTreeMap<u64, Entry>,
-    pub(super) next: u64,
-    /// Calls made.
-    pub calls: u64,
+    /// By number: the first call has number 1.
+    entries: Vec<Entry>,
     /// Calls by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
     /// Most hops of any call.
     pub hops_max: u8,
+}
+
+impl Ledger {
+    /// One more call; its number.
+    pub(super) fn add(&mut self, entry: Entry) -> u64 {
+        self.entries.push(entry);
+        self.calls()
+    }
+
+    /// Calls made.
+    pub fn calls(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(super) fn get(&self, call: u64) -> Option<&Entry> {
+        self.entries.get(place(call)?)
+    }
+
+    pub(super) fn get_mut(&mut self, call: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(place(call)?)
+    }
+}
+
+/// Where the call with this number lies, if there is one: strangers make them up.
+fn place(call: u64) -> Option<usize> {
+    usize::try_from(call.checked_sub(1)?).ok()
 }
 
 impl World {

@@ -33,8 +33,6 @@ impl World {
             return;
         }
         let process = host.process();
-        self.ledger.next += 1;
-        let call = self.ledger.next;
         let entry = Entry {
             deadline: self.now + load.deadline,
             idempotent,
@@ -46,8 +44,7 @@ impl World {
             orderly: self.is_orderly_at(pick, self.now + load.deadline),
             outcome: None,
         };
-        self.ledger.entries.insert(call, entry);
-        self.ledger.calls += 1;
+        let call = self.ledger.add(entry);
         let spec = CallSpec { deadline: host.local(self.now + load.deadline), idempotent };
         self.note(|| Event::Call { call, key: String::from_utf8_lossy(&key).into(), node: pick });
         self.give_call(process, CallInput::Call(call, key, spec));

@@ -21,6 +21,16 @@ fn longest(latency: plan::Latency) -> Duration {
     }
 }
 
+/// Whether this is one of the nodes that a call is for, said here once more on its own.
+fn may_run_here(view: &View, key: KeyHash, scope: Scope) -> bool {
+    let count = match scope {
+        Scope::Owner => 1,
+        Scope::Owners(count) => usize::from(count),
+        Scope::Members => return true,
+    };
+    view.ring().owners(key, count).iter().any(|owner| owner.id == view.me().node)
+}
+
 impl World {
     /// A frame of another process.
     pub(super) fn on_call_frame(&mut self, index: usize, conn: ConnId, bytes: &[u8]) {
@@ -62,7 +72,9 @@ impl World {
             }
             Ok(Arrival::Begun(seq)) => {
                 let Some(token) = link.pending(seq).copied() else { return };
-                self.ledger.entries.entry(token.call).and_modify(|entry| entry.begun = true);
+                if let Some(entry) = self.ledger.get_mut(token.call) {
+                    entry.begun = true;
+                }
                 self.report(index, token, |call, _, _| call.begun(token.attempt));
             }
             Ok(Arrival::Cancel(seq)) => {
@@ -192,7 +204,7 @@ impl World {
     fn count_refusal(&mut self, index: usize, body: &[u8], why: Refusal) {
         let call = body.first_chunk().map_or(u64::MAX, |call| u64::from_le_bytes(*call));
         self.note(|| Event::Refused { call, node: index, why: why.to_string() });
-        if let Some(entry) = self.ledger.entries.get_mut(&call).filter(|_| why == Refusal::Invalid) {
+        if let Some(entry) = self.ledger.get_mut(call).filter(|_| why == Refusal::Invalid) {
             entry.refused += 1;
             let refused = entry.refused;
             self.check(index, Property::F16, refused == 1, || {
@@ -214,25 +226,25 @@ impl World {
         self.trace.note(self.now, index, 4, &call.to_le_bytes());
         self.say(|| format!("n{:<4} runs call {call}", index + 1));
         self.note(|| Event::Run { call, node: index });
-        let view = self.view(index);
-        let here = self.may_run_here(&view, key, scope);
+        let (view, hash) = (self.view(index), self.hasher.hash(key));
+        let here = may_run_here(&view, hash, scope);
         self.check(index, Property::F6, here, || format!("ran call {call}, which is for others: {scope:?}"));
         self.check(index, Property::O7, view.is_confirmed(), || {
             format!("ran call {call} after it had stood still, before anybody confirmed it")
         });
         if scope == Scope::Owner {
-            self.check_fence(index, key, view.fence());
+            self.check_fence(index, hash, view.fence());
         }
         let is_leaving = self.hosts[index].app.as_ref().is_some_and(|app| app.leaving);
         let by_other = matches!(running, Running::There { .. });
         self.check(index, Property::L8, !(is_leaving && by_other), || {
             format!("began call {call} of another while leaving")
         });
-        let late = self.ledger.entries.get(&call).map_or(Duration::ZERO, |entry| self.now.since(entry.deadline));
+        let late = self.ledger.get(call).map_or(Duration::ZERO, |entry| self.now.since(entry.deadline));
         self.check(index, Property::F7, late <= error * 2 + LATE, || {
             format!("began call {call} {late:?} after its deadline, with an error of {error:?}")
         });
-        if let Some(entry) = self.ledger.entries.get_mut(&call) {
+        if let Some(entry) = self.ledger.get_mut(call) {
             entry.executed += 1;
             let (executed, idempotent, outcome) = (entry.executed, entry.idempotent, entry.outcome);
             self.check(index, Property::F2, idempotent || executed == 1, || {
@@ -251,51 +263,34 @@ impl World {
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
         if let Running::There { permit, .. } = &running
-            && self.ledger.entries.get(&call).is_some_and(|entry| entry.duplex)
+            && self.ledger.get(call).is_some_and(|entry| entry.duplex)
             && let Some(link) = app.links.get_mut(&permit.caller())
         {
             link.send(&Frame::Begun { seq: permit.seq() });
         }
         app.running.insert(self.runs, running);
-        let peers = app.running.values().filter_map(Running::peer).fold(BTreeMap::new(), |mut peers, peer| {
-            *peers.entry(peer).or_insert(0) += 1;
-            peers
-        });
-        let most = peers.values().copied().max().unwrap_or(0);
+        let mut peers: Vec<NodeId> = app.running.values().filter_map(Running::peer).collect();
+        peers.sort_unstable();
+        let most = peers.chunk_by(NodeId::eq).map(<[_]>::len).max().unwrap_or(0);
         let limits = app.admission.limits();
-        let within = most <= limits.calls_of_peer_max && peers.values().sum::<usize>() <= limits.calls_max;
-        self.check(index, Property::B1, within, || format!("runs {peers:?}: more than its limits"));
+        let within = most <= limits.calls_of_peer_max && peers.len() <= limits.calls_max;
+        self.check(index, Property::B1, within, || format!("runs calls of {peers:?}: more than its limits"));
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 
-    /// Whether this is one of the nodes that a call is for, said here once more on its own.
-    fn may_run_here(&self, view: &View, key: &[u8], scope: Scope) -> bool {
-        let count = match scope {
-            Scope::Owner => 1,
-            Scope::Owners(count) => usize::from(count),
-            Scope::Members => return true,
-        };
-        view.ring().owners(self.hasher.hash(key), count).iter().any(|owner| owner.id == view.me().node)
-    }
-
     /// Once the core has agreed, whoever runs a key holds it above everybody else of the core who ever ran it.
-    fn check_fence(&mut self, index: usize, key: &[u8], fence: u64) {
-        let ran_at = match self.ran_at.get_mut(key) {
-            Some(ran_at) => ran_at,
-            None => self.ran_at.entry(key.into()).or_default(),
-        };
-        ran_at.insert(index);
+    fn check_fence(&mut self, index: usize, key: KeyHash, fence: u64) {
+        self.ran_at.entry(key).or_default().insert(index);
         if let Some(app) = &mut self.hosts[index].app {
-            match app.held.get_mut(key) {
-                Some(held) => *held = (*held).max(fence),
-                None => _ = app.held.insert(key.into(), fence),
-            }
+            app.held.entry(key).and_modify(|held| *held = (*held).max(fence)).or_insert(fence);
         }
         let settled = self.converged_after.is_some() && self.is_settled();
-        let (Some(core), Some(ran_at)) = (self.core.as_ref().filter(|_| settled), self.ran_at.get(key)) else { return };
+        let (Some(core), Some(ran_at)) = (self.core.as_ref().filter(|_| settled), self.ran_at.get(&key)) else {
+            return;
+        };
         let others = ran_at.iter().filter(|host| **host != index && core.binary_search(host).is_ok());
         let others = others.filter_map(|host| self.hosts[*host].app.as_ref());
-        let most = others.filter_map(|app| app.held.get(key)).max().copied().unwrap_or(0);
+        let most = others.filter_map(|app| app.held.get(&key)).max().copied().unwrap_or(0);
         self.check(index, Property::F19, fence > most, || {
             format!("holds a key under fence {fence}, which ran under {most}")
         });
@@ -337,7 +332,7 @@ impl World {
         self.check(index, Property::F12, repeats <= 10 + fresh / 10 && moves <= 1_000 + fresh, || {
             format!("tried {repeats} and {moves} times again for {fresh} calls")
         });
-        let Some(entry) = self.ledger.entries.get_mut(&id) else {
+        let Some(entry) = self.ledger.get_mut(id) else {
             return;
         };
         let kind = match outcome {
@@ -406,7 +401,7 @@ impl World {
             };
             let open: Vec<u64> = app.open_calls().collect();
             for id in open {
-                let late = self.ledger.entries.get(&id).is_some_and(|entry| self.now > entry.deadline + LATE * 50);
+                let late = self.ledger.get(id).is_some_and(|entry| self.now > entry.deadline + LATE * 50);
                 self.check(index, Property::F1, !late, || format!("call {id} has no outcome long after its deadline"));
             }
         }

@@ -109,7 +109,7 @@ impl Summary {
         }
         self.oracles.add(&world.findings.checks);
         world.findings.checks.iter().for_each(|(property, _)| self.oracle_plans.count(property));
-        self.calls += world.ledger.calls;
+        self.calls += world.ledger.calls();
         self.hops_max = self.hops_max.max(world.ledger.hops_max);
         for (kind, count) in &world.ledger.outcomes {
             *self.outcomes.entry((*kind).into()).or_insert(0) += count;
