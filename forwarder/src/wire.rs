@@ -17,6 +17,8 @@ pub const VERSION: u8 = 1;
 pub const PREFIX_BYTES: usize = 8;
 /// Longest header, in bytes: the longest key, a member record, and the rest.
 pub const HEADER_BYTES_MAX: usize = 8 * 1_024;
+/// Most headers are shorter: room that is made for one at once.
+const USUAL_HEADER_BYTES: usize = 64;
 /// Longest body of a frame that shares a stream with others, in bytes: what waits behind it must not wait long.
 pub const LANE_BODY_BYTES_MAX: usize = 64 * 1_024;
 /// Longest name of a service, in bytes.
@@ -171,6 +173,7 @@ pub enum Frame<'a> {
 impl<'a> Frame<'a> {
     /// Appends the frame with `body`.
     pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
+        out.reserve(PREFIX_BYTES + USUAL_HEADER_BYTES + body.len());
         self.encode_head(body.len(), out);
         out.extend_from_slice(body);
     }

@@ -211,15 +211,13 @@ impl App {
 
     /// A process for which calls wait that no connection, and no dial, will end; of those whose links have changed.
     pub(crate) fn stuck(&mut self) -> Option<Instance> {
-        let changed = self.links.take_changed();
         let dialled = |to: &Instance| self.waiting.values().any(|waiting| waiting.contains(to));
         let connected = |to: &Instance| self.conns.values().any(|other| other == to);
-        let stuck = |to: &Instance| {
-            let Some(link) = self.links.get(to) else { return false };
+        self.links.find_changed(|links, to| {
+            let Some(link) = links.get(to) else { return false };
             let queued = link.queued_count();
             (queued > 0 && !link.is_connected() && !dialled(to)) || (link.open_count() > queued && !connected(to))
-        };
-        changed.into_iter().find(stuck)
+        })
     }
 
     pub(crate) fn remembered(&self) -> swimring::forwarder::Remembered {

@@ -1,6 +1,6 @@
 //! The links of one process: which of them was touched, so that nobody has to look at all of them after every event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use swimring::core::link::{Link, LinkLimits};
@@ -14,10 +14,17 @@ type Held = Link<Token, Arc<[u8]>>;
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     by_end: BTreeMap<Instance, Held>,
-    /// What may have something to write.
-    touched: BTreeSet<Instance>,
-    /// What has changed since it was looked at whether it is stuck.
-    changed: BTreeSet<Instance>,
+    /// What may have something to write, in order.
+    touched: Vec<Instance>,
+    /// What has changed since it was looked at whether it is stuck, in order.
+    changed: Vec<Instance>,
+}
+
+/// Adds what is not there, in order. There are a few at most: a tree would cost more.
+fn add(to: Instance, into: &mut Vec<Instance>) {
+    if let Err(place) = into.binary_search(&to) {
+        into.insert(place, to);
+    }
 }
 
 impl Links {
@@ -37,8 +44,8 @@ impl Links {
     }
 
     fn touch(&mut self, to: Instance) {
-        self.touched.insert(to);
-        self.changed.insert(to);
+        add(to, &mut self.touched);
+        add(to, &mut self.changed);
     }
 
     /// All of them.
@@ -49,7 +56,7 @@ impl Links {
     /// All of them, to be changed.
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = (&Instance, &mut Held)> {
         self.touched = self.ends().collect();
-        self.changed = self.touched.clone();
+        self.changed.clone_from(&self.touched);
         self.by_end.iter_mut()
     }
 
@@ -69,13 +76,15 @@ impl Links {
             if self.by_end.get(&to).is_some_and(ready) {
                 return self.by_end.get_mut(&to);
             }
-            self.touched.pop_first();
+            self.touched.remove(0);
         }
         None
     }
 
-    /// Those that have changed since the last time.
-    pub(crate) fn take_changed(&mut self) -> BTreeSet<Instance> {
-        std::mem::take(&mut self.changed)
+    /// The first of those that have changed since the last time of which that is so.
+    pub(crate) fn find_changed(&mut self, is_so: impl Fn(&Self, &Instance) -> bool) -> Option<Instance> {
+        let found = self.changed.iter().find(|to| is_so(self, to)).copied();
+        self.changed.clear();
+        found
     }
 }

@@ -33,6 +33,9 @@ pub(super) fn rank(rng: &mut Rng, exponent: u32, count: u32) -> u32 {
 /// `1000 * log2(value)` of a value that is not 0, rounded down.
 fn log2_milli(value: u64) -> u64 {
     let whole = value.ilog2();
+    if value.is_power_of_two() {
+        return u64::from(whole) * 1_000;
+    }
     let mut mantissa = if whole > BITS { value >> (whole - BITS) } else { value << (BITS - whole) };
     let mut fraction = 0;
     // The mantissa lies in [1, 2): each squaring yields one more bit of the logarithm.
