@@ -24,7 +24,7 @@ fn longest(latency: plan::Latency) -> Duration {
 /// Whether this is one of the nodes that a call is for, said here once more on its own.
 fn may_run_here(view: &View, key: KeyHash, scope: Scope) -> bool {
     let count = match scope {
-        Scope::Owner => 1,
+        Scope::Owner => return view.ring().owner(key) == Ok(view.me().node),
         Scope::Owners(count) => usize::from(count),
         Scope::Members => return true,
     };
@@ -268,13 +268,16 @@ impl World {
         {
             link.send(&Frame::Begun { seq: permit.seq() });
         }
+        let peer = running.peer();
         app.running.insert(self.runs, running);
-        let mut peers: Vec<NodeId> = app.running.values().filter_map(Running::peer).collect();
-        peers.sort_unstable();
-        let most = peers.chunk_by(NodeId::eq).map(<[_]>::len).max().unwrap_or(0);
+        let of_others = app.running.values().filter_map(Running::peer);
+        let (all, of_peer) =
+            of_others.fold((0, 0), |(all, own), other| (all + 1, own + usize::from(Some(other) == peer)));
         let limits = app.admission.limits();
-        let within = most <= limits.calls_of_peer_max && peers.len() <= limits.calls_max;
-        self.check(index, Property::B1, within, || format!("runs calls of {peers:?}: more than its limits"));
+        let within = of_peer <= limits.calls_of_peer_max && all <= limits.calls_max;
+        self.check(index, Property::B1, within, || {
+            format!("runs {of_peer} calls of {peer:?}, and {all} of all others: more than its limits")
+        });
         self.schedule(self.now + span, Happening::Call(CallHappening::Done(process, self.runs)));
     }
 
