@@ -166,7 +166,8 @@ pub struct Admission {
     me: Instance,
     limits: Limits,
     callers: BTreeMap<Instance, Caller>,
-    /// What the calls of each peer take, whichever processes of it sent them: a peer can claim to be many.
+    /// What the calls of each peer with a known caller take, whichever processes of it sent them: a peer can claim to be
+    /// many.
     of_peers: BTreeMap<NodeId, Running>,
     running: Running,
     pace: Pace,
@@ -307,9 +308,6 @@ impl Admission {
         self.pace.free(now);
         if let Some(of_peer) = self.of_peers.get_mut(&permit.caller.node) {
             of_peer.remove(permit.bytes);
-            if of_peer.calls == 0 {
-                self.of_peers.remove(&permit.caller.node);
-            }
         }
         if let Some(held) = self.callers.get_mut(&permit.caller) {
             held.running -= 1;
@@ -330,6 +328,10 @@ impl Admission {
     pub fn forget(&mut self, caller: Instance) {
         if self.callers.get(&caller).is_some_and(|held| held.running == 0) {
             self.callers.remove(&caller);
+            let of_peer = Instance { life: 0, ..caller }..=Instance { life: u64::MAX, ..caller };
+            if self.callers.range(of_peer).next().is_none() {
+                self.of_peers.remove(&caller.node);
+            }
         }
     }
 
@@ -455,6 +457,20 @@ mod tests {
         assert!(matches!(admission.admit(NOW, from(other), true, || Ownership::Mine), Verdict::Run(_)));
         admission.complete(NOW, second);
         assert_eq!(admission.running().calls, 2);
+    }
+
+    #[test]
+    fn a_peer_is_forgotten_with_its_last_process() {
+        let mut admission = admission();
+        let Verdict::Run(running) = admit(&mut admission, &header(1)) else { panic!("there is room") };
+        let next = Instance { life: 21, ..CALLER };
+        admission.cancel(next, 1);
+        admission.forget(CALLER);
+        admission.forget(next);
+        assert_eq!((admission.remembered().callers, admission.of_peers.len()), (1, 1), "a call of it runs");
+        admission.complete(NOW, running);
+        admission.forget(CALLER);
+        assert!(admission.callers.is_empty() && admission.of_peers.is_empty());
     }
 
     #[test]

@@ -111,6 +111,11 @@ impl CallHeader<'_> {
     }
 }
 
+/// About as many bytes as a frame with a body of so many takes.
+pub const fn room(body_bytes: usize) -> usize {
+    PREFIX_BYTES + USUAL_HEADER_BYTES + body_bytes
+}
+
 /// A frame, its body aside.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame<'a> {
@@ -173,7 +178,7 @@ pub enum Frame<'a> {
 impl<'a> Frame<'a> {
     /// Appends the frame with `body`.
     pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
-        out.reserve(PREFIX_BYTES + USUAL_HEADER_BYTES + body.len());
+        out.reserve(room(body.len()));
         self.encode_head(body.len(), out);
         out.extend_from_slice(body);
     }

@@ -5,7 +5,7 @@
 //! testifies that it was not. Knows no streams; the shell writes what [`Link::take`], [`Link::take_large`] and
 //! [`Link::take_duplex`] give it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,10 @@ use super::breaker::Breaker;
 use super::peers::ConnId;
 use super::timebase::Timebase;
 
+use self::numbered::Numbered;
 use self::queues::{Queued, Queues, Way};
 
+mod numbered;
 mod queues;
 
 /// A connection that nothing came on for longer is asked before it is trusted with a call that may not run twice:
@@ -51,7 +53,7 @@ impl Default for LinkLimits {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payload<B> {
     /// Which service.
-    pub service: Arc<str>,
+    pub service: Cow<'static, str>,
     /// Which key.
     pub key: B,
     /// What for.
@@ -151,7 +153,7 @@ pub struct Link<T, B> {
     next_seq: u64,
     queued: Queues<T, B>,
     backlog: Backlog<B>,
-    pending: BTreeMap<u64, Pending<T>>,
+    pending: Numbered<Pending<T>>,
     /// No attempt's deadline is before this.
     earliest: Option<Instant>,
 }
@@ -176,7 +178,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             next_seq: now.as_nanos() / 1_000 + 1,
             queued: Queues::default(),
             backlog: Backlog::default(),
-            pending: BTreeMap::new(),
+            pending: Numbered::default(),
             earliest: None,
         }
     }
@@ -320,12 +322,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether somebody waits for the answer to this attempt.
     pub fn is_pending(&self, seq: u64) -> bool {
-        self.pending.contains_key(&seq)
+        self.pending.get(seq).is_some()
     }
 
     /// Who waits for it.
     pub fn pending(&self, seq: u64) -> Option<&T> {
-        self.pending.get(&seq).map(|pending| &pending.token)
+        self.pending.get(seq).map(|pending| &pending.token)
     }
 
     /// Queues an attempt. It has its number from now on.
@@ -350,7 +352,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// The caller does not wait for an attempt any more: it is taken back, or cancelled at the other end.
     pub fn abandon(&mut self, seq: u64) {
         self.queued.remove(seq);
-        if self.pending.remove(&seq).is_some() {
+        if self.pending.remove(seq).is_some() {
             self.send(&Frame::Cancel { seq });
         }
     }
@@ -371,9 +373,9 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
         let why = if self.breaker.is_open() { Unsent::Silent } else { Unsent::Late };
         over.unsent.extend(self.queued.take_late(now).into_iter().map(|token| (token, NeverSent::testify(why))));
-        let late = self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(seq, _)| *seq);
+        let late = self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(seq, _)| seq);
         for seq in late.collect::<Vec<_>>() {
-            over.lost.extend(self.pending.remove(&seq).map(|pending| pending.token));
+            over.lost.extend(self.pending.remove(seq).map(|pending| pending.token));
             self.send(&Frame::Cancel { seq });
         }
         let silent_since = self.silent_since();
@@ -417,6 +419,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return;
         }
         self.backlog.take(bytes_max, out);
+        out.reserve(self.queued.room(Way::Lane).min(bytes_max));
         while out.len() < bytes_max
             && let Some(idempotent) = self.queued.front(Way::Lane).map(|queued| queued.call.idempotent)
         {
@@ -424,8 +427,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
                 return self.backlog.take(bytes_max, out);
             };
             if let Some(queued) = self.queued.pop(Way::Lane) {
-                let payload = Arc::clone(&queued.call.payload);
-                self.hand_over(now, conn, timebase, queued, out);
+                let payload = self.hand_over(now, conn, timebase, queued, out);
                 out.extend_from_slice(payload.body.as_ref());
             }
         }
@@ -451,17 +453,24 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         let idempotent = self.queued.front(way).map(|queued| queued.call.idempotent)?;
         let timebase = self.clock_for(now, idempotent)?;
         let queued = self.queued.pop(way)?;
-        let (seq, mut head, payload) = (queued.seq, Vec::new(), Arc::clone(&queued.call.payload));
-        self.hand_over(now, conn, timebase, queued, &mut head);
+        let (seq, mut head) = (queued.seq, Vec::new());
+        let payload = self.hand_over(now, conn, timebase, queued, &mut head);
         Some(Opening { seq, frame: Large { head, body: payload.body.clone() } })
     }
 
     /// Appends what stands before the body of an attempt, and counts it as handed over.
-    fn hand_over(&mut self, now: Instant, conn: ConnId, timebase: Timebase, queued: Queued<T, B>, out: &mut Vec<u8>) {
+    fn hand_over(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        timebase: Timebase,
+        queued: Queued<T, B>,
+        out: &mut Vec<u8>,
+    ) -> Arc<Payload<B>> {
         self.want(now);
         let Queued { seq, token, call } = queued;
         // What waits in a queue has a number, too, and must not fall below the floor.
-        let lowest = self.queued.lowest().into_iter().chain(self.pending.keys().next().copied()).min();
+        let lowest = self.queued.lowest().into_iter().chain(self.pending.first()).min();
         let header = CallHeader {
             seq,
             floor: lowest.map_or(seq, |lowest| lowest.min(seq)),
@@ -478,6 +487,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         Frame::Call(header).encode_head(call.payload.body.as_ref().len(), out);
         self.pending.insert(seq, Pending { on: conn, deadline: call.deadline, duplex: call.payload.duplex, token });
         self.used = true;
+        call.payload
     }
 
     /// A whole frame came in.
@@ -491,7 +501,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// A frame came in, and its body.
     pub fn handle<'a, P>(&mut self, now: Instant, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
         self.hear(now);
-        let mut end = |seq: u64| self.pending.remove(&seq).map(|pending| pending.token);
+        let mut end = |seq: u64| self.pending.remove(seq).map(|pending| pending.token);
         match frame {
             Frame::Call(header) => Arrival::Call(header, body),
             Frame::Ok { seq, fence } => end(seq).map_or(Arrival::Nothing, |token| Arrival::Ran(token, Ok(body), fence)),
@@ -502,7 +512,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
                 end(seq).map_or(Arrival::Nothing, |token| Arrival::Refused(token, why, owner, record))
             }
             Frame::Cancel { seq } => Arrival::Cancel(seq),
-            Frame::Begun { seq } if self.pending.get(&seq).is_some_and(|held| held.duplex) => Arrival::Begun(seq),
+            Frame::Begun { seq } if self.pending.get(seq).is_some_and(|held| held.duplex) => Arrival::Begun(seq),
             // Pieces have a stream of their own.
             Frame::Begun { .. } | Frame::Piece => Arrival::Nothing,
             // Whoever does not read its answers gets none of these.
@@ -529,8 +539,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// A connection has ended: what was handed over on it is lost, and without another connection what waits
     /// goes back.
     pub fn closed(&mut self, now: Instant, conn: ConnId, why: Unsent) -> CutOff<T> {
-        let lost: Vec<u64> = self.pending.iter().filter(|(_, held)| held.on == conn).map(|(seq, _)| *seq).collect();
-        let lost = lost.into_iter().filter_map(|seq| self.pending.remove(&seq)).map(|held| held.token).collect();
+        let lost: Vec<u64> = self.pending.iter().filter(|(_, held)| held.on == conn).map(|(seq, _)| seq).collect();
+        let lost = lost.into_iter().filter_map(|seq| self.pending.remove(seq)).map(|held| held.token).collect();
         self.ending.retain(|held| *held != conn);
         let unsent = self.retire(conn, why);
         if self.timebase.is_none() || self.breaker.has_asked() {

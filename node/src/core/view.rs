@@ -274,11 +274,11 @@ impl View {
 
     /// The process of the node `id`. Whoever is down or has left is not asked, though another one may still name it.
     fn instance(&self, id: NodeId) -> Resolution {
-        match self.member(id).filter(|member| member.state.is_present()) {
-            _ if id == self.me.node => Resolution::Here,
-            Some(member) => Resolution::There(member.record.instance()),
-            None => Resolution::Nobody,
+        if id == self.me.node {
+            return Resolution::Here;
         }
+        let present = self.member(id).filter(|member| member.state.is_present());
+        present.map_or(Resolution::Nobody, |member| Resolution::There(member.record.instance()))
     }
 
     /// Whether a call for `key` may run here. If it is for the owner, and this node is not the one: who is, and which

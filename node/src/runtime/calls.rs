@@ -16,7 +16,7 @@ use dashmap::DashMap;
 use quinn::Connection;
 use swimring_forwarder::wire::{CONTEXT_BYTES_MAX, Frame, LANE_BODY_BYTES_MAX, Refusal, SERVICE_BYTES_MAX};
 use swimring_forwarder::{
-    Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Unknown, Unsent, Why,
+    Admission, Budget, Call, CallConfig, CallSpec, NeverSent, NotExecuted, Outcome, Resolution, Unknown, Unsent, Why,
 };
 use swimring_membership::codec::Blob;
 use swimring_membership::{Instance, Instant, NodeId, Peer, Rng, State};
@@ -32,7 +32,7 @@ use super::metrics;
 use super::publisher::Behind;
 use super::pulse::Pulse;
 use super::sabotage;
-use super::service::{self, Begun, Request, Rest, Services};
+use super::service::{self, Begun, Request, Rest, ServiceError, Services};
 use super::system::Clock;
 use crate::core::breaker::ASKED_AFTER;
 use crate::core::link::{CutOff, Link, LinkLimits, Outbound, Payload};
@@ -125,6 +125,16 @@ pub(crate) struct Wish {
     pub(crate) duplex: Option<Arc<DuplexCall>>,
 }
 
+/// How a call of this node begins.
+enum Beginning {
+    /// Its handler has run here, under this fence.
+    Over(u64, Result<Bytes, ServiceError>),
+    /// Its handler has begun here, under this fence, and waits.
+    Waits(u64, Rest),
+    /// It goes the way of all calls, to the owner that was found, if one was looked for.
+    NotYet(Option<Resolution>),
+}
+
 /// A call of this node that has no outcome yet.
 struct Open<'a>(&'a AtomicU64);
 
@@ -155,7 +165,7 @@ pub(crate) struct Calls {
     services: Services,
     port: Port,
     peers: Mutex<Peers>,
-    links: DashMap<Instance, Arc<PeerLink>>,
+    links: DashMap<Instance, Arc<PeerLink>, foldhash::fast::RandomState>,
     conns: DashMap<ConnId, (Connection, Instance)>,
     dials: Mutex<HashMap<DialId, tokio::task::AbortHandle>>,
     /// Attempts that wait for a dial, by peer.
@@ -218,7 +228,7 @@ impl Calls {
             services: start.services,
             port: start.port,
             peers: Mutex::new(start.peers),
-            links: DashMap::new(),
+            links: DashMap::default(),
             conns: DashMap::new(),
             dials: Mutex::default(),
             waiting: Mutex::default(),
@@ -300,20 +310,13 @@ impl Calls {
         let open = Open::new(self);
         let _over = wish.duplex.clone().map(Over);
         let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
-        // What waits has a place of its own, so that whoever calls has a short future to carry.
         let answered = match self.begin_here(now, hash, &wish) {
-            Some((fence, Begun::Done(result))) => self.ran_here(fence, outcome_of(result.map_err(|error| error.0))),
-            Some((fence, Begun::Waiting(rest))) => {
+            Beginning::Over(fence, result) => self.ran_here(fence, outcome_of(result.map_err(|error| error.0))),
+            Beginning::Waits(fence, rest) => {
                 let deadline = now + wish.timeout;
                 self.ran_here(fence, Box::pin(self.end_here(deadline, rest)).await)
             }
-            Some((_, Begun::Failed(_) | Begun::NotReady(_))) | None => {
-                self.lock_budget().earn();
-                let number = self.next_call.fetch_add(1, Ordering::Relaxed);
-                let spec = CallSpec { deadline: now + wish.timeout, idempotent: wish.idempotent };
-                let call = Call::new(spec, CallConfig::default(), self.rng.fork(number));
-                Box::pin(UnderWay::new(self, call, wish, hash).drive(now)).await
-            }
+            Beginning::NotYet(found) => UnderWay::new(self, now, wish, hash).drive(now, found).await,
         };
         drop(open);
         match &answered.outcome {
@@ -323,17 +326,22 @@ impl Calls {
         answered
     }
 
-    /// Begins a call of this node for a key of its own, without a lock or a queue. None if it has not begun and goes the way
-    /// of all others.
-    fn begin_here(&self, now: Instant, hash: KeyHash, wish: &Wish) -> Option<(u64, Begun)> {
+    /// Begins a call of this node for a key of its own, without a lock or a queue.
+    fn begin_here(&self, now: Instant, hash: KeyHash, wish: &Wish) -> Beginning {
+        if wish.at.is_some() || sabotage::calls_are_misrouted() {
+            return Beginning::NotYet(None);
+        }
         let view = self.view.load();
-        let own = wish.at.is_none() && wish.duplex.is_none() && view.ring().owner(hash) == Ok(self.me.node);
-        if !own || wish.timeout.is_zero() || sabotage::calls_are_misrouted() || !self.is_confirmed(&view, now) {
-            return None;
+        let found = view.resolve(hash);
+        let may_begin = found == Resolution::Here && wish.duplex.is_none() && !wish.timeout.is_zero();
+        if !may_begin || !self.is_confirmed(&view, now) {
+            return Beginning::NotYet(Some(found));
         }
         let Payload { service, key, body, context, scope, .. } = &*wish.payload;
-        let (entry, scope) = (self.services.find(service, *scope)?, *scope);
-        let fence = view.fence();
+        let Some(entry) = self.services.find(service, *scope) else {
+            return Beginning::NotYet(Some(found));
+        };
+        let (fence, scope) = (view.fence(), *scope);
         let request = Request {
             key: key.clone(),
             hash,
@@ -348,8 +356,9 @@ impl Calls {
             duplex: Duplex::default(),
         };
         match entry.begin(request) {
-            Begun::NotReady(_) => None,
-            begun => Some((fence, begun)),
+            Begun::Done(result) => Beginning::Over(fence, result),
+            Begun::Waiting(rest) => Beginning::Waits(fence, rest),
+            Begun::Failed(_) | Begun::NotReady(_) => Beginning::NotYet(Some(found)),
         }
     }
 

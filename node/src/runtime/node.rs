@@ -1,5 +1,6 @@
 //! The library's face: build a node, call keys, watch members, leave.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
@@ -54,7 +55,7 @@ pub struct CallRequest {
 
 impl CallRequest {
     /// A call of `service` for `key`, which may not run twice and waits [`CALL_TIMEOUT`].
-    pub fn new(service: impl Into<Arc<str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
+    pub fn new(service: impl Into<Cow<'static, str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
         let scope = Scope::Owner;
         let (service, key, body, context) = (service.into(), key.into(), body.into(), Bytes::new());
         let payload = Arc::new(Payload { service, key, body, scope, context, duplex: false });

@@ -2,9 +2,9 @@
 //!
 //! Both ends must agree on the types: bincode's bytes do not describe themselves. Give new types a service of their own.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::future::Future;
-use std::sync::Arc;
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bytes::Bytes;
@@ -56,7 +56,7 @@ impl CallRequest {
     /// # Errors
     /// If the value cannot be encoded.
     pub fn with_value<T: Serialize>(
-        service: impl Into<Arc<str>>,
+        service: impl Into<Cow<'static, str>>,
         key: impl Into<Bytes>,
         value: &T,
     ) -> Result<Self, Unencodable> {

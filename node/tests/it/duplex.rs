@@ -36,7 +36,7 @@ async fn echo(request: Request) -> Result<Bytes, ServiceError> {
     Ok(format!("{count} {}", String::from_utf8_lossy(&request.body)).into())
 }
 
-fn duplex(service: &str, key: String) -> (CallRequest, BodyWriter, BodyReader) {
+fn duplex(service: &'static str, key: String) -> (CallRequest, BodyWriter, BodyReader) {
     CallRequest::new(service, key, "opening").timeout(LONG).duplex()
 }
 

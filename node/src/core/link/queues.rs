@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use swimring_forwarder::wire::LANE_BODY_BYTES_MAX;
+use swimring_forwarder::wire::{self, LANE_BODY_BYTES_MAX};
 use swimring_membership::Instant;
 
 use super::{Outbound, Payload};
@@ -47,19 +47,21 @@ impl<T, B: AsRef<[u8]>> Queued<T, B> {
 #[derive(Debug)]
 pub(super) struct Queues<T, B> {
     by_way: [VecDeque<Queued<T, B>>; Way::ALL.len()],
-    bytes: usize,
+    /// Of bodies.
+    bytes: [usize; Way::ALL.len()],
 }
 
 impl<T, B> Default for Queues<T, B> {
     fn default() -> Self {
-        Self { by_way: Default::default(), bytes: 0 }
+        Self { by_way: Default::default(), bytes: Default::default() }
     }
 }
 
 impl<T, B: AsRef<[u8]>> Queues<T, B> {
     pub(super) fn push(&mut self, queued: Queued<T, B>) {
-        self.bytes += queued.body_bytes();
-        self.by_way[Way::of(&queued.call.payload) as usize].push_back(queued);
+        let way = Way::of(&queued.call.payload) as usize;
+        self.bytes[way] += queued.body_bytes();
+        self.by_way[way].push_back(queued);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -68,7 +70,12 @@ impl<T, B: AsRef<[u8]>> Queues<T, B> {
 
     /// Of bodies.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.iter().sum()
+    }
+
+    /// About as many bytes as the frames of those that go this way take.
+    pub(super) fn room(&self, way: Way) -> usize {
+        self.by_way[way as usize].len() * wire::room(0) + self.bytes[way as usize]
     }
 
     /// The next one that goes this way.
@@ -79,15 +86,15 @@ impl<T, B: AsRef<[u8]>> Queues<T, B> {
     /// Takes it.
     pub(super) fn pop(&mut self, way: Way) -> Option<Queued<T, B>> {
         let queued = self.by_way[way as usize].pop_front()?;
-        self.bytes -= queued.body_bytes();
+        self.bytes[way as usize] -= queued.body_bytes();
         Some(queued)
     }
 
     /// Takes one back.
     pub(super) fn remove(&mut self, seq: u64) {
-        for queue in &mut self.by_way {
+        for (queue, bytes) in self.by_way.iter_mut().zip(&mut self.bytes) {
             if let Ok(index) = queue.binary_search_by_key(&seq, |queued| queued.seq) {
-                self.bytes -= queue.remove(index).map_or(0, |queued| queued.body_bytes());
+                *bytes -= queue.remove(index).map_or(0, |queued| queued.body_bytes());
             }
         }
     }
@@ -95,13 +102,13 @@ impl<T, B: AsRef<[u8]>> Queues<T, B> {
     /// Takes back those whose deadline is here.
     pub(super) fn take_late(&mut self, now: Instant) -> Vec<T> {
         let mut late = Vec::new();
-        for queue in &mut self.by_way {
+        for (queue, bytes) in self.by_way.iter_mut().zip(&mut self.bytes) {
             if !queue.iter().any(|queued| queued.call.deadline <= now) {
                 continue;
             }
             for queued in std::mem::take(queue) {
                 if queued.call.deadline <= now {
-                    self.bytes -= queued.body_bytes();
+                    *bytes -= queued.body_bytes();
                     late.push(queued.token);
                 } else {
                     queue.push_back(queued);
@@ -113,7 +120,7 @@ impl<T, B: AsRef<[u8]>> Queues<T, B> {
 
     /// Takes all back.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
-        self.bytes = 0;
+        self.bytes = Default::default();
         self.by_way.iter_mut().flat_map(|queue| queue.drain(..)).map(|queued| queued.token)
     }
 

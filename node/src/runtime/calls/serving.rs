@@ -147,10 +147,12 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
     let hash = calls.hash(header.key.0);
     // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here.
     let is_behind = || header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
-    let waits = calls.view.load().ownership(hash, header.scope) != Ownership::Mine && is_behind();
+    let view = calls.view();
+    let owned = ownership(&view, hash, header.scope);
+    let waits = owned != Ownership::Mine && is_behind();
     let place = waits.then(|| Arc::clone(&calls.merging).try_acquire_owned().ok()).flatten();
     let Some(place) = place else {
-        return admit(lane, read, header, hash, body, reader);
+        return admit(lane, read, header, (hash, owned, view), body, reader);
     };
     let lane = lane.clone();
     let (service, key, context) = (header.service.to_owned(), header.key.0.to_vec(), header.context.0.to_vec());
@@ -161,7 +163,9 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
         drop(place);
         let (service, key, record, context) = (service.as_str(), Slice(&key), None, Slice(&context));
         let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record, scope, context };
-        admit(&lane, read, header, hash, body, None);
+        let view = lane.calls.view();
+        let owned = ownership(&view, hash, scope);
+        admit(&lane, read, header, (hash, owned, view), body, None);
     });
 }
 
@@ -204,15 +208,20 @@ struct Admitted {
     latest: Instant,
 }
 
-fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, hash: KeyHash, body: Body, reader: Option<&mut Reader>) {
-    let calls = &lane.calls;
-    let (now, scope) =
-        (reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now()), header.scope);
-    let view = calls.view();
+/// Decides about a call whose key is `owned` in a view of this moment: that is asked before the lock, which everybody needs,
+/// for among many members it takes a while.
+fn admit(
+    lane: &Lane,
+    read: Instant,
+    header: CallHeader<'_>,
+    (hash, owned, view): (KeyHash, Ownership, Arc<View>),
+    body: Body,
+    reader: Option<&mut Reader>,
+) {
+    let (calls, scope) = (&lane.calls, header.scope);
+    let now = reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now());
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
-    // Before the lock, which everybody needs: among many members it takes a while.
-    let owned = ownership(&view, hash, scope);
     let verdict = calls.lock_admission().admit(now, incoming, confirmed, || owned);
     let permit = match verdict {
         Verdict::Run(permit) => permit,

@@ -29,24 +29,23 @@ struct Sent {
 }
 
 impl<'a> UnderWay<'a> {
-    pub(super) fn new(calls: &'a Arc<Calls>, call: Call<Bytes>, wish: Wish, hash: KeyHash) -> Self {
-        let Wish { payload, at, duplex, .. } = wish;
+    pub(super) fn new(calls: &'a Arc<Calls>, now: Instant, wish: Wish, hash: KeyHash) -> Self {
+        let Wish { payload, at, timeout, idempotent, duplex } = wish;
+        calls.lock_budget().earn();
+        let number = calls.next_call.fetch_add(1, Ordering::Relaxed);
+        let spec = CallSpec { deadline: now + timeout, idempotent };
+        let call = Call::new(spec, CallConfig::default(), calls.rng.fork(number));
         Self { calls, call, payload, duplex, at, hash, sent: None, record: None, owner: None, fence: 0 }
     }
 
-    /// From its beginning, `now`, to its outcome.
-    pub(super) async fn drive(mut self, now: Instant) -> Answered {
+    /// From its beginning, `now`, when an owner may have been `found`, to its outcome.
+    pub(super) async fn drive(mut self, now: Instant, found: Option<Resolution>) -> Answered {
         let calls = self.calls;
-        let mut beginning = Some(now);
+        let (mut beginning, mut found) = (Some(now), found);
         loop {
             let step = match self.call.step() {
                 Step::Resolve => {
-                    let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
-                    let view = calls.view.load();
-                    let there = match self.at {
-                        None => view.resolve(KeyHash(self.hash.0.rotate_left(wrong))),
-                        Some(node) => view.resolve_at(node, self.hash, self.payload.scope),
-                    };
+                    let there = found.take().unwrap_or_else(|| self.resolve());
                     self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), there)
                 }
                 Step::Find(node) => {
@@ -57,7 +56,7 @@ impl<'a> UnderWay<'a> {
             };
             match step {
                 None | Some(Step::Resolve | Step::Find(_)) => {}
-                Some(Step::Run) => self.run_here().await,
+                Some(Step::Run) => Box::pin(self.run_here()).await,
                 Some(Step::Send { attempt, to, hop }) => self.send(attempt, to, hop),
                 Some(Step::Await) => self.hear().await,
                 Some(Step::Wait(until)) => {
@@ -66,6 +65,15 @@ impl<'a> UnderWay<'a> {
                 }
                 Some(Step::Done(outcome)) => return self.answered(outcome),
             }
+        }
+    }
+
+    fn resolve(&self) -> Resolution {
+        let wrong = if sabotage::calls_are_misrouted() { 32 } else { 0 };
+        let view = self.calls.view.load();
+        match self.at {
+            None => view.resolve(KeyHash(self.hash.0.rotate_left(wrong))),
+            Some(node) => view.resolve_at(node, self.hash, self.payload.scope),
         }
     }
 
