@@ -37,20 +37,25 @@ pub struct Budget {
     /// In millionths.
     trouble: u32,
     moving: u32,
+    /// How many fresh calls have earned what is here.
+    counted: u64,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { trouble: Repeat::Trouble.saved_max(), moving: Repeat::Moving.saved_max() }
+        Self { trouble: Repeat::Trouble.saved_max(), moving: Repeat::Moving.saved_max(), counted: 0 }
     }
 }
 
 impl Budget {
-    /// A fresh call begins.
-    pub fn earn(&mut self) {
+    /// So many fresh calls have begun in all. What they earn is asked for with the next repeat, not with each of them.
+    pub fn count(&mut self, begun: u64) {
+        let fresh = begun.saturating_sub(self.counted);
+        self.counted += fresh;
         for why in [Repeat::Trouble, Repeat::Moving] {
+            let earned = u32::try_from(fresh.saturating_mul(u64::from(why.earned()))).unwrap_or(u32::MAX);
             let purse = self.purse(why);
-            *purse = (*purse + why.earned()).min(why.saved_max());
+            *purse = purse.saturating_add(earned).min(why.saved_max());
         }
     }
 
@@ -88,8 +93,8 @@ mod tests {
         let mut budget = Budget::default();
         while budget.spend(why) {}
         let mut repeats = 0;
-        for _ in 0..1_000 {
-            budget.earn();
+        for begun in 1..=1_000 {
+            budget.count(begun);
             repeats += u32::from(budget.spend(why));
         }
         repeats
@@ -99,6 +104,22 @@ mod tests {
     fn repeats_after_trouble_are_a_tenth_of_fresh_calls_and_those_while_keys_move_as_many() {
         assert_eq!(repeats(Repeat::Trouble), 100);
         assert_eq!(repeats(Repeat::Moving), 1_000);
+    }
+
+    #[test]
+    fn calls_that_are_counted_later_have_earned_as_much() {
+        let (mut at_once, mut later) = (Budget::default(), Budget::default());
+        for budget in [&mut at_once, &mut later] {
+            while budget.spend(Repeat::Trouble) || budget.spend(Repeat::Moving) {}
+        }
+        (1..=35).for_each(|begun| at_once.count(begun));
+        later.count(35);
+        later.count(30);
+        for why in [Repeat::Trouble, Repeat::Moving] {
+            assert_eq!(at_once.left(why), later.left(why));
+        }
+        later.count(u64::MAX);
+        assert_eq!((later.left(Repeat::Trouble), later.left(Repeat::Moving)), (10, 1_000), "no more is saved up");
     }
 
     #[test]

@@ -225,12 +225,7 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// If the bytes are no frame; the peer's fault.
     pub fn decode(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, Malformed> {
-        let (prefix, rest) = bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
-        let prefix = Prefix::read(prefix, rest.len())?;
-        let (header, body) = rest.split_at_checked(prefix.header_bytes).ok_or(Malformed::Truncated)?;
-        if body.len() != prefix.body_bytes {
-            return Err(Malformed::Truncated);
-        }
+        let (prefix, header, body) = Prefix::split(bytes)?;
         Ok(prefix.frame(header)?.map(|frame| (frame, body)))
     }
 }
@@ -264,10 +259,23 @@ impl Prefix {
         Ok(Self { kind, header_bytes, body_bytes })
     }
 
+    /// Parts one whole frame into its prefix, its header and its body.
+    ///
+    /// # Errors
+    /// If it is no whole frame.
+    #[inline]
+    pub fn split(bytes: &[u8]) -> Result<(Self, &[u8], &[u8]), Malformed> {
+        let (prefix, rest) = bytes.split_first_chunk().ok_or(Malformed::Truncated)?;
+        let prefix = Self::read(prefix, rest.len())?;
+        let (header, body) = rest.split_at_checked(prefix.header_bytes).ok_or(Malformed::Truncated)?;
+        if body.len() == prefix.body_bytes { Ok((prefix, header, body)) } else { Err(Malformed::Truncated) }
+    }
+
     /// Reads the header that follows. `Ok(None)`: a kind of a later version, to be skipped.
     ///
     /// # Errors
     /// If the bytes are no header; the peer's fault.
+    #[inline]
     pub fn frame<'a>(&self, header: &'a [u8]) -> Result<Option<Frame<'a>>, Malformed> {
         Ok(Some(match self.kind {
             1 => Frame::Call(call_header(header)?),

@@ -365,8 +365,8 @@ impl World {
                 };
                 let mut body = id.to_le_bytes().to_vec();
                 body.resize(body.len() + load, 0);
-                app.budget.earn();
                 app.fresh += 1;
+                app.budget.count(app.fresh.into());
                 let call = Call::new(spec, CallConfig::default(), app.rng.fork(id));
                 let draw = app.rng.fork(id).fork(1);
                 let (at, scope) = self.draw_scope(index, draw, &key);

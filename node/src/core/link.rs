@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring_forwarder::wire::{CallHeader, Frame, Refusal, Scope};
+use swimring_forwarder::wire::{CallHeader, Frame, Prefix, Refusal, Scope};
 use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Blob, Malformed, Slice};
 use swimring_membership::{Instance, Instant, NodeId};
@@ -495,10 +495,15 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// # Errors
     /// If it is none; the other's fault.
     pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T, &'a [u8]>, Malformed> {
-        Ok(Frame::decode(bytes)?.map_or(Arrival::Nothing, |(frame, body)| self.handle(now, frame, body)))
+        let (prefix, header, body) = Prefix::split(bytes)?;
+        match prefix.frame(header)? {
+            Some(frame) => Ok(self.handle(now, frame, body)),
+            None => Ok(Arrival::Nothing),
+        }
     }
 
     /// A frame came in, and its body.
+    #[inline]
     pub fn handle<'a, P>(&mut self, now: Instant, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
         self.hear(now);
         let mut end = |seq: u64| self.pending.remove(seq).map(|pending| pending.token);

@@ -292,8 +292,11 @@ impl Calls {
         lock(&self.admission)
     }
 
+    /// With what all calls so far have earned.
     fn lock_budget(&self) -> MutexGuard<'_, Budget> {
-        lock(&self.budget)
+        let mut budget = lock(&self.budget);
+        budget.count(self.next_call.load(Ordering::Relaxed));
+        budget
     }
 
     fn lock_peers(&self) -> MutexGuard<'_, Peers> {
@@ -316,7 +319,10 @@ impl Calls {
                 let deadline = now + wish.timeout;
                 self.ran_here(fence, Box::pin(self.end_here(deadline, rest)).await)
             }
-            Beginning::NotYet(found) => UnderWay::new(self, now, wish, hash).drive(now, found).await,
+            Beginning::NotYet(found) => {
+                let mut under_way = UnderWay::new(self, now, wish, hash);
+                under_way.drive(now, found).await
+            }
         };
         drop(open);
         match &answered.outcome {

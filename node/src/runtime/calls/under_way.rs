@@ -31,7 +31,6 @@ struct Sent {
 impl<'a> UnderWay<'a> {
     pub(super) fn new(calls: &'a Arc<Calls>, now: Instant, wish: Wish, hash: KeyHash) -> Self {
         let Wish { payload, at, timeout, idempotent, duplex } = wish;
-        calls.lock_budget().earn();
         let number = calls.next_call.fetch_add(1, Ordering::Relaxed);
         let spec = CallSpec { deadline: now + timeout, idempotent };
         let call = Call::new(spec, CallConfig::default(), calls.rng.fork(number));
@@ -39,7 +38,7 @@ impl<'a> UnderWay<'a> {
     }
 
     /// From its beginning, `now`, when an owner may have been `found`, to its outcome.
-    pub(super) async fn drive(mut self, now: Instant, found: Option<Resolution>) -> Answered {
+    pub(super) async fn drive(&mut self, now: Instant, found: Option<Resolution>) -> Answered {
         let calls = self.calls;
         let (mut beginning, mut found) = (Some(now), found);
         loop {
