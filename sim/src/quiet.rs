@@ -106,9 +106,9 @@ impl World {
     /// The core has agreed and served for a while: nothing is left over of the chaos.
     pub(crate) fn over(&mut self) {
         let core = self.core.clone().unwrap_or_default();
-        let changed = self.disagreement(&core);
-        if changed.is_some() && !self.doubted {
-            // Somebody may just have objected to a suspicion: that takes a moment to get around.
+        let (changed, apart) = (self.disagreement(&core), self.fences_apart(&core));
+        if (changed.is_some() || apart.is_some()) && !self.doubted {
+            // Somebody may just have objected to a suspicion: that takes a moment to get around, and so does a fence.
             self.doubted = true;
             return self.schedule(self.now + NEWS, Happening::Over);
         }
@@ -116,6 +116,8 @@ impl World {
         self.check(core[0], Property::L7, changed.is_none(), || {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
+        let (lower, held) = apart.unwrap_or((core[0], String::new()));
+        self.check(lower, Property::R9, held.is_empty(), || held);
         self.check_remembered();
         self.check_reaped(&core);
         self.check_rings(&core);

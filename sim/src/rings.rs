@@ -98,6 +98,14 @@ impl World {
         }
     }
 
+    /// Fences under which nodes of the core hold their keys, if not all do under one.
+    pub(crate) fn fences_apart(&mut self, core: &[usize]) -> Option<(usize, String)> {
+        let fences: Vec<u64> = core.iter().map(|host| self.view(*host).fence()).collect();
+        let highest = fences.iter().copied().max()?;
+        let lower = fences.iter().position(|fence| *fence < highest)?;
+        Some((core[lower], format!("holds its keys under {}, and another one under {highest}", fences[lower])))
+    }
+
     /// Every view of the core names the same owner for every key, who takes keys.
     pub(crate) fn check_rings(&mut self, core: &[usize]) {
         let keys: Vec<_> = (0..KEYS).map(|key: u32| self.hasher.hash(&key.to_le_bytes())).collect();

@@ -58,6 +58,7 @@ properties! {
     R5 "Several owners of a key are different nodes, the owner first, whatever their number."
     R6 "On a ring is who can own keys, and nobody else."
     R8 "The views by which a process calls never get older, and their fences never lower."
+    R9 "Once the core has agreed, all of it hold their keys under one fence."
     O3 "Once the core has agreed, every key has one owner, in every view, who is ready for it."
     F1 "Every call has one outcome, by its deadline."
     F2 "A call that may not run twice runs once at most."
