@@ -37,7 +37,8 @@ impl<'a> UnderWay<'a> {
         Self { calls, call, payload, duplex, at, hash, sent: None, record: None, owner: None, fence: 0 }
     }
 
-    /// From its beginning, `now`, when an owner may have been `found`, to its outcome.
+    /// From its beginning, `now`, when an owner may have been `found`, to its outcome. What seldom happens has a place of its
+    /// own, so that every call has a short future to carry.
     pub(super) async fn drive(&mut self, now: Instant, found: Option<Resolution>) -> Answered {
         let calls = self.calls;
         let (mut beginning, mut found) = (Some(now), found);
@@ -59,7 +60,7 @@ impl<'a> UnderWay<'a> {
                 Some(Step::Send { attempt, to, hop }) => self.send(attempt, to, hop),
                 Some(Step::Await) => self.hear().await,
                 Some(Step::Wait(until)) => {
-                    calls.clock.wait_until(until).await;
+                    Box::pin(calls.clock.wait_until(until)).await;
                     self.call.timeout(calls.clock.now().max(until));
                 }
                 Some(Step::Done(outcome)) => return self.answered(outcome),
@@ -175,7 +176,7 @@ impl<'a> UnderWay<'a> {
             Report::Refused(why, owner, record) => {
                 if let (Some(record), Some(from)) = (&record, self.owner) {
                     let patience = self.call.deadline().since(now());
-                    calls.catch_up(from, Some(record.0.clone()), patience).await;
+                    Box::pin(calls.catch_up(from, Some(record.0.clone()), patience)).await;
                 }
                 self.record = record;
                 // A call for a certain node is sent on to no other.
