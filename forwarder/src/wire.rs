@@ -112,7 +112,7 @@ impl CallHeader<'_> {
 }
 
 /// About as many bytes as a frame with a body of so many takes.
-pub const fn room(body_bytes: usize) -> usize {
+pub const fn usual_frame_bytes(body_bytes: usize) -> usize {
     PREFIX_BYTES + USUAL_HEADER_BYTES + body_bytes
 }
 
@@ -178,7 +178,7 @@ pub enum Frame<'a> {
 impl<'a> Frame<'a> {
     /// Appends the frame with `body`.
     pub fn encode(&self, body: &[u8], out: &mut Vec<u8>) {
-        out.reserve(room(body.len()));
+        out.reserve(usual_frame_bytes(body.len()));
         self.encode_head(body.len(), out);
         out.extend_from_slice(body);
     }

@@ -24,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const REAPED: Duration = Duration::from_secs(15);
 /// How long news take to get around, at most, when nobody has trouble.
 const NEWS: Duration = Duration::from_secs(3);
+/// Nor in fewer rounds of probes than this: without news, nothing else is said.
+const ROUNDS: u32 = 5;
 /// How many gaps the numbers of all callers have at most when nothing has failed for a while.
 const GAPS: usize = 3;
 
@@ -106,18 +108,20 @@ impl World {
     /// The core has agreed and served for a while: nothing is left over of the chaos.
     pub(crate) fn over(&mut self) {
         let core = self.core.clone().unwrap_or_default();
-        let (changed, apart) = (self.disagreement(&core), self.fences_apart(&core));
+        let changed = self.disagreement(&core);
+        let apart = if changed.is_none() { self.fences_apart(&core) } else { None };
         if (changed.is_some() || apart.is_some()) && !self.doubted {
             // Somebody may just have objected to a suspicion: that takes a moment to get around, and so does a fence.
             self.doubted = true;
-            return self.schedule(self.now + NEWS, Happening::Over);
+            let rounds = Settings::preset(self.plan.world.preset).probe_period * ROUNDS;
+            return self.schedule(self.now + NEWS.max(rounds), Happening::Over);
         }
         self.over = true;
         self.check(core[0], Property::L7, changed.is_none(), || {
             format!("the core agreed, and then did not: {}", changed.unwrap_or_default())
         });
-        let (lower, held) = apart.unwrap_or((core[0], String::new()));
-        self.check(lower, Property::R9, held.is_empty(), || held);
+        let lower = apart.as_ref().map_or(core[0], |(host, _)| *host);
+        self.check(lower, Property::R9, apart.is_none(), || apart.map(|(_, held)| held).unwrap_or_default());
         self.check_remembered();
         self.check_reaped(&core);
         self.check_rings(&core);

@@ -419,13 +419,15 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             return;
         }
         self.backlog.take(bytes_max, out);
-        out.reserve(self.queued.room(Way::Lane).min(bytes_max));
+        let mut room = self.queued.frame_bytes(Way::Lane).min(bytes_max.saturating_sub(out.len()));
         while out.len() < bytes_max
             && let Some(idempotent) = self.queued.front(Way::Lane).map(|queued| queued.call.idempotent)
         {
             let Some(timebase) = self.clock_for(now, idempotent) else {
                 return self.backlog.take(bytes_max, out);
             };
+            // At once, and only for what goes: the transport keeps the bytes until they are acknowledged.
+            out.reserve(std::mem::take(&mut room));
             if let Some(queued) = self.queued.pop(Way::Lane) {
                 let payload = self.hand_over(now, conn, timebase, queued, out);
                 out.extend_from_slice(payload.body.as_ref());
@@ -495,6 +497,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// # Errors
     /// If it is none; the other's fault.
     pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T, &'a [u8]>, Malformed> {
+        // As `Frame::decode` does, but a header is copied less often.
         let (prefix, header, body) = Prefix::split(bytes)?;
         match prefix.frame(header)? {
             Some(frame) => Ok(self.handle(now, frame, body)),

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 /// So many gaps cost nothing worth closing them for.
 const GAPS_MIN: usize = 64;
+/// Places that are kept while nothing is there.
+const SPARE: usize = 1_024;
 
 /// Values in the order of their numbers.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ impl<V> Numbered<V> {
         }
         if self.slots.len() > 2 * self.len + GAPS_MIN {
             self.slots.retain(|(_, value)| value.is_some());
+        }
+        if self.slots.is_empty() {
+            self.slots.shrink_to(SPARE);
         }
         Some(value)
     }

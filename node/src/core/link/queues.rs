@@ -74,8 +74,8 @@ impl<T, B: AsRef<[u8]>> Queues<T, B> {
     }
 
     /// About as many bytes as the frames of those that go this way take.
-    pub(super) fn room(&self, way: Way) -> usize {
-        self.by_way[way as usize].len() * wire::room(0) + self.bytes[way as usize]
+    pub(super) fn frame_bytes(&self, way: Way) -> usize {
+        self.by_way[way as usize].len() * wire::usual_frame_bytes(0) + self.bytes[way as usize]
     }
 
     /// The next one that goes this way.

@@ -145,14 +145,14 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
     let calls = &lane.calls;
     let read = reader.as_ref().and_then(|reader| reader.read).unwrap_or_else(|| calls.clock.now());
     let hash = calls.hash(header.key.0);
-    // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here.
-    let is_behind = || header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
-    let view = calls.view();
-    let owned = ownership(&view, hash, header.scope);
-    let waits = owned != Ownership::Mine && is_behind();
+    // Nobody is sent away by a view that is known to be old: neither to its caller, who brought a record, nor here. Asked
+    // before the view is, which has by then whatever was not behind.
+    let is_behind = header.record.is_some() || calls.behind.load(Ordering::Acquire) > 0;
+    let seen = Seen::now(calls, hash, header.scope);
+    let waits = is_behind && seen.owned != Ownership::Mine;
     let place = waits.then(|| Arc::clone(&calls.merging).try_acquire_owned().ok()).flatten();
     let Some(place) = place else {
-        return admit(lane, read, header, (hash, owned, view), body, reader);
+        return admit(lane, read, header, seen, body, reader);
     };
     let lane = lane.clone();
     let (service, key, context) = (header.service.to_owned(), header.key.0.to_vec(), header.context.0.to_vec());
@@ -163,9 +163,8 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
         drop(place);
         let (service, key, record, context) = (service.as_str(), Slice(&key), None, Slice(&context));
         let header = CallHeader { seq, floor, life, deadline, error_us, hop, service, key, record, scope, context };
-        let view = lane.calls.view();
-        let owned = ownership(&view, hash, scope);
-        admit(&lane, read, header, (hash, owned, view), body, None);
+        let seen = Seen::now(&lane.calls, hash, scope);
+        admit(&lane, read, header, seen, body, None);
     });
 }
 
@@ -208,17 +207,25 @@ struct Admitted {
     latest: Instant,
 }
 
-/// Decides about a call whose key is `owned` in a view of this moment: that is asked before the lock, which everybody needs,
-/// for among many members it takes a while.
-fn admit(
-    lane: &Lane,
-    read: Instant,
-    header: CallHeader<'_>,
-    (hash, owned, view): (KeyHash, Ownership, Arc<View>),
-    body: Body,
-    reader: Option<&mut Reader>,
-) {
+/// The view of a moment, and what it says of a key. Asked before any lock that everybody needs: among many members it takes
+/// a while.
+struct Seen {
+    hash: KeyHash,
+    view: Arc<View>,
+    owned: Ownership,
+}
+
+impl Seen {
+    fn now(calls: &Calls, hash: KeyHash, scope: Scope) -> Self {
+        let view = calls.view();
+        let owned = if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash, scope) };
+        Self { hash, view, owned }
+    }
+}
+
+fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: Body, reader: Option<&mut Reader>) {
     let (calls, scope) = (&lane.calls, header.scope);
+    let Seen { hash, view, owned } = seen;
     let now = reader.as_ref().and_then(|reader| reader.now).unwrap_or_else(|| calls.clock.now());
     let incoming = Incoming { caller: lane.from, header: &header, body_bytes: body.len() };
     let confirmed = calls.is_confirmed(&view, now);
@@ -302,9 +309,9 @@ async fn run(call: Admitted, body: Body) {
     let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
     let mut service = entry.service();
     let ready = service::ready(&mut service).await;
-    let (now, view) = (calls.clock.now(), calls.view());
+    let now = calls.clock.now();
+    let Seen { view, owned, .. } = Seen::now(&calls, asked.hash, asked.scope);
     let confirmed = calls.is_confirmed(&view, now);
-    let owned = ownership(&view, asked.hash, asked.scope);
     let begins = calls.lock_admission().begin(now, latest, confirmed, || owned);
     if let Err((why, owner)) = begins {
         drop(place);
@@ -371,10 +378,6 @@ fn refuse(link: &PeerLink, read: Instant, seq: u64, why: Refusal, owner: Option<
         waiting.send(&Frame::Refused { seq, why, owner, record });
         link.refusals.add(read);
     });
-}
-
-fn ownership(view: &View, hash: KeyHash, scope: Scope) -> Ownership {
-    if sabotage::calls_are_misrouted() { Ownership::Mine } else { view.ownership(hash, scope) }
 }
 
 /// The caller does not wait any more.

@@ -39,9 +39,8 @@ impl<'a> UnderWay<'a> {
 
     /// From its beginning, `now`, when an owner may have been `found`, to its outcome. What seldom happens has a place of its
     /// own, so that every call has a short future to carry.
-    pub(super) async fn drive(&mut self, now: Instant, found: Option<Resolution>) -> Answered {
-        let calls = self.calls;
-        let (mut beginning, mut found) = (Some(now), found);
+    pub(super) async fn drive(&mut self, now: Instant, mut found: Option<Resolution>) -> Answered {
+        let (calls, mut beginning) = (self.calls, Some(now));
         loop {
             let step = match self.call.step() {
                 Step::Resolve => {
@@ -49,8 +48,8 @@ impl<'a> UnderWay<'a> {
                     self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), there)
                 }
                 Step::Find(node) => {
-                    let found = calls.view.load().named(node, self.hash);
-                    self.call.named(calls.clock.now(), found, &mut calls.lock_budget())
+                    let there = calls.view.load().named(node, self.hash);
+                    self.call.named(calls.clock.now(), there, &mut calls.lock_budget())
                 }
                 step => Some(step),
             };
