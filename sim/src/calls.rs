@@ -212,11 +212,15 @@ impl App {
     /// A process for which calls wait that no connection, and no dial, will end; of those whose links have changed.
     pub(crate) fn stuck(&mut self) -> Option<Instance> {
         let dialled = |to: &Instance| self.waiting.values().any(|waiting| waiting.contains(to));
-        let connected = |to: &Instance| self.conns.values().any(|other| other == to);
+        // The connection that the link prefers, nearly always: there may be hundreds of others.
+        let connected = |to: &Instance, link: &Link<Token, Arc<[u8]>>| {
+            let preferred = link.preferred().and_then(|conn| self.conns.get(&conn));
+            preferred == Some(to) || self.conns.values().any(|other| other == to)
+        };
         self.links.find_changed(|links, to| {
             let Some(link) = links.get(to) else { return false };
             let queued = link.queued_count();
-            (queued > 0 && !link.is_connected() && !dialled(to)) || (link.open_count() > queued && !connected(to))
+            (queued > 0 && !link.is_connected() && !dialled(to)) || (link.open_count() > queued && !connected(to, link))
         })
     }
 
