@@ -136,6 +136,8 @@ pub(crate) struct App {
     armed: Option<Instant>,
     /// When something was first, and last, handed to a connection since the transport heard of its other end.
     unheard: BTreeMap<ConnId, (Instant, Instant)>,
+    /// When each process was heard last.
+    heard: BTreeMap<Instance, Instant>,
     /// When links are looked at.
     watched: BTreeMap<Instance, Instant>,
     /// What others have sent, and what they have cancelled.
@@ -175,6 +177,7 @@ impl App {
             running: BTreeMap::new(),
             armed: None,
             unheard: BTreeMap::new(),
+            heard: BTreeMap::new(),
             watched: BTreeMap::new(),
             seen: BTreeSet::new(),
             cancelled: BTreeSet::new(),

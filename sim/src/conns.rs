@@ -7,6 +7,7 @@ use swimring::core::hello::Class;
 use swimring_membership::Instant;
 
 use crate::flow::Flow;
+use crate::host::Input;
 
 /// A process: which host, and which of its lives.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,6 +104,14 @@ impl Conns {
     /// The connection with this number.
     pub fn get(&self, id: u64) -> Option<&Conn> {
         self.slots.get(id as usize)?.as_deref()
+    }
+
+    /// Whether this comes from another node's control plane.
+    pub(crate) fn is_gossip(&self, input: &Input) -> bool {
+        match input {
+            Input::Packet { conn, .. } => self.get(*conn).is_some_and(|held| held.class == Class::Gossip),
+            input => matches!(input, Input::Message(..)),
+        }
     }
 
     /// The same, to change it.

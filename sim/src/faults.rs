@@ -12,6 +12,9 @@ use crate::plan::{Action, Cut, Memory, Select, Side};
 use crate::recording::Event;
 use crate::world::{Happening, World};
 
+/// How much longer than twice its limit a process has stood still that must have noticed it.
+const STALL_MARGIN: Duration = Duration::from_secs(3);
+
 /// What comes to an end, or begins later.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
@@ -243,6 +246,7 @@ impl World {
         let hosts = self.select(who);
         for host in &hosts {
             self.hosts[*host].paused = true;
+            self.hosts[*host].still_since.get_or_insert(self.now);
             let process = self.hosts[*host].process();
             self.schedule(until, Happening::End(Ending::Pause(process)));
         }
@@ -257,6 +261,9 @@ impl World {
         }
         host.paused = false;
         host.troubled = Some(now);
+        let still = host.still_since.take().map_or(Duration::ZERO, |since| now.since(since));
+        let limit = host.control.as_ref().map(|control| control.membership().stall_limit());
+        host.is_unsure = limit.is_some_and(|limit| still > limit * 2 + STALL_MARGIN);
         // Whether the timer or the socket comes first is the system's choice.
         if self.rng.chance(500_000) {
             host.inbox.push_front(Input::Wake);

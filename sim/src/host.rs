@@ -98,6 +98,10 @@ pub struct Host {
     pub ended: Option<Instant>,
     /// When it last stood still or was slow, if ever.
     pub troubled: Option<Instant>,
+    /// Since when it has stood still.
+    pub(crate) still_since: Option<Instant>,
+    /// It stood still for so long that others may have removed it, and has not been sent anything since.
+    pub(crate) is_unsure: bool,
     /// Its state directory, and an old copy of it.
     pub disk: Disk,
     stale_disk: Disk,
@@ -227,6 +231,8 @@ impl Host {
             started: Instant::ORIGIN,
             ended: None,
             troubled: None,
+            still_since: None,
+            is_unsure: false,
             disk: Disk::default(),
             stale_disk: Disk::default(),
             retired: false,
@@ -350,6 +356,7 @@ impl Host {
         self.control = Some(control);
         (self.paused, self.blocked, self.slow, self.armed) = (false, false, 1, None);
         (self.leaving, self.returns, self.closed) = (false, false, false);
+        (self.still_since, self.is_unsure) = (None, false);
         self.inbox.clear();
         self.busy_until = now;
     }

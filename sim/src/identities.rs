@@ -14,6 +14,10 @@ use crate::world::World;
 const LATER: &[u8] = b"of a later release";
 /// How long ago a rival may have answered, that somebody gives way to.
 const ANSWERED: Duration = Duration::from_secs(10);
+/// A process that has been well and reached for so long is known to everybody.
+const KNOWN_TO_ALL: Duration = Duration::from_secs(60);
+/// Loss above this excuses a question that came to nothing, in millionths.
+const LOSS_MAX: u32 = 20_000;
 /// A kind of message, and of frame, that this release does not know.
 const LATER_KIND: u8 = 200;
 
@@ -88,9 +92,32 @@ impl World {
         let lately = |at: Instant| self.now.since(at) <= ANSWERED;
         let crashed = others().any(|other| !other.gave_way && other.ended.is_some_and(lately)) && self.core.is_none();
         self.check(index, Property::M8, has_it || crashed, || "gave its name up, and nobody else has it".into());
+        let robbed = self.is_robbed(index);
+        self.check(index, Property::M8, !robbed, || {
+            "lost its name to a process that asked for it while it was well and could be reached".into()
+        });
         if let Some(core) = &mut self.core {
             core.retain(|host| *host != index);
         }
+    }
+
+    /// Whether all who want the name of this machine's process asked for it when that one had been well for long, and
+    /// everybody had reached it.
+    fn is_robbed(&self, index: usize) -> bool {
+        let machine = &self.hosts[index];
+        let joined = machine.control.as_ref().is_some_and(|control| control.membership().is_joined());
+        let reached = |other: usize| match self.network.reachable_since(other, index) {
+            Some(since) => since,
+            None => self.now,
+        };
+        let troubled = machine.troubled.unwrap_or(Instant::ORIGIN);
+        let well_since =
+            (0..self.hosts.len()).filter(|other| *other != index).map(reached).fold(troubled, Instant::max);
+        let well_since = well_since.max(machine.started);
+        let is_late = |other: usize| self.hosts[other].started.since(well_since) > KNOWN_TO_ALL;
+        let well = joined && !machine.leaving && !machine.stands_still() && machine.slow == 1;
+        let mut rivals = self.namesakes(index).filter(|other| self.hosts[*other].is_up()).peekable();
+        well && self.network.worst_loss() <= LOSS_MAX && rivals.peek().is_some() && rivals.all(is_late)
     }
 
     /// The other machines with the name of this one.

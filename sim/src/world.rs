@@ -318,6 +318,9 @@ impl World {
         if host.process() != process || !host.is_up() {
             return;
         }
+        if host.is_unsure && !host.stands_still() {
+            host.is_unsure = !self.network.conns.is_gossip(&input);
+        }
         let waits = host.stands_still() || !host.inbox.is_empty() || host.busy_until > self.now;
         if waits && !(host.blocked && input.is_of_time()) {
             let first = host.inbox.is_empty() && !host.stands_still();

@@ -8,6 +8,8 @@ const HOUSE: Duration = Duration::from_secs(10);
 const SILENT: Duration = Duration::from_millis(2_500);
 /// The same where another connection to it stands, on which it may be heard: as long as losses keep one silent.
 const SILENT_BESIDE: Duration = Duration::from_secs(10);
+/// After so long a process that was not heard is asked before it is handed what may not run twice.
+const FRESH: Duration = Duration::from_millis(3_010);
 
 impl World {
     pub(super) fn on_call_conn(&mut self, index: usize, conn: ConnId, hello: &Hello, asked: Option<Instant>) {
@@ -23,6 +25,7 @@ impl World {
         // The process has been heard, whatever became of its other connections.
         app.unheard.retain(|held, _| app.conns.get(held) != Some(&instance));
         app.conns.insert(conn, instance);
+        app.heard.insert(instance, now);
         let link = app.links.to(now, instance);
         link.connected(now, conn, asked, hello.clock());
         link.prefer(app.peers.connection(hello.peer));
@@ -98,6 +101,7 @@ impl World {
         };
         if !view.may_return(instance) && app.links.get(&instance).is_some_and(Link::is_idle) {
             app.links.remove(&instance);
+            app.heard.remove(&instance);
             app.admission.forget(instance);
         }
     }
@@ -145,7 +149,7 @@ impl World {
             }
             let Some(link) = app.links.next_ready() else { break };
             let Some(conn) = link.preferred() else { break };
-            let (mut bytes, before) = (Vec::new(), link.pending_count());
+            let (mut bytes, before, to) = (Vec::new(), link.pending_count(), link.to());
             link.take(now, conn, BATCH, &mut bytes);
             let mut alone = || {
                 let opening = link.take_duplex(now, conn).map(|opening| opening.frame);
@@ -161,12 +165,32 @@ impl World {
                 self.write(process, conn, &bytes);
             }
             if handed_over {
+                self.check_heard(index, to, &bytes);
                 self.check_silence(process, conn);
             }
         }
         self.check_waiting(index, Class::Calls);
         self.check_calls(index);
         self.arm_calls(index);
+    }
+
+    /// Calls were handed over: those that may not run twice to a process that was heard not long ago.
+    fn check_heard(&mut self, index: usize, to: Instance, frames: &[u8]) {
+        let host = &self.hosts[index];
+        let heard = host.app.as_ref().and_then(|app| app.heard.get(&to)).copied().unwrap_or(Instant::ORIGIN);
+        let silent = host.local(self.now).since(heard);
+        let mut rest = if silent > FRESH { frames } else { &[] };
+        let mut careless = None;
+        while let Ok(Some(length)) = Frame::length(rest, frames.len()) {
+            let (frame, tail) = rest.split_at(length);
+            rest = tail;
+            let Ok(Some((Frame::Call(_), body))) = Frame::decode(frame) else { continue };
+            let call = body.first_chunk().map_or(u64::MAX, |call| u64::from_le_bytes(*call));
+            careless = careless.or(self.ledger.get(call).filter(|entry| !entry.idempotent).map(|_| call));
+        }
+        self.check(index, Property::F15, careless.is_none(), || {
+            format!("hands call {careless:?}, which may not run twice, to {to:?} after {silent:?} of silence")
+        });
     }
 
     /// Something was handed to a connection: its other end has been heard since something first was, or not long ago.

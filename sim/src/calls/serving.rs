@@ -45,6 +45,7 @@ impl World {
         let Some(link) = app.links.get_mut(&from) else {
             return;
         };
+        app.heard.insert(from, now);
         match link.handle_frame(now, bytes) {
             Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
             Ok(Arrival::Ran(token, result, _)) => {
@@ -68,6 +69,8 @@ impl World {
                 });
             }
             Ok(Arrival::Goodbye(back)) => {
+                let left = link.queued_count();
+                self.check(index, Property::P4, left == 0, || format!("{left} calls wait for {from:?}, which goes"));
                 back.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
             }
             Ok(Arrival::Begun(seq)) => {
@@ -229,7 +232,10 @@ impl World {
         let (view, hash) = (self.view(index), self.hasher.hash(key));
         let here = may_run_here(&view, hash, scope);
         self.check(index, Property::F6, here, || format!("ran call {call}, which is for others: {scope:?}"));
-        self.check(index, Property::O7, view.is_confirmed(), || {
+        let host = &self.hosts[index];
+        let has_others = host.control.as_ref().is_some_and(|control| control.membership().roster().present_count() > 1);
+        let sure = view.is_confirmed() && !(host.is_unsure && has_others);
+        self.check(index, Property::O7, sure, || {
             format!("ran call {call} after it had stood still, before anybody confirmed it")
         });
         if scope == Scope::Owner {

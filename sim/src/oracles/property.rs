@@ -38,7 +38,7 @@ properties! {
     M5 "Whoever was told of an incarnation holds at least that one."
     M6 "The incremental digest of a view is the one from scratch."
     M7 "Everybody in a view has lived in this cluster."
-    M8 "Of two processes with one name, one gives way, and only one."
+    M8 "Of two processes with one name, one gives way, and only one: never who is well and known to all."
     M9 "What a process says of itself at one incarnation is the same for everybody."
     M10 "A process refutes every accusation in the step that brings it."
     M13 "Nothing of one cluster gets into a view of another."
