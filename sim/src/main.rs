@@ -90,7 +90,7 @@ enum Command {
         /// How many seeds each may survive.
         #[arg(long, default_value_t = 2_000)]
         seeds: u64,
-        /// Which family of plans.
+        /// Which family of plans, for those that name none in their second line.
         #[arg(long, value_enum, default_value = "pr")]
         profile: Profile,
     },

@@ -1,8 +1,10 @@
 //! Mutants: known bugs put back into a copy of the sources, one at a time. A sweep of each has to fail, and says
 //! which oracle caught it; a mutant that survives is a rule that nothing holds.
 //!
-//! A mutant is a patch in `sim/mutants`: what it breaks in its first line, then a unified diff.
+//! A mutant is a patch in `sim/mutants`: what it breaks in its first line, then a unified diff. Where the plans of a profile
+//! have no chance to notice it, its second line names others: `sweep --profile forward`, or `sweep --plan sim/plans/FILE`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -40,7 +42,35 @@ pub struct Mutant {
     pub name: String,
     /// What it breaks.
     pub about: String,
+    plans: Option<Plans>,
     text: String,
+}
+
+/// Plans that notice a mutant.
+#[derive(Clone, Debug)]
+enum Plans {
+    /// A family of them.
+    Profile(String),
+    /// A file of the repository.
+    File(PathBuf),
+}
+
+impl Plans {
+    fn read(line: &str) -> Option<Self> {
+        let (option, value) = line.strip_prefix("sweep --")?.split_once(' ')?;
+        match option {
+            "profile" => Some(Self::Profile(value.into())),
+            "plan" => Some(Self::File(value.into())),
+            _ => None,
+        }
+    }
+
+    fn option(&self, sources: &Path) -> [OsString; 2] {
+        match self {
+            Self::Profile(profile) => ["--profile".into(), profile.into()],
+            Self::File(plan) => ["--plan".into(), sources.join(plan).into()],
+        }
+    }
 }
 
 /// What became of a mutant.
@@ -63,10 +93,16 @@ struct Table {
 pub struct Trial {
     /// The sources: the repository's root.
     pub sources: PathBuf,
-    /// Which family of plans.
+    /// Which family of plans, for those that name none.
     pub profile: String,
     /// How many seeds a mutant may survive.
     pub seeds: u64,
+}
+
+impl Trial {
+    fn plans(&self) -> Plans {
+        Plans::Profile(self.profile.clone())
+    }
 }
 
 impl Mutant {
@@ -77,7 +113,10 @@ impl Mutant {
     pub fn read(path: &Path) -> Result<Self, MutantsError> {
         let text = std::fs::read_to_string(path).map_err(failed(path))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { name, about: text.lines().next().unwrap_or_default().into(), text })
+        let mut lines = text.lines();
+        let about = lines.next().unwrap_or_default().into();
+        let plans = lines.next().and_then(Plans::read);
+        Ok(Self { name, about, plans, text })
     }
 
     /// Every mutant of the repository, by name.
@@ -185,8 +224,8 @@ fn sweep(trial: &Trial, mutant: &Mutant, scratch: &Path) -> Result<Option<Row>, 
     let answer = scratch.join("answer.json");
     let file = |path: &Path| std::fs::File::create(path).map_err(failed(path));
     let mut child = Command::new(&program)
-        .args(["sweep", "--json", "--until-failure", "--profile", &trial.profile])
-        .args(["--seeds", &format!("0..{}", trial.seeds)])
+        .args(["sweep", "--json", "--until-failure", "--seeds", &format!("0..{}", trial.seeds)])
+        .args(mutant.plans.as_ref().unwrap_or(&trial.plans()).option(&trial.sources))
         .stdin(Stdio::null())
         .stdout(file(&answer)?)
         .stderr(Stdio::null())
