@@ -57,6 +57,7 @@ impl World {
             Action::Foreign(who) => self.foreign(who),
             Action::Twin(who, memory) => self.twin(who, *memory),
             Action::Upgrade(who) => self.upgrade(who),
+            Action::Weigh(who, weight) => self.each(who, |world, host| world.weigh(host, *weight)),
             Action::Strangers(count, who) => {
                 let hosts = self.select(who);
                 self.strangers(&hosts, *count, until)

@@ -102,6 +102,8 @@ pub struct Host {
     pub(crate) still_since: Option<Instant>,
     /// It stood still for so long that others may have removed it, and has not been sent anything since.
     pub(crate) is_unsure: bool,
+    /// Its share of the keys, relative to others.
+    pub(crate) weight: u16,
     /// Its state directory, and an old copy of it.
     pub disk: Disk,
     stale_disk: Disk,
@@ -233,6 +235,7 @@ impl Host {
             troubled: None,
             still_since: None,
             is_unsure: false,
+            weight: 1,
             disk: Disk::default(),
             stale_disk: Disk::default(),
             retired: false,
@@ -329,7 +332,7 @@ impl Host {
                 gossip: self.address,
                 calls: SocketAddr::new(self.address.ip(), self.address.port() + 1),
                 zone: (spec.zones > 1).then(|| zone.to_string()),
-                weight: 1,
+                weight: self.weight,
                 tags: Vec::new(),
             },
             boot: self.disk.boot,

@@ -225,6 +225,8 @@ pub enum Action {
     Twin(Select, Memory),
     /// Processes end, and start again as those of a later release.
     Upgrade(Select),
+    /// Nodes have this weight from now on.
+    Weigh(Select, u16),
     /// New nodes come, within a time.
     Join(usize, Duration),
     /// The load is so many times higher.
@@ -336,6 +338,7 @@ impl Action {
             Self::Foreign(_) => "foreign",
             Self::Twin(..) => "twin",
             Self::Upgrade(_) => "upgrade",
+            Self::Weigh(..) => "weigh",
             Self::Crash(_, None | Some((_, Memory::Kept))) => "crash",
             Self::Crash(_, Some((_, Memory::Lost))) => "crash-lost",
             Self::Crash(_, Some((_, Memory::Stale))) => "crash-stale",

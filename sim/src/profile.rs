@@ -68,6 +68,9 @@ const EVERYBODY_LEAVES: u32 = 150_000;
 /// Share of the plans with faults of who is who, in millionths.
 const RARER: u32 = 400_000;
 
+/// Share of the plans in which weights change, in millionths.
+const WEIGHED: u32 = 300_000;
+
 /// Half of the clusters are full meshes, whatever their size; of the others only the small ones are.
 fn draw_mesh(mut rng: Rng) -> usize {
     if rng.chance(500_000) { 256 } else { log_uniform(&mut rng, 4, 32) as usize }
@@ -111,6 +114,7 @@ fn chaos(profile: Profile, seed: u64) -> Plan {
         at += Duration::from_secs(5 + rng.below(50));
     }
     steps.extend(draw_rarer(rng.fork(3), nodes));
+    steps.extend(draw_weights(rng.fork(4), nodes));
     steps.sort_by_key(|step| step.at);
     let mut rng = rng.fork(1);
     if rng.chance(EVERYBODY_LEAVES) {
@@ -143,6 +147,22 @@ fn draw_rarer(mut rng: Rng, nodes: usize) -> Vec<Step> {
             _ => (Action::Block(some(&mut rng, nodes)), secs(&mut rng, 1, 40)),
         };
         Step { at: Duration::from_millis(at.as_millis() as u64), action, lasts }
+    });
+    steps.collect()
+}
+
+/// In some plans nodes get other weights while they run. Only the first may get none: somebody has to own the keys.
+fn draw_weights(mut rng: Rng, nodes: usize) -> Vec<Step> {
+    if !rng.chance(WEIGHED) {
+        return Vec::new();
+    }
+    let steps = (0..1 + rng.index(4)).map(|_| {
+        let at = Duration::from_secs(15) + rng.span(Duration::ZERO, CHAOS - Duration::from_secs(20));
+        let action = match [0, 1, 2, 3, 7, 50][rng.index(6)] {
+            0 => Action::Weigh(Select::Side(Side::Node(1)), 0),
+            weight => Action::Weigh(some(&mut rng, nodes), weight),
+        };
+        Step { at: Duration::from_millis(at.as_millis() as u64), action, lasts: Duration::ZERO }
     });
     steps.collect()
 }

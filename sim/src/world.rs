@@ -12,7 +12,7 @@ use std::time::Duration;
 use swimring::core::control::{Control, ControlEvent};
 use swimring::core::hello::{Class, Hello};
 use swimring::core::peers::{Command, ConnId, DialId, Goodbye};
-use swimring_membership::{Delivery, Event, Instant, Rng, State};
+use swimring_membership::{Delivery, Event, Instant, Profile, Rng, State};
 
 use crate::calls::CallInput;
 use crate::conns::{Conn, Process};

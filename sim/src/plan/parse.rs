@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use swimring_membership::Preset;
+use swimring_membership::{Preset, WEIGHT_MAX};
 
 use super::{
     Action, Bursts, Cut, Expect, Keys, Latency, Limits, LinkRule, Load, Memory, Pairs, Plan, PlanError, Quiet, Select,
@@ -341,6 +341,7 @@ fn step<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<Step> {
             | Action::Foreign(_)
             | Action::Twin(..)
             | Action::Upgrade(_)
+            | Action::Weigh(..)
             | Action::Join(..)
             | Action::Drift(..)
     );
@@ -379,6 +380,10 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
             (name, _) => return Err(format!("a twin has no {name:?}")),
         },
         ("upgrade", [who]) => Action::Upgrade(select(who)?),
+        ("weigh", [who, weight]) => match number(weight)? {
+            weight if weight <= WEIGHT_MAX => Action::Weigh(select(who)?, weight),
+            weight => return Err(format!("weight {weight} is above {WEIGHT_MAX}")),
+        },
         ("crash", [who]) => Action::Crash(select(who)?, None),
         ("block", [who]) => Action::Block(select(who)?),
         ("pause", [who]) => Action::Pause(select(who)?),

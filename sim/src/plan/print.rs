@@ -140,6 +140,7 @@ fn action(action: &Action) -> String {
         Action::Foreign(who) => format!("foreign {}", select(who)),
         Action::Twin(who, held) => format!("twin {} memory={}", select(who), memory(*held)),
         Action::Upgrade(who) => format!("upgrade {}", select(who)),
+        Action::Weigh(who, weight) => format!("weigh {} {weight}", select(who)),
         Action::Drain(who) => format!("drain {}", select(who)),
         Action::Crash(who, None) => format!("crash {}", select(who)),
         Action::Crash(who, Some((after, held))) => {

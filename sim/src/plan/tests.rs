@@ -26,7 +26,7 @@ at 180s clock n9 drift=200ppm
 at 190s quit n6 ; at 191s drain n8
 at 200s leave n11 ; at 210s join 5 over 1s ; at 240s overload x3 for 10s
 at 245s replace n12 ; at 246s foreign n13 ; at 247s twin n14 memory=stale ; at 248s upgrade zone:b ; at 249s roll random(2)
-at 250s strangers 40 of random(2) for 20s ; at 260s measure for 20s
+at 250s weigh n7 4 ; at 250s strangers 40 of random(2) for 20s ; at 260s measure for 20s
 quiet at 300s core=70%
 expect converged<=10s served=all
 "#;
@@ -34,7 +34,7 @@ expect converged<=10s served=all
 #[test]
 fn what_is_printed_reads_back_the_same() {
     let plan = Plan::parse(EVERYTHING).unwrap();
-    assert_eq!(plan.steps.len(), 29);
+    assert_eq!(plan.steps.len(), 30);
     assert_eq!(Plan::parse(&plan.to_string()), Ok(plan));
 }
 
@@ -51,6 +51,7 @@ fn mistakes_are_told_with_their_line() {
         ("world nodes=3", 1, "plan 1"),
         ("plan 1\nwrold nodes=3", 2, "unknown statement"),
         ("plan 1\n\nworld nodes=0", 3, "1 to 65,536"),
+        ("plan 1\nat 5s weigh n1 1025", 2, "above 1024"),
         ("plan 1\nat 5s cut half", 2, "needs a duration"),
         ("plan 1\nat 5s crash n1 for 5s", 2, "no duration"),
         ("plan 1\nat 5 crash n1", 2, "no unit"),

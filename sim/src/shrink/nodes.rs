@@ -80,6 +80,7 @@ fn selects(action: &mut Action) -> Option<&mut Select> {
         | Action::Foreign(who)
         | Action::Twin(who, _)
         | Action::Upgrade(who)
+        | Action::Weigh(who, _)
         | Action::Strangers(_, who) => Some(who),
         Action::Loss(_, who) | Action::Hole(_, who) => who.as_mut(),
         Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_) | Cut::Groups(_))
