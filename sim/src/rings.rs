@@ -18,6 +18,9 @@ const LOOKED_AT_EVERY: u64 = 8;
 /// For how many keys the views of the core are compared.
 const KEYS: u32 = 512;
 
+/// How many standard deviations a share may be away from what the weight says.
+const DEVIATIONS: f64 = 6.0;
+
 /// What was seen of rings.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -28,6 +31,22 @@ pub(crate) struct Seen {
     views: u64,
     /// The view by which the last call of each process went.
     routed: BTreeMap<Process, Arc<View>>,
+}
+
+/// Somebody who has much more, or much less, of the arcs than its weight says.
+fn unfair_share(ring: &Ring) -> Option<String> {
+    let all: u32 = ring.members().iter().map(|member| u32::from(member.weight)).sum();
+    let mut shares: BTreeMap<NodeId, u32> = BTreeMap::new();
+    for arc in 0..ring.arcs() {
+        *shares.entry(ring.owner_of_arc(swimring::ring::Arc(arc))?).or_default() += 1;
+    }
+    ring.members().iter().find_map(|member| {
+        let (held, due) = (shares.get(&member.id).copied().unwrap_or(0), f64::from(member.weight) / f64::from(all));
+        let mean = f64::from(ring.arcs()) * due;
+        // Every arc is drawn on its own.
+        let far = (f64::from(held) - mean).abs() > DEVIATIONS * (mean * (1.0 - due)).sqrt() + 1.0;
+        far.then(|| format!("{} has {held} arcs, with a weight of {} in {all}", member.id, member.weight))
+    })
 }
 
 impl World {
@@ -117,6 +136,15 @@ impl World {
             let ready = |id: &Option<NodeId>| id.and_then(|id| view.member(id)).is_some_and(|member| member.owns());
             let one = named.iter().all(ready) && *first.get_or_insert_with(|| named.clone()) == named;
             self.check(*host, Property::O3, one, || "names another owner for a key, or one who takes none".into());
+            let weight = |other: usize| view.member(self.hosts[other].id).map(|member| member.record.profile().weight);
+            let wrong = core.iter().find(|other| weight(**other) != Some(self.hosts[**other].weight));
+            let wrong = wrong.map(|other| format!("n{} has the weight {:?}", other + 1, weight(*other)));
+            self.check(*host, Property::R4, wrong.is_none(), || wrong.unwrap_or_default());
+        }
+        if let Some(host) = core.first() {
+            let view = self.view(*host);
+            let unfair = unfair_share(view.ring());
+            self.check(*host, Property::R4, unfair.is_none(), || unfair.unwrap_or_default());
         }
     }
 }

@@ -55,6 +55,7 @@ properties! {
     R1 "A ring that was changed step by step is the one that is built from its members."
     R2 "Whoever has the same view has the same ring."
     R3 "A key changes its owner only if that one left, or the new one came."
+    R4 "Once the core has agreed, everybody has the weight that it was given, and its share of the keys."
     R5 "Several owners of a key are different nodes, the owner first, whatever their number."
     R6 "On a ring is who can own keys, and nobody else."
     R8 "The views by which a process calls never get older, and their fences never lower."

@@ -42,9 +42,9 @@ impl World {
     /// From now on a node has another weight: its process tells it, and so does the next one.
     pub(crate) fn weigh(&mut self, index: usize, weight: u16) {
         let host = &mut self.hosts[index];
-        host.weight = weight;
         let (now, still) = (host.local(self.now), host.stands_still());
         if let Some(control) = host.control.as_mut().filter(|_| !still) {
+            host.weight = weight;
             let change = |profile: &mut Profile| profile.weight = weight;
             let told = control.command(now, |membership| membership.update_profile(now, change));
             told.expect("plans say no weight that is too high");
