@@ -5,6 +5,11 @@ use std::net::{Shutdown, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use swimring::membership::Preset;
+use swimring::ring::Hashing;
+use swimring::runtime::builder::Builder;
+use swimring::runtime::node::Swimring;
+
 use crate::harness::{Node, SOON, Site, agree, eventually, exchange_with, run, text};
 
 /// Starts a node that must not start, and gives its exit code and what it said.
@@ -72,6 +77,30 @@ fn whoever_has_a_wrong_certificate_or_secret_does_not_get_in_and_hears_why() {
     }
     let said = a.log().matches("refused a").count();
     assert!(said <= 5, "each is said once, however often it tries: {}", a.log());
+    agree(&[&a], 1);
+}
+
+#[test]
+fn whoever_places_keys_by_another_rule_does_not_get_in() {
+    let site = Site::new();
+    let a = site.start("a", &[]);
+    let refused = || a.counted("swimring_handshakes_refused_total", &[("class", "gossip"), ("reason", "cluster")]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let rules: [(&str, fn(Builder) -> Builder); 3] = [
+        ("fast", |builder| builder.hashing(Hashing::Fast)),
+        ("blake3", |builder| builder.hashing(Hashing::Blake3)),
+        ("coarse", |builder| builder.arcs_log2(12)),
+    ];
+    for (name, rule) in rules {
+        let before = refused();
+        site.issue("ca", name, name, "2");
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let builder =
+            rule(Swimring::builder(site.at(name)).listen(listen).preset(Preset::Local).seed(a.gossip.clone()));
+        let node = runtime.block_on(builder.start()).expect("it listens, and tries");
+        eventually("it is refused", SOON, || (refused() > before).then_some(()));
+        assert!(!node.is_ready() && a.believes(name).is_none(), "{name}");
+    }
     agree(&[&a], 1);
 }
 
