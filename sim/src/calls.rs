@@ -76,8 +76,8 @@ struct Active {
 enum Running {
     /// For a call of this host.
     Here { call: u64, body: Vec<u8> },
-    /// For a call of another.
-    There { permit: Permit, body: Vec<u8> },
+    /// For a call of another, which came on this connection.
+    There { permit: Permit, on: ConnId, body: Vec<u8> },
 }
 
 impl Running {

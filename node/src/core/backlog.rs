@@ -43,6 +43,11 @@ impl<B> Default for Backlog<B> {
 }
 
 impl<B: AsRef<[u8]>> Backlog<B> {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.large.is_empty()
+    }
+
     /// Whether something waits for [`take`](Self::take).
     pub fn has_pieces(&self) -> bool {
         !self.pieces.is_empty()

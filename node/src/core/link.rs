@@ -5,23 +5,27 @@
 //! testifies that it was not. Knows no streams; the shell writes what [`Link::take`], [`Link::take_large`] and
 //! [`Link::take_duplex`] give it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swimring_forwarder::wire::{CallHeader, Frame, Prefix, Refusal, Scope};
+use swimring_forwarder::wire::{CallHeader, Frame, Prefix};
 use swimring_forwarder::{NeverSent, Unsent};
-use swimring_membership::codec::{Blob, Malformed, Slice};
-use swimring_membership::{Instance, Instant, NodeId};
+use swimring_membership::codec::{Malformed, Slice};
+use swimring_membership::{Instance, Instant};
 
 use super::backlog::{Backlog, Large};
 use super::breaker::Breaker;
 use super::peers::ConnId;
 use super::timebase::Timebase;
 
+pub use self::attempts::{Arrival, CutOff, Opening, Outbound, Payload};
+
+use self::aside::Aside;
 use self::numbered::Numbered;
 use self::queues::{Queued, Queues, Way};
 
+mod aside;
+mod attempts;
 mod numbered;
 mod queues;
 
@@ -49,66 +53,6 @@ impl Default for LinkLimits {
     }
 }
 
-/// What is wanted: the same in every attempt of a call. `B` holds bytes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Payload<B> {
-    /// Which service.
-    pub service: Cow<'static, str>,
-    /// Which key.
-    pub key: B,
-    /// What for.
-    pub body: B,
-    /// At which members it may run.
-    pub scope: Scope,
-    /// What goes with it for those who watch; at most [`CONTEXT_BYTES_MAX`](swimring_forwarder::wire::CONTEXT_BYTES_MAX).
-    pub context: B,
-    /// More of the body comes once the handler has begun, and more than one answer comes back.
-    pub duplex: bool,
-}
-
-/// An attempt to send, before it has a number and a deadline in the other's time.
-#[derive(Clone, Debug)]
-pub struct Outbound<B> {
-    /// What is wanted.
-    pub payload: Arc<Payload<B>>,
-    /// By when, on this process's clock.
-    pub deadline: Instant,
-    /// Whether it may run more than once.
-    pub idempotent: bool,
-    /// 1 or 2.
-    pub hop: u8,
-    /// The record that sent it here.
-    pub record: Option<Blob>,
-}
-
-/// What a frame of the other process means here. `T` is the caller's token of an attempt, `P` holds the frame's body.
-#[derive(Debug)]
-pub enum Arrival<'a, T, P> {
-    /// It wants something run.
-    Call(CallHeader<'a>, P),
-    /// It ran an attempt of ours: the answer, or the handler's error.
-    Ran(T, Result<P, P>, u64),
-    /// It refused an attempt of ours.
-    Refused(T, Refusal, Option<NodeId>, Option<Blob>),
-    /// It does not wait any more for what it sent under this number.
-    Cancel(u64),
-    /// It has begun an attempt of ours, for which more of the body waits.
-    Begun(u64),
-    /// It takes nothing new, and these go back.
-    Goodbye(Vec<(T, NeverSent)>),
-    /// Nothing that anybody has to hear of.
-    Nothing,
-}
-
-/// Attempts that end without an answer, for their connection has ended or their deadline is here.
-#[derive(Debug)]
-pub struct CutOff<T> {
-    /// They were handed over: nobody knows.
-    pub lost: Vec<T>,
-    /// They were not, and will not be.
-    pub unsent: Vec<(T, NeverSent)>,
-}
-
 /// An attempt that was handed over.
 #[derive(Debug)]
 struct Pending<T> {
@@ -116,15 +60,6 @@ struct Pending<T> {
     deadline: Instant,
     duplex: bool,
     token: T,
-}
-
-/// The beginning of an attempt that goes on: the shell writes it on a stream of its own.
-#[derive(Debug)]
-pub struct Opening<B> {
-    /// The attempt.
-    pub seq: u64,
-    /// What stands before the body, and the body.
-    pub frame: Large<B>,
 }
 
 /// Everything between this process and one other.
@@ -153,6 +88,8 @@ pub struct Link<T, B> {
     next_seq: u64,
     queued: Queues<T, B>,
     backlog: Backlog<B>,
+    /// What replies to what came on another connection than the preferred one, and goes back on that.
+    aside: Aside<B>,
     pending: Numbered<Pending<T>>,
     /// No attempt's deadline is before this.
     earliest: Option<Instant>,
@@ -178,6 +115,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             next_seq: now.as_nanos() / 1_000 + 1,
             queued: Queues::default(),
             backlog: Backlog::default(),
+            aside: Aside::default(),
             pending: Numbered::default(),
             earliest: None,
         }
@@ -302,7 +240,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether the other does not read what it is sent: its calls are better passed over.
     pub fn is_choked(&self) -> bool {
-        self.backlog.is_choked()
+        self.backlog.is_choked() || self.aside.is_choked()
     }
 
     /// How many attempts are queued or wait for an answer.
@@ -395,25 +333,49 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
     }
 
-    /// Queues the answer to an attempt of the other.
-    pub fn answer(&mut self, frame: &Frame<'_>, body: B) {
-        if !self.conns.is_empty() {
-            self.backlog.push(frame, body);
+    /// Where what replies to something that came `on` a connection waits: it goes back the same way. The other end takes
+    /// for lost what it sent on a connection that has ended, and nothing else, so that no answer may end with another one.
+    fn way_back(&mut self, on: ConnId) -> Option<&mut Backlog<B>> {
+        if !self.conns.contains(&on) || self.preferred() == Some(on) {
+            return (!self.conns.is_empty()).then_some(&mut self.backlog);
+        }
+        Some(self.aside.of(on))
+    }
+
+    /// Queues a frame without a body that replies to what came `on` a connection.
+    pub fn reply(&mut self, on: ConnId, frame: &Frame<'_>) {
+        if let Some(back) = self.way_back(on) {
+            back.push_short(frame, &[]);
         }
     }
 
-    /// Queues frames that were encoded before, one behind the other, each with a body that a lane may carry. Leaves
+    /// Queues the answer to an attempt of the other that came `on` a connection.
+    pub fn answer(&mut self, on: ConnId, frame: &Frame<'_>, body: B) {
+        if let Some(back) = self.way_back(on) {
+            back.push(frame, body);
+        }
+    }
+
+    /// Queues replies that were encoded before, one behind the other, each with a body that a lane may carry. Leaves
     /// `frames` empty.
-    pub fn send_encoded(&mut self, frames: &mut Vec<u8>) {
-        if !self.conns.is_empty() && !frames.is_empty() {
-            self.backlog.push_encoded(frames);
+    pub fn reply_encoded(&mut self, on: ConnId, frames: &mut Vec<u8>) {
+        if !frames.is_empty()
+            && let Some(back) = self.way_back(on)
+        {
+            back.push_encoded(frames);
         }
         frames.clear();
+    }
+
+    /// A connection beside the preferred one on which replies wait.
+    pub fn returns_on(&self) -> Option<ConnId> {
+        self.aside.first()
     }
 
     /// Appends what waits for the lanes to `out`, up to about `bytes_max`, for the shell to write on `conn`. From
     /// this moment the attempts among it are handed over.
     pub fn take(&mut self, now: Instant, conn: ConnId, bytes_max: usize, out: &mut Vec<u8>) {
+        self.aside.take(conn, |aside| aside.take(bytes_max, out));
         // A writer may still ask for a connection that has ended, or that lost to another one.
         if self.preferred() != Some(conn) {
             return;
@@ -437,6 +399,9 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// The next frame with a large body, for the shell to write on a stream of its own on `conn`.
     pub fn take_large(&mut self, now: Instant, conn: ConnId) -> Option<Large<B>> {
+        if let Some(large) = self.aside.take(conn, Backlog::take_large).flatten() {
+            return Some(large);
+        }
         if self.preferred() != Some(conn) {
             return None;
         }
@@ -492,22 +457,27 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         call.payload
     }
 
-    /// A whole frame came in.
+    /// A whole frame came in `on` a connection.
     ///
     /// # Errors
     /// If it is none; the other's fault.
-    pub fn handle_frame<'a>(&mut self, now: Instant, bytes: &'a [u8]) -> Result<Arrival<'a, T, &'a [u8]>, Malformed> {
+    pub fn handle_frame<'a>(
+        &mut self,
+        now: Instant,
+        on: ConnId,
+        bytes: &'a [u8],
+    ) -> Result<Arrival<'a, T, &'a [u8]>, Malformed> {
         // As `Frame::decode` does, but a header is copied less often.
         let (prefix, header, body) = Prefix::split(bytes)?;
         match prefix.frame(header)? {
-            Some(frame) => Ok(self.handle(now, frame, body)),
+            Some(frame) => Ok(self.handle(now, on, frame, body)),
             None => Ok(Arrival::Nothing),
         }
     }
 
-    /// A frame came in, and its body.
+    /// A frame came in `on` a connection, and its body.
     #[inline]
-    pub fn handle<'a, P>(&mut self, now: Instant, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
+    pub fn handle<'a, P>(&mut self, now: Instant, on: ConnId, frame: Frame<'a>, body: P) -> Arrival<'a, T, P> {
         self.hear(now);
         let mut end = |seq: u64| self.pending.remove(seq).map(|pending| pending.token);
         match frame {
@@ -526,7 +496,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             // Whoever does not read its answers gets none of these.
             Frame::Clock { .. } if self.is_choked() => Arrival::Nothing,
             Frame::Clock { sent } => {
-                self.send(&Frame::ClockIs { sent, clock: now.as_nanos() });
+                self.reply(on, &Frame::ClockIs { sent, clock: now.as_nanos() });
                 Arrival::Nothing
             }
             Frame::ClockIs { sent, clock } => {
@@ -568,6 +538,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Nothing new goes on this connection.
     fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
         self.conns.retain(|held| *held != conn);
+        self.aside.forget(conn);
         // The question may have gone with it.
         self.asking = false;
         if !self.conns.is_empty() {
@@ -582,6 +553,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     pub fn give_back(&mut self, why: Unsent) -> Vec<(T, NeverSent)> {
         if self.conns.is_empty() {
             self.backlog.clear();
+            self.aside = Aside::default();
         }
         self.queued.drain().map(|token| (token, NeverSent::testify(why))).collect()
     }

@@ -86,7 +86,8 @@ fn whoever_places_keys_by_another_rule_does_not_get_in() {
     let a = site.start("a", &[]);
     let refused = || a.counted("swimring_handshakes_refused_total", &[("class", "gossip"), ("reason", "cluster")]);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let rules: [(&str, fn(Builder) -> Builder); 3] = [
+    type Rule = fn(Builder) -> Builder;
+    let rules: [(&str, Rule); 3] = [
         ("fast", |builder| builder.hashing(Hashing::Fast)),
         ("blake3", |builder| builder.hashing(Hashing::Blake3)),
         ("coarse", |builder| builder.arcs_log2(12)),

@@ -148,7 +148,7 @@ impl World {
                 continue;
             }
             let Some(link) = app.links.next_ready() else { break };
-            let Some(conn) = link.preferred() else { break };
+            let Some(conn) = link.returns_on().or(link.preferred()) else { break };
             let (mut bytes, before, to) = (Vec::new(), link.pending_count(), link.to());
             link.take(now, conn, BATCH, &mut bytes);
             let mut alone = || {

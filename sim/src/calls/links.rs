@@ -70,8 +70,10 @@ impl Links {
 
     /// The first connected link that has something to write.
     pub(crate) fn next_ready(&mut self) -> Option<&mut Held> {
-        let ready =
-            |link: &Held| link.is_connected() && (link.has_work() || link.has_large_work() || link.has_duplex_work());
+        let ready = |link: &Held| {
+            link.is_connected()
+                && (link.has_work() || link.has_large_work() || link.has_duplex_work() || link.returns_on().is_some())
+        };
         while let Some(to) = self.touched.first().copied() {
             if self.by_end.get(&to).is_some_and(ready) {
                 return self.by_end.get_mut(&to);

@@ -46,8 +46,8 @@ impl World {
             return;
         };
         app.heard.insert(from, now);
-        match link.handle_frame(now, bytes) {
-            Ok(Arrival::Call(header, body)) => self.on_incoming(index, from, header, body.to_vec()),
+        match link.handle_frame(now, conn, bytes) {
+            Ok(Arrival::Call(header, body)) => self.on_incoming(index, (from, conn), header, body.to_vec()),
             Ok(Arrival::Ran(token, result, _)) => {
                 let result = result.map(<[u8]>::to_vec).map_err(<[u8]>::to_vec);
                 self.report(index, token, |call, _, _| call.answered(token.attempt, result));
@@ -127,7 +127,7 @@ impl World {
     }
 
     /// Another process wants something run.
-    fn on_incoming(&mut self, index: usize, from: Instance, header: CallHeader<'_>, body: Vec<u8>) {
+    fn on_incoming(&mut self, index: usize, (from, on): (Instance, ConnId), header: CallHeader<'_>, body: Vec<u8>) {
         let hash = self.hasher.hash(header.key.0);
         if let Some(record) = header.record
             && self.view(index).ownership(hash, header.scope) != Ownership::Mine
@@ -159,7 +159,7 @@ impl World {
                         format!("remembers {remembered:?}")
                     });
                 }
-                self.execute(index, call, header.key.0, header.scope, Running::There { permit, body }, error);
+                self.execute(index, call, header.key.0, header.scope, Running::There { permit, on, body }, error);
             }
             Verdict::Refuse(why, owner) => {
                 self.say(|| format!("n{:<4} refuses number {} of {from:?}: {why}", index + 1, header.seq));
@@ -168,7 +168,7 @@ impl World {
                 let Some(app) = &mut self.hosts[index].app else { return };
                 let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
                 if let Some(link) = app.links.get_mut(&from) {
-                    link.send(&Frame::Refused { seq: header.seq, why, owner, record });
+                    link.reply(on, &Frame::Refused { seq: header.seq, why, owner, record });
                 }
             }
             Verdict::Ignore => {
@@ -268,11 +268,11 @@ impl World {
         let Some(app) = &mut host.app else { return };
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
-        if let Running::There { permit, .. } = &running
+        if let Running::There { permit, on, .. } = &running
             && self.ledger.get(call).is_some_and(|entry| entry.duplex)
             && let Some(link) = app.links.get_mut(&permit.caller())
         {
-            link.send(&Frame::Begun { seq: permit.seq() });
+            link.reply(*on, &Frame::Begun { seq: permit.seq() });
         }
         let peer = running.peer();
         app.running.insert(self.runs, running);
@@ -317,9 +317,9 @@ impl World {
                     self.drive(index, call);
                 }
             }
-            Some(Running::There { permit, body }) => {
+            Some(Running::There { permit, on, body }) => {
                 if let Some(link) = app.links.get_mut(&permit.caller()) {
-                    link.answer(&Frame::Ok { seq: permit.seq(), fence: 0 }, body.into());
+                    link.answer(on, &Frame::Ok { seq: permit.seq(), fence: 0 }, body.into());
                 }
                 app.admission.complete(now, permit);
             }

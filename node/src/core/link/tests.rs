@@ -1,4 +1,5 @@
-use swimring_forwarder::wire::LANE_BODY_BYTES_MAX;
+use swimring_forwarder::wire::{LANE_BODY_BYTES_MAX, Refusal, Scope};
+use swimring_membership::NodeId;
 
 use super::super::breaker::ASKED_AFTER;
 use super::*;
@@ -102,8 +103,8 @@ fn frames_that_were_encoded_before_go_in_their_order_and_count() {
     let mut link = link();
     let mut before = Vec::new();
     (0..3).for_each(|seq| Frame::Ok { seq, fence: 1 }.encode(&vec![0; LANE_BODY_BYTES_MAX], &mut before));
-    link.send_encoded(&mut before);
-    link.answer(&Frame::Ok { seq: 3, fence: 1 }, b"last".to_vec());
+    link.reply_encoded(ConnId(1), &mut before);
+    link.answer(ConnId(1), &Frame::Ok { seq: 3, fence: 1 }, b"last".to_vec());
     assert!(before.is_empty() && link.has_work());
     let seqs = take(&mut link).into_iter().map(|frame| if let Frame::Ok { seq, .. } = frame { seq } else { u64::MAX });
     assert_eq!(seqs.collect::<Vec<_>>(), [0, 1, 2, 3]);
@@ -139,6 +140,30 @@ fn nothing_is_handed_to_a_connection_that_has_ended_or_is_not_kept() {
 }
 
 #[test]
+fn a_reply_goes_back_on_the_connection_on_which_it_is_waited_for() {
+    let mut link = link();
+    link.connected(NOW, ConnId(2), Some(NOW), NOW);
+    link.prefer(Some(ConnId(1)));
+    let taken = |link: &mut TestLink, conn| {
+        let mut bytes = Vec::new();
+        link.take(NOW, ConnId(conn), 1 << 20, &mut bytes);
+        bytes.len()
+    };
+    let (answer, long) = (Frame::Ok { seq: 1, fence: 1 }, vec![0; LANE_BODY_BYTES_MAX + 1]);
+    link.answer(ConnId(2), &answer, b"late".to_vec());
+    link.answer(ConnId(2), &answer, long.clone());
+    assert!(!link.has_work() && link.returns_on() == Some(ConnId(2)), "the other end may have lost the kept one");
+    assert!(taken(&mut link, 1) == 0 && taken(&mut link, 2) > 0);
+    assert_eq!(link.take_large(NOW, ConnId(2)).map(|large| large.body.len()), Some(long.len()));
+    assert_eq!((taken(&mut link, 2), link.returns_on()), (0, None), "once is enough");
+    link.reply(ConnId(2), &Frame::Refused { seq: 2, why: Refusal::Expired, owner: None, record: None });
+    link.closed(NOW, ConnId(2), Unsent::Unreachable);
+    assert!(link.returns_on().is_none(), "its end tells whoever waited");
+    link.answer(ConnId(2), &answer, b"still".to_vec());
+    assert!(taken(&mut link, 1) > 0, "what came on a connection that has ended is answered where that can be");
+}
+
+#[test]
 fn a_question_that_went_with_its_connection_is_asked_again() {
     let mut link = TestLink::new(NOW, TO, LinkLimits::default());
     link.connected(NOW, ConnId(2), None, NOW);
@@ -161,7 +186,7 @@ fn a_call_that_waits_for_a_clock_asks_for_it_though_the_first_question_was_passe
     assert_eq!(link.earliest(), Some(NOW + ASKED_AFTER), "not for long");
     let mut answer = Vec::new();
     Frame::ClockIs { sent: NOW.as_nanos(), clock: NOW.as_nanos() }.encode(&[], &mut answer);
-    link.handle_frame(NOW, &answer).unwrap();
+    link.handle_frame(NOW, ConnId(1), &answer).unwrap();
     assert!(matches!(take(&mut link)[..], [Frame::Call(_)]));
 }
 
@@ -178,7 +203,7 @@ fn a_clock_that_was_read_long_ago_is_read_again_before_any_call() {
     let Some(Frame::Clock { sent }) = taken(&mut link, later) else { panic!("the clock is asked for first") };
     let mut answer = Vec::new();
     Frame::ClockIs { sent, clock: later.as_nanos() }.encode(&[], &mut answer);
-    link.handle_frame(later, &answer).unwrap();
+    link.handle_frame(later, ConnId(1), &answer).unwrap();
     let Some(Frame::Call(header)) = taken(&mut link, later) else { panic!("now the call goes") };
     assert_eq!(header.error_us, 0);
 }
@@ -190,8 +215,8 @@ fn an_answer_finds_its_attempt_once() {
     take(&mut link);
     let mut answer = Vec::new();
     Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
-    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Nothing)));
+    assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("a", Ok(b"yes"), 3))));
+    assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Nothing)));
 }
 
 #[test]
@@ -233,11 +258,11 @@ fn after_a_goodbye_nothing_new_goes_there_and_answers_still_come() {
     let (mut goodbye, mut answer) = (Vec::new(), Vec::new());
     Frame::Goodbye.encode(&[], &mut goodbye);
     Frame::Ok { seq, fence: 3 }.encode(b"yes", &mut answer);
-    let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, &goodbye) else { panic!("a goodbye") };
+    let Ok(Arrival::Goodbye(back)) = link.handle_frame(NOW, ConnId(1), &goodbye) else { panic!("a goodbye") };
     assert_eq!(back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ["queued"]);
     assert!(!link.is_connected() && !link.is_idle());
     assert_eq!(link.over().count(), 0, "an answer is missing");
-    assert!(matches!(link.handle_frame(NOW, &answer), Ok(Arrival::Ran("handed over", ..))));
+    assert!(matches!(link.handle_frame(NOW, ConnId(1), &answer), Ok(Arrival::Ran("handed over", ..))));
     assert_eq!(link.over().collect::<Vec<_>>(), [ConnId(1)]);
 }
 
@@ -257,7 +282,7 @@ fn a_silent_connection_is_asked_before_it_is_trusted_with_a_call_that_may_not_ru
     assert!(take(&mut link).is_none() && !link.has_work());
     let mut answer = Vec::new();
     Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
-    link.handle_frame(later, &answer).unwrap();
+    link.handle_frame(later, ConnId(1), &answer).unwrap();
     assert!(link.has_work() && matches!(take(&mut link), Some(Frame::Call(_))));
 }
 
@@ -320,7 +345,7 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
     link.enqueue(outbound(later + FRESH), "third").unwrap();
     let mut answer = Vec::new();
     Frame::ClockIs { sent: later.as_nanos(), clock: later.as_nanos() }.encode(&[], &mut answer);
-    link.handle_frame(later, &answer).unwrap();
+    link.handle_frame(later, ConnId(1), &answer).unwrap();
     assert!(matches!(take_at(&mut link, later)[..], [.., Frame::Call(_)]) && !link.is_broken());
 }
 
@@ -338,7 +363,7 @@ fn whoever_does_not_read_its_answers_chokes_the_link() {
     let mut link = link();
     let reply = vec![0; LANE_BODY_BYTES_MAX];
     while !link.is_choked() {
-        link.answer(&Frame::Ok { seq: 1, fence: 1 }, reply.clone());
+        link.answer(ConnId(1), &Frame::Ok { seq: 1, fence: 1 }, reply.clone());
     }
     let mut bytes = Vec::new();
     link.take(NOW, ConnId(1), usize::MAX, &mut bytes);

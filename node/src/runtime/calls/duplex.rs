@@ -93,7 +93,7 @@ async fn exchange(
     };
     let ends = lane.link.queue(|link| {
         // Nobody else takes them once this attempt has ended as lost: that is told under the same lock.
-        let arrival = link.handle(lane.calls.clock.now(), frame, ());
+        let arrival = link.handle(lane.calls.clock.now(), lane.conn, frame, ());
         matches!(arrival, Arrival::Begun(begun) if begun == seq).then(|| call.ends.take()).flatten()
     });
     let Some((reader, writer)) = ends else { return Ok(()) };
@@ -112,7 +112,7 @@ async fn exchange(
     let Some(body) = read_body(&mut recv, prefix.body_bytes).await else { return Ok(()) };
     match prefix.frame(&header)? {
         Some(frame @ (Frame::Ok { .. } | Frame::Executed { .. })) => {
-            let arrival = lane.link.queue(|link| link.handle(lane.calls.clock.now(), frame, body));
+            let arrival = lane.link.queue(|link| link.handle(lane.calls.clock.now(), lane.conn, frame, body));
             on_arrival(lane, arrival, false, None);
             lane.calls.close_over(&lane.link);
             Ok(())

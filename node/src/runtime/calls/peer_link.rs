@@ -53,15 +53,22 @@ struct Work {
     lanes: bool,
     large: bool,
     duplex: bool,
+    /// Replies wait for another connection than the preferred one: its writers are told as long as they do.
+    aside: bool,
 }
 
 impl Work {
     fn of(link: &Link<Token, Bytes>) -> Self {
-        Self { lanes: link.has_work(), large: link.has_large_work(), duplex: link.has_duplex_work() }
+        Self {
+            lanes: link.has_work(),
+            large: link.has_large_work(),
+            duplex: link.has_duplex_work(),
+            aside: link.returns_on().is_some(),
+        }
     }
 
     fn is_any(self) -> bool {
-        self.lanes || self.large || self.duplex
+        self.lanes || self.large || self.duplex || self.aside
     }
 
     /// What there was not `before`.
@@ -70,6 +77,7 @@ impl Work {
             lanes: self.lanes && !before.lanes,
             large: self.large && !before.large,
             duplex: self.duplex && !before.duplex,
+            aside: self.aside,
         }
     }
 }
@@ -130,13 +138,13 @@ impl PeerLink {
         done
     }
 
-    /// Every connection's writers are told: only those of the one that is kept take it.
+    /// Every connection's writers are told: those of the one that is kept take it, and of others what goes back on them.
     fn tell(&self, work: Work) {
         for (_, writers) in lock(&self.writers).iter() {
-            if work.lanes {
+            if work.lanes || work.aside {
                 writers.lanes.notify_one();
             }
-            if work.large {
+            if work.large || work.aside {
                 writers.large.notify_one();
             }
             if work.duplex {

@@ -135,7 +135,7 @@ impl Reader {
     /// Sends the answers that are there.
     pub(super) fn answer(&mut self, lane: &Lane) {
         if !self.answers.is_empty() {
-            lane.link.queue(|link| link.send_encoded(&mut self.answers));
+            lane.link.queue(|link| link.reply_encoded(lane.conn, &mut self.answers));
         }
     }
 }
@@ -233,14 +233,14 @@ fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: B
     let permit = match verdict {
         Verdict::Run(permit) => permit,
         Verdict::Refuse(why, owner) => {
-            refuse(&lane.link, read, header.seq, why, owner);
+            refuse(&lane.link, lane.conn, read, header.seq, why, owner);
             return body.refuse();
         }
         Verdict::Ignore => return body.refuse(),
     };
     let Some(entry) = calls.services.find(header.service, scope) else {
         calls.lock_admission().complete(now, permit);
-        refuse(&lane.link, read, header.seq, Refusal::NoService, None);
+        refuse(&lane.link, lane.conn, read, header.seq, Refusal::NoService, None);
         return body.refuse();
     };
     let (seq, asked, latest) = (header.seq, Asked::of(&header, hash), header.latest());
@@ -306,7 +306,8 @@ async fn run(call: Admitted, body: Body) {
         return;
     };
     let Admitted { place, entry, asked, read, latest } = call;
-    let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
+    let (calls, link, on) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.on);
+    let seq = place.permit().seq();
     let mut service = entry.service();
     let ready = service::ready(&mut service).await;
     let now = calls.clock.now();
@@ -315,11 +316,11 @@ async fn run(call: Admitted, body: Body) {
     let begins = calls.lock_admission().begin(now, latest, confirmed, || owned);
     if let Err((why, owner)) = begins {
         drop(place);
-        return refuse(&link, read, seq, why, owner);
+        return refuse(&link, on, read, seq, why, owner);
     }
     if link.lock().is_choked() {
         drop(place);
-        return refuse(&link, read, seq, calls.lock_admission().overloaded(now), None);
+        return refuse(&link, on, read, seq, calls.lock_admission().overloaded(now), None);
     }
     let fence = view.fence();
     let request = asked.request(body, place.permit().caller(), (now, latest), view);
@@ -346,7 +347,8 @@ async fn run(call: Admitted, body: Body) {
 
 /// Answers a call that ran.
 async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
-    let (calls, link, seq) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.permit().seq());
+    let (calls, link, on) = (Arc::clone(&place.calls), Arc::clone(&place.link), place.on);
+    let seq = place.permit().seq();
     // Its place is kept until the other end reads: answers that wait are bytes, too.
     let bytes = result.as_ref().map_or_else(Bytes::len, Bytes::len).min(calls.body_bytes_max);
     if link.lock().is_choked() {
@@ -357,7 +359,7 @@ async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
     }
     drop(place);
     let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);
-    link.queue(|link| link.answer(&frame, body));
+    link.queue(|link| link.answer(on, &frame, body));
 }
 
 /// What is said of a call that ran.
@@ -372,10 +374,10 @@ fn answer(seq: u64, fence: u64, result: Result<Bytes, Bytes>, bytes_max: usize) 
 }
 
 /// Says no to a call that was read then.
-fn refuse(link: &PeerLink, read: Instant, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
+fn refuse(link: &PeerLink, on: ConnId, read: Instant, seq: u64, why: Refusal, owner: Option<(NodeId, Blob)>) {
     let (owner, record) = owner.map_or((None, None), |(owner, record)| (Some(owner), Some(record)));
     link.queue(|waiting| {
-        waiting.send(&Frame::Refused { seq, why, owner, record });
+        waiting.reply(on, &Frame::Refused { seq, why, owner, record });
         link.refusals.add(read);
     });
 }
@@ -407,12 +409,14 @@ impl Calls {
 pub(super) struct Place {
     calls: Arc<Calls>,
     link: Arc<PeerLink>,
+    /// The connection on which the call came.
+    on: ConnId,
     permit: Option<Permit>,
 }
 
 impl Place {
     fn new(lane: &Lane, permit: Permit) -> Self {
-        Self { calls: Arc::clone(&lane.calls), link: Arc::clone(&lane.link), permit: Some(permit) }
+        Self { calls: Arc::clone(&lane.calls), link: Arc::clone(&lane.link), on: lane.conn, permit: Some(permit) }
     }
 
     fn permit(&self) -> &Permit {

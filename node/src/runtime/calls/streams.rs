@@ -162,7 +162,7 @@ fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize,
     reader.takes(now);
     let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP));
     let (problem, over, choked) = lane.link.queue(|link| {
-        let problem = look_at(link, now, buffer, &mut taken, &mut arrivals).err();
+        let problem = look_at(link, (now, lane.conn), buffer, &mut taken, &mut arrivals).err();
         (problem, link.over().next().is_some(), link.is_choked())
     });
     for arrival in arrivals {
@@ -178,7 +178,7 @@ fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize,
 /// Shows the link the next frames.
 fn look_at<'a>(
     link: &mut Link<Token, Bytes>,
-    now: Instant,
+    (now, on): (Instant, ConnId),
     buffer: &'a [u8],
     taken: &mut usize,
     arrivals: &mut Vec<Arrival<'a, Token, &'a [u8]>>,
@@ -188,7 +188,7 @@ fn look_at<'a>(
         let Some(frame) = length.and_then(|length| buffer.get(*taken..*taken + length)) else {
             break;
         };
-        arrivals.push(link.handle_frame(now, frame)?);
+        arrivals.push(link.handle_frame(now, on, frame)?);
         *taken += frame.len();
     }
     Ok(())
@@ -317,7 +317,7 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
             };
             if let Some(body) = read_body(&mut stream, prefix.body_bytes).await {
                 let now = lane.calls.clock.now();
-                let arrival = lane.link.queue(|link| link.handle(now, frame, body));
+                let arrival = lane.link.queue(|link| link.handle(now, lane.conn, frame, body));
                 on_arrival(lane, arrival, false, None);
                 lane.calls.close_over(&lane.link);
             }
