@@ -10,8 +10,8 @@ use swimring_forwarder::wire::{Frame, LANE_BODY_BYTES_MAX};
 const LARGE_OVERHEAD_BYTES: usize = 64;
 /// How many bytes of frames lie behind one another before a new piece is begun.
 const PIECE_BYTES: usize = 32 * 1_024;
-/// With more bytes waiting the other end does not read.
-const BYTES_MAX: usize = 64 * 1_024 * 1_024;
+/// With more bytes waiting, on all its connections, the other end does not read.
+pub(super) const BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
 /// A frame that has a stream of its own: the body is long, and stays where it is.
 #[derive(Debug)]
@@ -58,9 +58,9 @@ impl<B: AsRef<[u8]>> Backlog<B> {
         !self.large.is_empty()
     }
 
-    /// Whether more waits than an end that reads lets come together.
-    pub fn is_choked(&self) -> bool {
-        self.bytes > BYTES_MAX
+    /// How many bytes wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Adds a frame. A `body` that a lane may carry is copied behind it.
@@ -116,6 +116,13 @@ impl<B: AsRef<[u8]>> Backlog<B> {
         Some(large)
     }
 
+    /// Adds what `other` holds, behind it.
+    pub fn append(&mut self, mut other: Self) {
+        self.pieces.append(&mut other.pieces);
+        self.large.append(&mut other.large);
+        self.bytes += other.bytes;
+    }
+
     /// Drops all: there is nowhere to write it.
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -150,12 +157,12 @@ mod tests {
         let mut backlog = Backlog::default();
         for seq in 0.. {
             backlog.push(&Frame::Ok { seq, fence: 1 }, vec![0; 1 << 20]);
-            if backlog.is_choked() {
+            if backlog.bytes() > BYTES_MAX {
                 assert_eq!(backlog.large.len(), BYTES_MAX >> 20);
                 break;
             }
         }
         backlog.clear();
-        assert!(!backlog.is_choked());
+        assert!(backlog.bytes() <= BYTES_MAX);
     }
 }

@@ -13,7 +13,7 @@ use swimring_forwarder::{NeverSent, Unsent};
 use swimring_membership::codec::{Malformed, Slice};
 use swimring_membership::{Instance, Instant};
 
-use super::backlog::{Backlog, Large};
+use super::backlog::{BYTES_MAX, Backlog, Large};
 use super::breaker::Breaker;
 use super::peers::ConnId;
 use super::timebase::Timebase;
@@ -194,7 +194,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         self.conns.is_empty() && self.open_count() == 0
     }
 
-    /// Of several connections, [`Peers`](super::peers::Peers) keeps this one: only on it is anything written.
+    /// Of several connections, [`Peers`](super::peers::Peers) keeps this one: only on it is anything written
+    /// but replies to what came on another one.
     pub fn prefer(&mut self, conn: Option<ConnId>) {
         self.kept = conn;
     }
@@ -240,7 +241,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
 
     /// Whether the other does not read what it is sent: its calls are better passed over.
     pub fn is_choked(&self) -> bool {
-        self.backlog.is_choked() || self.aside.is_choked()
+        self.backlog.bytes() + self.aside.bytes() > BYTES_MAX
     }
 
     /// How many attempts are queued or wait for an answer.
@@ -365,6 +366,11 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             back.push_encoded(frames);
         }
         frames.clear();
+    }
+
+    /// Whether replies wait for the lanes of a connection that is not the preferred one.
+    pub fn has_returns_on(&self, conn: ConnId) -> bool {
+        self.aside.has_pieces(conn)
     }
 
     /// A connection beside the preferred one on which replies wait.
@@ -538,7 +544,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     /// Nothing new goes on this connection.
     fn retire(&mut self, conn: ConnId, why: Unsent) -> Vec<(T, NeverSent)> {
         self.conns.retain(|held| *held != conn);
-        self.aside.forget(conn);
+        // Who waits may not know yet that it has ended.
+        self.aside.end(conn).into_iter().for_each(|left| self.backlog.append(left));
         // The question may have gone with it.
         self.asking = false;
         if !self.conns.is_empty() {

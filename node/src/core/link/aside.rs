@@ -37,14 +37,19 @@ impl<B: AsRef<[u8]>> Aside<B> {
         self.0.first().map(|(conn, _)| *conn)
     }
 
-    /// Whether more waits than an end that reads lets come together.
-    pub(super) fn is_choked(&self) -> bool {
-        self.0.iter().any(|(_, backlog)| backlog.is_choked())
+    /// How many bytes wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|(_, backlog)| backlog.bytes()).sum()
     }
 
-    /// A connection takes nothing more.
-    pub(super) fn forget(&mut self, conn: ConnId) {
-        self.0.retain(|(held, _)| *held != conn);
+    /// Whether something waits for the lanes of this connection.
+    pub(super) fn has_pieces(&self, conn: ConnId) -> bool {
+        self.0.iter().any(|(held, backlog)| *held == conn && backlog.has_pieces())
+    }
+
+    /// A connection takes nothing more: what still waits for it.
+    pub(super) fn end(&mut self, conn: ConnId) -> Option<Backlog<B>> {
+        self.place(conn).map(|place| self.0.swap_remove(place).1)
     }
 
     fn place(&self, conn: ConnId) -> Option<usize> {

@@ -82,9 +82,9 @@ async fn write(lane: &Lane, mut send: SendStream) {
             if !link.is_choked() {
                 lane.link.room.notify_waiters();
             }
-            let more = link.has_work();
+            let more = link.has_work() || link.has_returns_on(lane.conn);
             // With more to come, some of them may still wait.
-            (more, if more { Vec::new() } else { lane.link.refusals.take() })
+            (more, if more || batch.is_empty() { Vec::new() } else { lane.link.refusals.take() })
         };
         if batch.is_empty() {
             tokio::select! {
