@@ -113,7 +113,9 @@ impl World {
         let troubled = machine.troubled.unwrap_or(Instant::ORIGIN);
         let well_since =
             (0..self.hosts.len()).filter(|other| *other != index).map(reached).fold(troubled, Instant::max);
-        let well_since = well_since.max(machine.started);
+        // A seed that has just started knows nobody, and lets in whoever comes.
+        let seeds = self.hosts.iter().take(self.plan.world.seeds).map(|seed| seed.started);
+        let well_since = seeds.fold(well_since.max(machine.started), Instant::max);
         let is_late = |other: usize| self.hosts[other].started.since(well_since) > KNOWN_TO_ALL;
         let well = joined && !machine.leaving && !machine.stands_still() && machine.slow == 1;
         let mut rivals = self.namesakes(index).filter(|other| self.hosts[*other].is_up()).peekable();
