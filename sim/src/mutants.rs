@@ -109,13 +109,17 @@ impl Mutant {
     /// Reads a patch.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If the file cannot be read, or names plans in another way than a sweep does.
     pub fn read(path: &Path) -> Result<Self, MutantsError> {
         let text = std::fs::read_to_string(path).map_err(failed(path))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut lines = text.lines();
         let about = lines.next().unwrap_or_default().into();
-        let plans = lines.next().and_then(Plans::read);
+        let second = lines.next().unwrap_or_default();
+        let plans = Plans::read(second);
+        if plans.is_none() && second.starts_with("sweep") {
+            return Err(MutantsError::Patch(name, format!("no plans are called {second:?}")));
+        }
         Ok(Self { name, about, plans, text })
     }
 
