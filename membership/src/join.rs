@@ -106,7 +106,7 @@ impl Membership {
             return;
         }
         if seeds.is_empty() {
-            self.on_joined();
+            self.on_joined(now);
         } else if self.joiner.attempts == 0 {
             self.timers.set(Timer::Join, now);
         } else {
@@ -145,9 +145,10 @@ impl Membership {
         self.outbox.push_back((to, Outgoing::Whole(Message::JoinRequest { record })));
     }
 
-    pub(crate) fn on_joined(&mut self) {
+    pub(crate) fn on_joined(&mut self, now: Instant) {
         if !self.joiner.joined {
             self.joiner.joined = true;
+            self.me.boots.join(now);
             self.joiner.lists.clear();
             self.joiner.met.clear();
             self.timers.cancel(Timer::Join);
@@ -224,7 +225,7 @@ impl Membership {
         self.admit_and_tell(now, record);
         let settled = self.joiner.joined;
         if self.joiner.is_patient_enough(now, &self.config) {
-            self.on_joined();
+            self.on_joined(now);
         }
         let rows: Vec<RowBody> = self
             .roster
@@ -291,7 +292,7 @@ impl Membership {
             self.joiner.met.remove(&from);
         }
         if whole && (settled || self.joiner.is_patient_enough(now, &self.config)) {
-            self.on_joined();
+            self.on_joined(now);
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod boots;
 pub mod codec;
 mod config;
 mod contacts;

@@ -184,6 +184,20 @@ fn a_process_whose_state_was_lost_never_reuses_a_boot() {
 }
 
 #[test]
+fn whoever_starts_anew_climbs_above_the_lies_that_were_told_of_it() {
+    // For a minute and more the node answered claims of lives that it never had, one a second.
+    for seed in 0..3 {
+        let plan = "plan 1
+            world nodes=7 seeds=2
+            at 30s strangers 4000 of n2 for 150s
+            at 120s crash n2 ; restart after=1s memory=lost
+            quiet at 122s core=100%
+            expect converged<=10s";
+        assert!(checks(&tell(plan, seed), Property::M17) >= 40);
+    }
+}
+
+#[test]
 fn thirty_percent_loss_removes_nobody() {
     let plan = "plan 1
         world nodes=20 seeds=2

@@ -1,11 +1,11 @@
 //! L12: a node with trouble of its own (it stood still, or is slow) accuses few of those who are well: it takes silence for
-//! its own fault first (Lifeguard's local health).
+//! its own fault first (Lifeguard's local health). Whom others suspected before it is theirs: it was only asked to look.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
-use swimring_membership::{Event, Instant, NodeId};
+use swimring_membership::{Event, Instant, NodeId, State};
 
 use super::{Facts, Findings, Oracle, Property};
 
@@ -22,12 +22,24 @@ const LOSS_MAX: u32 = 20_000;
 pub(super) struct Watch {
     /// Whom each process has accused lately, the oldest first.
     accused: BTreeMap<(usize, u32), VecDeque<(Instant, NodeId)>>,
+    /// Who did not answer whom last.
+    silent: Option<(usize, NodeId)>,
 }
 
 impl Oracle for Watch {
     fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
-        let ControlEvent::Membership(Event::ProbeFailed { id }) = event else {
-            return;
+        let silent = self.silent.take();
+        let id = match event {
+            ControlEvent::Membership(Event::ProbeFailed { id }) => {
+                self.silent = Some((host, *id));
+                return;
+            }
+            ControlEvent::Membership(Event::Changed { id, before, state: State::Suspect, .. })
+                if silent == Some((host, *id)) && before.is_some_and(|(state, _)| state == State::Alive) =>
+            {
+                id
+            }
+            _ => return,
         };
         let observer = &facts.hosts[host];
         let recent = |since: Option<Instant>| since.is_some_and(|since| facts.now.since(since) <= WINDOW);
