@@ -40,12 +40,14 @@ use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
 
 use self::connections::{accept, keep_deadlines, keep_time};
+use self::open::Counts;
 use self::peer_link::{PeerLink, Writers};
 use self::serving::{MERGES_MAX, Running, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
 pub(super) mod duplex;
+mod open;
 mod peer_link;
 mod serving;
 pub(super) mod streams;
@@ -135,22 +137,6 @@ enum Beginning {
     NotYet(Option<Resolution>),
 }
 
-/// A call of this node that has no outcome yet.
-struct Open<'a>(&'a AtomicU64);
-
-impl<'a> Open<'a> {
-    fn new(calls: &'a Calls) -> Self {
-        calls.open.fetch_add(1, Ordering::Relaxed);
-        Self(&calls.open)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The data plane of one node.
 pub(crate) struct Calls {
     me: Instance,
@@ -178,8 +164,7 @@ pub(crate) struct Calls {
     budget: Mutex<Budget>,
     rng: Rng,
     next_call: AtomicU64,
-    succeeded: AtomicU64,
-    open: AtomicU64,
+    counts: Counts,
     leaving: AtomicBool,
     /// Large frames that the transport has, and the other end may not.
     unacknowledged: AtomicU64,
@@ -238,8 +223,7 @@ impl Calls {
             budget: Mutex::default(),
             rng: start.rng,
             next_call: AtomicU64::new(0),
-            succeeded: AtomicU64::new(0),
-            open: AtomicU64::new(0),
+            counts: Counts::default(),
             leaving: AtomicBool::new(false),
             unacknowledged: AtomicU64::new(0),
             timers: Notify::new(),
@@ -284,7 +268,7 @@ impl Calls {
     /// Calls under way: of this node, and of others here.
     pub(crate) fn under_way(&self) -> usize {
         let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
-        let open = self.open.load(Ordering::Relaxed) + self.unacknowledged.load(Ordering::Relaxed);
+        let open = self.counts.open() + self.unacknowledged.load(Ordering::Relaxed);
         open as usize + self.lock_admission().running().calls + unwritten
     }
 
@@ -310,7 +294,7 @@ impl Calls {
             metrics::call_failed(&outcome);
             return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
         }
-        let open = Open::new(self);
+        let open = self.counts.begin();
         let _over = wish.duplex.clone().map(Over);
         let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
         let answered = match self.begin_here(now, hash, &wish) {
@@ -324,9 +308,8 @@ impl Calls {
                 under_way.drive(now, found).await
             }
         };
-        drop(open);
         match &answered.outcome {
-            Outcome::Ok(_) => _ = self.succeeded.fetch_add(1, Ordering::Relaxed),
+            Outcome::Ok(_) => open.succeeds(),
             failure => metrics::call_failed(failure),
         }
         answered
@@ -395,7 +378,7 @@ impl Calls {
             Some(Why::Invalid("the name of a service has at most 64 bytes"))
         } else if self.leaving.load(Ordering::Acquire) {
             Some(Why::Leaving)
-        } else if self.open.load(Ordering::Relaxed) >= CALLS_MAX {
+        } else if self.counts.open() >= CALLS_MAX {
             Some(Why::Overloaded)
         } else if wish.duplex.as_ref().is_some_and(|duplex| !duplex.make()) {
             Some(Why::Invalid("a duplex call is made once"))

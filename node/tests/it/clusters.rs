@@ -21,7 +21,7 @@ fn three_nodes_join_by_seed_and_read_each_others_keys_until_one_is_killed() {
     let of_c: Vec<String> =
         (0..30).map(|n| format!("k{n}")).filter(|key| owner(&a, key).as_deref() == Some("c")).collect();
     assert!(!of_c.is_empty(), "thirty keys, and none at one of three nodes");
-    c.process.kill().expect("it can be killed");
+    c.kill();
     for node in [&a, &b] {
         node.waits_for("c", "down");
     }
@@ -42,7 +42,7 @@ fn one_node_alone_is_a_cluster_and_two_survive_the_loss_of_either() {
     assert_eq!(a.get("k").as_deref(), Some("v"));
     let mut b = site.start("b", &[&a]);
     agree(&[&a, &b], 2);
-    b.process.kill().expect("it can be killed");
+    b.kill();
     a.waits_for("b", "down");
     for number in 0..10 {
         assert_eq!(a.put(&format!("k{number}"), "v"), 204);
@@ -56,8 +56,7 @@ fn a_node_restarted_under_its_old_name_is_believed_at_once() {
     let mut b = site.start("b", &[&a]);
     agree(&[&a, &b], 2);
     let listen = b.gossip.clone();
-    b.process.kill().expect("it can be killed");
-    let _ = b.process.wait();
+    b.kill();
     let again = site.start_with("b", "b", std::slice::from_ref(&a.gossip), &["--listen", &listen]).expect("it listens");
     // Long before a suspicion could have ended.
     let seen = eventually("the second life of b", SOON, || a.incarnation("b").filter(|inc| inc.starts_with("2.")));
@@ -72,8 +71,7 @@ fn a_node_whose_state_was_lost_learns_from_the_cluster_how_far_its_name_had_come
     let mut b = site.start("b", &[&a]);
     agree(&[&a, &b], 2);
     let listen = b.gossip.clone();
-    b.process.kill().expect("it can be killed");
-    let _ = b.process.wait();
+    b.kill();
     std::fs::remove_dir_all(site.path.join("b/state")).expect("the state can be removed");
     let again = site.start_with("b", "b", std::slice::from_ref(&a.gossip), &["--listen", &listen]).expect("it listens");
     agree(&[&a, &again], 2);
@@ -146,7 +144,7 @@ fn a_second_process_under_a_living_name_is_refused_and_one_under_a_dead_name_is_
     assert_eq!(twin.ended(), Some(3));
     assert!(twin.log().contains("has this name"), "{}", twin.log());
     agree(&[&a, &b], 2);
-    b.process.kill().expect("it can be killed");
+    b.kill();
     let heir = site.start_with("b", "heir", std::slice::from_ref(&a.gossip), &["--state", &state]).expect("it listens");
     agree(&[&a, &heir], 2);
 }

@@ -158,6 +158,12 @@ pub(crate) struct Answer {
 }
 
 impl Node {
+    /// Ends it without a word, and waits until it has gone: whoever comes next may want its state directory.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("it can be killed");
+        self.process.wait().expect("it ends");
+    }
+
     /// Starts a process that says as a line of JSON where it listens; none if it ends before.
     pub(crate) fn start(mut command: Command, log: PathBuf) -> Option<Self> {
         let file = std::fs::File::create(&log).expect("a log can be made");

@@ -316,11 +316,11 @@ fn a_copy_of_a_state_directory_does_not_make_two_of_one_life() {
     agree(&[&a, &b], 2);
     // Two lives later an old copy knows less than the cluster does.
     for _ in 0..2 {
-        b.process.kill().expect("it can be killed");
+        b.kill();
         b = site.start("b", &[&a]);
         agree(&[&a, &b], 2);
     }
-    b.process.kill().expect("it can be killed");
+    b.kill();
     std::fs::write(site.at("copy/state.json"), &copied).expect("it can be written");
     let old = site.start_with("b", "old", seeds, &["--state", &site.at("copy")]).expect("it listens");
     agree(&[&a, &old], 2);
@@ -334,8 +334,7 @@ fn whoever_answers_in_the_place_of_a_member_is_not_taken_for_it() {
     let mut b = site.start("b", &[&a]);
     agree(&[&a, &b], 2);
     let listen = b.gossip.clone();
-    b.process.kill().expect("it can be killed");
-    let _ = b.process.wait();
+    b.kill();
     site.issue("ca", "c", "c", "2");
     // A cluster of one, at the address of another member.
     let c = site.start_with("c", "c", &[], &["--listen", &listen]).expect("it listens");

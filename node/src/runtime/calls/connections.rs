@@ -287,7 +287,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             }
             () = calls.timers.notified() => {}
             _ = observe.tick() => {
-                metrics::observe_success(calls.succeeded.load(Ordering::Relaxed));
+                metrics::observe_success(calls.counts.succeeded());
                 let (stats, running, remembered) = {
                     let admission = calls.lock_admission();
                     (admission.stats(), admission.running(), admission.remembered())

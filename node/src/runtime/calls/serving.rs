@@ -2,17 +2,19 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 
 use quinn::{RecvStream, VarInt};
 use swimring_forwarder::wire::{CallHeader, LANE_BODY_BYTES_MAX, Scope};
 use swimring_forwarder::{Incoming, Ownership, Permit, Verdict};
 use swimring_membership::codec::Slice;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::bodies::Duplex;
 use super::super::gossip::Ask;
 use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
-use super::super::service::{self, Begun, Entry, Handles, MakeQuick, Request, ServiceError};
+use super::super::service::{self, Begun, BoxedService, Entry, Handles, MakeQuick, Request, ServiceError};
 use super::connections::Lane;
 use super::duplex::Exchange;
 use super::streams::{LARGE_TIMEOUT, read_body};
@@ -50,8 +52,8 @@ impl Body {
             Self::Here(body) => Some((body, None)),
             Self::Opening(body, exchange, _) => Some((body, Some(exchange))),
             Self::Coming(mut stream, length) => {
-                let reading = read_body(&mut stream, length);
-                Some((tokio::time::timeout(LARGE_TIMEOUT, reading).await.ok()??.into(), None))
+                let reading = async move { read_body(&mut stream, length).await };
+                Some((Box::pin(tokio::time::timeout(LARGE_TIMEOUT, reading)).await.ok()??.into(), None))
             }
         }
     }
@@ -154,10 +156,24 @@ pub(super) fn on_call(lane: &Lane, header: CallHeader<'_>, body: Body, reader: O
     let Some(place) = place else {
         return admit(lane, read, header, seen, body, reader);
     };
+    judge_later(lane, read, header, hash, body, place);
+}
+
+/// Waits until the view is what it should be, in a task of its own.
+#[cold]
+fn judge_later(
+    lane: &Lane,
+    read: Instant,
+    header: CallHeader<'_>,
+    hash: KeyHash,
+    body: Body,
+    place: OwnedSemaphorePermit,
+) {
     let lane = lane.clone();
     let (service, key, context) = (header.service.to_owned(), header.key.0.to_vec(), header.context.0.to_vec());
     let record = header.record.map(|record| record.0.to_vec());
     let CallHeader { seq, floor, life, deadline, error_us, hop, scope, .. } = header;
+    let calls = Arc::clone(&lane.calls);
     calls.spawn(async move {
         lane.calls.catch_up(lane.from.node, record, MERGE_TIMEOUT).await;
         drop(place);
@@ -255,7 +271,7 @@ fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: B
             let begun = reader.begin(&calls.clock, entry, make, request);
             if let Some(begun) = reader.take_answer(begun, seq, fence) {
                 let place = Place::new(lane, permit);
-                go_on(lane, seq, deadline, end(place, Arc::clone(entry), latest, fence, begun));
+                go_on(lane, seq, deadline, Box::pin(end(place, Arc::clone(entry), latest, fence, begun)));
             } else {
                 // It began a moment ago, and has not waited.
                 calls.lock_admission().complete(now, permit);
@@ -264,7 +280,7 @@ fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: B
         (body, ..) => {
             let place = Place::new(lane, permit);
             let call = Admitted { place, entry: Arc::clone(entry), asked, read, latest };
-            go_on(lane, seq, deadline, run(call, body));
+            go_on(lane, seq, deadline, Box::pin(run(call, body)));
         }
     }
 }
@@ -283,7 +299,7 @@ async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun
 }
 
 /// A call runs in a task of its own until it ends, is cancelled, or nobody waits any more.
-fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: impl Future<Output = ()> + Send + 'static) {
+fn go_on(lane: &Lane, seq: u64, deadline: Instant, call: Pin<Box<dyn Future<Output = ()> + Send>>) {
     let Some(listed) = Listed::list(&lane.link, seq) else {
         // It was cancelled meanwhile, on the other lane. What an application's layers do when they are dropped must not
         // end the reader.
@@ -327,22 +343,32 @@ async fn run(call: Admitted, body: Body) {
     if sabotage::calls_run_twice() {
         let _ = service::run(&mut service.clone(), request.clone()).await;
     }
-    match (ready, exchange) {
-        (Ok(()), None) => {
-            let result = service::run(&mut service, request).await;
-            finish(place, fence, result).await;
-        }
-        (Err(error), None) => finish(place, fence, Err(error)).await,
-        (ready, Some(mut exchange)) => {
-            let run = async |duplex| match ready {
-                Ok(()) => service::run(&mut service, Request { duplex, ..request }).await,
-                Err(error) => Err(error),
-            };
-            let Some(result) = exchange.run(seq, run).await else { return };
-            let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);
-            exchange.answer(&frame, body, place).await;
-        }
+    if let Some(exchange) = exchange {
+        return Box::pin(converse(place, *exchange, service, ready, request)).await;
     }
+    let result = match ready {
+        Ok(()) => service::run(&mut service, request).await,
+        Err(error) => Err(error),
+    };
+    finish(place, fence, result).await;
+}
+
+/// Runs a duplex call by a service that is ready, or failed to be.
+async fn converse(
+    place: Place,
+    mut exchange: Exchange,
+    mut service: BoxedService,
+    ready: Result<(), Bytes>,
+    request: Request,
+) {
+    let (seq, fence, bytes_max) = (place.permit().seq(), request.fence, place.calls.body_bytes_max);
+    let run = async |duplex| match ready {
+        Ok(()) => service::run(&mut service, Request { duplex, ..request }).await,
+        Err(error) => Err(error),
+    };
+    let Some(result) = exchange.run(seq, run).await else { return };
+    let (frame, body) = answer(seq, fence, result, bytes_max);
+    exchange.answer(&frame, body, place).await;
 }
 
 /// Answers a call that ran.
@@ -355,7 +381,7 @@ async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
         let Ok(_room) = calls.unread.try_acquire_many(bytes as u32) else {
             return metrics::dropped("answer");
         };
-        link.wait_for_room().await;
+        Box::pin(link.wait_for_room()).await;
     }
     drop(place);
     let (frame, body) = answer(seq, fence, result, calls.body_bytes_max);

@@ -21,8 +21,12 @@ pub const LANES: usize = 2;
 const BATCH: usize = 64 * 1_024;
 /// Bytes of a lane that are held while they are read: the longest frame, and room for what comes behind it.
 const BUFFER: usize = 2 * (PREFIX_BYTES + HEADER_BYTES_MAX + LANE_BODY_BYTES_MAX);
-/// Most frames that the link looks at in one go: meanwhile nobody else gets at it.
-const GROUP: usize = 16;
+/// Most frames that the link looks at in one go where no answers are awaited: meanwhile nobody else gets at it.
+const GROUP: usize = 32;
+/// The same where answers are awaited: into so many groups they fall, so that both ends are at work at once.
+const GROUPS: usize = 8;
+/// But groups are of so many at least, and at most.
+const GROUP_OF_ANSWERS: (usize, usize) = (16, 64);
 /// Most large bodies on their way out on one connection.
 const LARGE_MAX: usize = 8;
 /// How long a large body may take, either way.
@@ -160,7 +164,7 @@ async fn read(lane: &Lane, mut recv: RecvStream) {
 fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize, Malformed> {
     let now = lane.calls.clock.now();
     reader.takes(now);
-    let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP));
+    let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP_OF_ANSWERS.0));
     let (problem, over, choked) = lane.link.queue(|link| {
         let problem = look_at(link, (now, lane.conn), buffer, &mut taken, &mut arrivals).err();
         (problem, link.over().next().is_some(), link.is_choked())
@@ -175,6 +179,14 @@ fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize,
     problem.map_or(Ok(taken), Err)
 }
 
+/// How many frames are looked at in one go where so many answers are awaited.
+fn group_of(awaited: usize) -> usize {
+    match awaited {
+        0 => GROUP,
+        awaited => (awaited / GROUPS).clamp(GROUP_OF_ANSWERS.0, GROUP_OF_ANSWERS.1),
+    }
+}
+
 /// Shows the link the next frames.
 fn look_at<'a>(
     link: &mut Link<Token, Bytes>,
@@ -183,7 +195,7 @@ fn look_at<'a>(
     taken: &mut usize,
     arrivals: &mut Vec<Arrival<'a, Token, &'a [u8]>>,
 ) -> Result<(), Malformed> {
-    for _ in 0..GROUP {
+    for _ in 0..group_of(link.pending_count()) {
         let length = Frame::length(&buffer[*taken..], LANE_BODY_BYTES_MAX)?;
         let Some(frame) = length.and_then(|length| buffer.get(*taken..*taken + length)) else {
             break;
