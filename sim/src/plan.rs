@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use swimring_membership::Preset;
 
+pub(crate) mod named;
 mod orderly;
 mod parse;
 mod print;

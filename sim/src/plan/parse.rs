@@ -38,6 +38,7 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
         expect: Expect::default(),
     };
     let mut versioned = false;
+    let (mut steps, mut links) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
         for part in line.split(';').map(str::trim).filter(|part| !part.is_empty()) {
@@ -50,10 +51,15 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
                 continue;
             }
             statement(&mut plan, part).map_err(at)?;
+            steps.resize(plan.steps.len(), index + 1);
+            links.resize(plan.links.len(), index + 1);
         }
     }
     if !versioned {
         return Err(PlanError { line: 1, problem: "a plan begins with `plan 1`".into() });
+    }
+    if let Some((line, problem)) = super::named::missing(&plan, &steps, &links) {
+        return Err(PlanError { line, problem });
     }
     plan.steps.sort_by_key(|step| step.at);
     Ok(plan)

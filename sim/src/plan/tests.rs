@@ -40,7 +40,7 @@ fn what_is_printed_reads_back_the_same() {
 
 #[test]
 fn a_restart_belongs_to_the_crash_before_it() {
-    let plan = Plan::parse("plan 1\nat 9s crash n4 ; restart after=10s memory=lost").unwrap();
+    let plan = Plan::parse("plan 1\nworld nodes=4\nat 9s crash n4 ; restart after=10s memory=lost").unwrap();
     let crash = Action::Crash(Select::Side(Side::Node(4)), Some((Duration::from_secs(10), Memory::Lost)));
     assert_eq!(plan.steps[0].action, crash);
 }
@@ -60,6 +60,11 @@ fn mistakes_are_told_with_their_line() {
         ("plan 1\nrestart after=5s", 2, "follows a crash"),
         ("plan 1\nload rate=5 keys=zipf(1.1234,9)", 2, "three decimals"),
         ("plan 1\nload rate=5 keys=zipf(5000000,9)", 2, "less than 100"),
+        ("plan 1\nat 1s crash n3\nat 5s crash n4", 3, "never a node n4: at most 3"),
+        ("plan 1\nat 5s oneway n1 -> zone:b for 5s", 2, "no zone b: 1"),
+        ("plan 1\nat 5s cut groups(n1 | n9) for 5s\nat 1s join 4 over 1s", 2, "n9: at most 7"),
+        ("plan 1\nworld zones=2\nat 5s cut zone c for 5s", 3, "no zone c"),
+        ("plan 1\nlink loss=1% from n1 to n5", 2, "n5"),
     ] {
         let error = Plan::parse(text).unwrap_err();
         assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");

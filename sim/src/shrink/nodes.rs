@@ -1,6 +1,7 @@
 //! A plan for fewer nodes: faults move to those that are left.
 
-use crate::plan::{Action, Cut, Plan, Select, Side};
+use crate::plan::named::{named, selects};
+use crate::plan::{Action, Cut, Plan, Select};
 
 /// Makes do with `nodes`: who is named and is not there any more is replaced by somebody who is, and of many that are
 /// chosen the same share is.
@@ -37,60 +38,5 @@ fn counts(action: &mut Action, change: &mut dyn FnMut(&mut usize)) {
     }
     if let Some(Select::Random(count)) = selects(action) {
         change(count);
-    }
-}
-
-/// Every node that an action names.
-fn named(action: &mut Action, change: &mut dyn FnMut(&mut usize)) {
-    let mut sides: Vec<&mut Side> = Vec::new();
-    match action {
-        Action::Cut(Cut::Groups(groups)) => groups.iter_mut().flatten().for_each(&mut *change),
-        Action::Oneway(a, b) => sides.extend([a, b]),
-        Action::Bridge(a, through, b) => {
-            change(through);
-            sides.extend([a, b]);
-        }
-        other => match selects(other) {
-            Some(Select::Side(side)) => sides.push(side),
-            Some(Select::Nodes(nodes)) => nodes.iter_mut().for_each(&mut *change),
-            Some(Select::Random(_) | Select::Owner(_)) | None => {}
-        },
-    }
-    for side in sides {
-        if let Side::Node(node) = side {
-            change(node);
-        }
-    }
-}
-
-/// Whom an action chooses.
-fn selects(action: &mut Action) -> Option<&mut Select> {
-    match action {
-        Action::Cut(Cut::Isolate(who))
-        | Action::Crash(who, _)
-        | Action::Pause(who)
-        | Action::Block(who)
-        | Action::Slow(who, _)
-        | Action::Drift(who, _)
-        | Action::Leave(who)
-        | Action::Roll(who)
-        | Action::Quit(who)
-        | Action::Drain(who)
-        | Action::Replace(who)
-        | Action::Foreign(who)
-        | Action::Twin(who, _)
-        | Action::Upgrade(who)
-        | Action::Weigh(who, _)
-        | Action::Strangers(_, who) => Some(who),
-        Action::Loss(_, who) | Action::Hole(_, who) => who.as_mut(),
-        Action::Cut(Cut::Half | Cut::Ring | Cut::Zone(_) | Cut::Groups(_))
-        | Action::Oneway(..)
-        | Action::Bridge(..)
-        | Action::Bursts(_)
-        | Action::Dup(_)
-        | Action::Reorder(_)
-        | Action::Join(..)
-        | Action::Overload(_)
-        | Action::Measure => None,
     }
 }
