@@ -1,34 +1,38 @@
 //! Boots: how far and how often a process climbs above what others claim of its name.
 //!
-//! A name whose boots have run out is dead for ever, so nobody may use them up by lying: a process climbs a little at once
-//! and then at a steady pace, at which they last for twelve days of lies. Whoever is young climbs far: what it hears then is
-//! what others remember of earlier lives, which lies may have driven up for as long as they were told.
+//! A name whose boots have run out is dead for ever, so nobody may use them up by lying: a process answers a few claims at
+//! once and then one a second, and climbs a little each time; so they last for twelve days of lies. Whoever is young climbs
+//! farther, up to a thousandth of all boots: what it hears then is what others remember of earlier lives, which lies may
+//! have driven up for as long as they were told.
 
 use core::time::Duration;
 
 use crate::Instant;
 use crate::news::BOOT_LEAP_MAX;
 
-/// How far a young process climbs at once: above the lies of a quarter of an hour.
-pub(crate) const YOUNG_CLIMB_MAX: u32 = BOOT_LEAP_MAX << 10;
-/// How many claims an older process answers at once: those who knew earlier lives of it tell so at about the same time.
-pub(crate) const ANSWERS_AT_ONCE: u32 = 16;
-/// How often it answers another one after that.
-pub(crate) const ANSWER_EVERY: Duration = Duration::from_secs(1);
+/// To which boot a young process climbs in one step: above the lies of a quarter of an hour.
+const YOUNG_BOOT_MAX: u32 = BOOT_LEAP_MAX << 10;
 /// For how long after it has joined a process is young.
 const YOUNG: Duration = Duration::from_secs(10);
+/// How many claims a process answers at once: those who knew earlier lives of it tell so at about the same time.
+pub(crate) const ANSWERS_AT_ONCE: u32 = 16;
+/// How often it answers another one after that.
+const ANSWER_EVERY: Duration = Duration::from_secs(1);
 
-/// What is left to climb with.
+/// What a process may still answer.
 #[derive(Debug)]
 pub(crate) struct Boots {
-    /// As of a moment.
-    left: (u32, Instant),
+    /// How many claims at once, as of a moment.
+    answers: (u32, Instant),
     joined: Option<Instant>,
+    /// The highest boot of the claims that were not answered: the next answer is to them, too, or a stream of small ones
+    /// would keep a process from climbing above a true one.
+    owed: u32,
 }
 
 impl Boots {
     pub(crate) fn new() -> Self {
-        Self { left: (YOUNG_CLIMB_MAX, Instant::ORIGIN), joined: None }
+        Self { answers: (ANSWERS_AT_ONCE, Instant::ORIGIN), joined: None, owed: 0 }
     }
 
     pub(crate) fn join(&mut self, now: Instant) {
@@ -36,26 +40,24 @@ impl Boots {
     }
 
     /// The boot that a process takes which is at `own` and has heard of `claimed`: the next one above both, or as far
-    /// towards it as one answer climbs. None if it has climbed too much lately.
+    /// towards it as one answer climbs. None if it has answered too many claims lately.
     pub(crate) fn climb(&mut self, now: Instant, own: u32, claimed: u32) -> Option<u32> {
-        let is_young = self.joined.is_none_or(|joined| now.since(joined) < YOUNG);
-        let (at_once, farthest) = if is_young {
-            (YOUNG_CLIMB_MAX, YOUNG_CLIMB_MAX)
-        } else {
-            // No farther than third parties believe without asking.
-            (BOOT_LEAP_MAX * ANSWERS_AT_ONCE, BOOT_LEAP_MAX)
-        };
-        let (left, since) = self.left;
-        let answers = u32::try_from(now.since(since).as_secs() / ANSWER_EVERY.as_secs()).unwrap_or(u32::MAX);
-        let left = left.saturating_add(answers.saturating_mul(BOOT_LEAP_MAX)).min(at_once);
-        self.left = (left, if answers > 0 { now } else { since });
-        let climb = claimed.max(own).saturating_add(1).saturating_sub(own).min(farthest).min(left);
-        if climb == 0 || left < BOOT_LEAP_MAX {
+        let claimed = self.owed.max(claimed).max(own);
+        let (left, since) = self.answers;
+        let earned = u32::try_from(now.since(since).as_secs() / ANSWER_EVERY.as_secs()).unwrap_or(u32::MAX);
+        let left = left.saturating_add(earned).min(ANSWERS_AT_ONCE);
+        self.answers = (left, if earned > 0 { now } else { since });
+        if left == 0 || own == u32::MAX {
+            self.owed = claimed;
             return None;
         }
-        // A small step is an answer too.
-        self.left.0 -= climb.max(BOOT_LEAP_MAX);
-        Some(own + climb)
+        // No farther than third parties believe without asking.
+        let step = own.saturating_add(BOOT_LEAP_MAX);
+        let is_young = self.joined.is_none_or(|joined| now.since(joined) < YOUNG);
+        let farthest = if is_young { step.max(YOUNG_BOOT_MAX) } else { step };
+        self.answers.0 -= 1;
+        self.owed = 0;
+        Some(claimed.saturating_add(1).min(farthest))
     }
 }
 
@@ -100,10 +102,19 @@ mod tests {
     }
 
     #[test]
-    fn a_young_process_does_not_climb_for_ever_either() {
+    fn small_claims_do_not_keep_a_process_from_climbing_above_a_high_one() {
         let mut boots = Boots::new();
-        assert_eq!(boots.climb(at(0), 1, u32::MAX), Some(1 + YOUNG_CLIMB_MAX));
-        assert_eq!(boots.climb(at(0), 1 + YOUNG_CLIMB_MAX, u32::MAX), None);
+        while boots.climb(at(0), 5, 5).is_some() {}
+        assert_eq!(boots.climb(at(0), 5, 9_000), None);
+        assert_eq!(boots.climb(at(1), 5, 5), Some(9_001));
+        assert_eq!(boots.climb(at(2), 9_001, 9_001), Some(9_002), "and that one is settled");
+    }
+
+    #[test]
+    fn however_often_it_starts_anew_it_climbs_far_but_once() {
+        let first = Boots::new().climb(at(0), 1, u32::MAX).expect("an answer");
+        assert_eq!(first, YOUNG_BOOT_MAX);
+        assert_eq!(Boots::new().climb(at(0), first + 1, u32::MAX), Some(first + 1 + BOOT_LEAP_MAX));
     }
 
     #[test]

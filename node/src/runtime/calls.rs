@@ -378,7 +378,7 @@ impl Calls {
             Some(Why::Invalid("the name of a service has at most 64 bytes"))
         } else if self.leaving.load(Ordering::Acquire) {
             Some(Why::Leaving)
-        } else if self.counts.open() >= CALLS_MAX {
+        } else if self.counts.are(CALLS_MAX) {
             Some(Why::Overloaded)
         } else if wish.duplex.as_ref().is_some_and(|duplex| !duplex.make()) {
             Some(Why::Invalid("a duplex call is made once"))
@@ -393,9 +393,24 @@ impl Calls {
     }
 
     fn link(&self, to: Instance) -> Arc<PeerLink> {
-        if let Some(link) = self.links.get(&to) {
-            return Arc::clone(&link);
+        self.at_link(to, Arc::clone)
+    }
+
+    /// Looks at a link, or does something short with it: meanwhile no link is added or forgotten.
+    fn at_link<R>(&self, to: Instance, look: impl FnOnce(&Arc<PeerLink>) -> R) -> R {
+        match self.links.get(&to) {
+            Some(link) => look(&link),
+            None => look(&self.new_link(to)),
         }
+    }
+
+    /// The link, if anything has been on it lately.
+    fn known_link(&self, to: Instance) -> Option<Arc<PeerLink>> {
+        self.links.get(&to).map(|link| Arc::clone(&link))
+    }
+
+    #[cold]
+    fn new_link(&self, to: Instance) -> Arc<PeerLink> {
         let made = || Arc::new(PeerLink::new(Link::new(self.clock.now(), to, LinkLimits::default())));
         Arc::clone(&self.links.entry(to).or_insert_with(made))
     }
@@ -406,16 +421,17 @@ impl Calls {
         to: Instance,
         outbound: Outbound<Bytes>,
         duplex: Option<Arc<DuplexCall>>,
-    ) -> Result<(Arc<PeerLink>, u64, oneshot::Receiver<Report>), NeverSent> {
+    ) -> Result<(u64, oneshot::Receiver<Report>), NeverSent> {
         let (report, receiver) = oneshot::channel();
-        let link = self.link(to);
         let deadline = outbound.deadline.as_nanos();
-        let (queued, connected) = link.queue(|held| {
-            let queued = held.enqueue(outbound, report);
-            if let (Ok(seq), Some(duplex)) = (&queued, duplex) {
-                lock(&link.duplex).insert(*seq, duplex);
-            }
-            (queued, held.is_connected())
+        let (queued, connected) = self.at_link(to, |link| {
+            link.queue(|held| {
+                let queued = held.enqueue(outbound, report);
+                if let (Ok(seq), Some(duplex)) = (&queued, duplex) {
+                    lock(&link.duplex).insert(*seq, duplex);
+                }
+                (queued, held.is_connected())
+            })
         });
         let seq = queued.map_err(|(_, proof)| proof)?;
         let earliest = self.earliest.load(Ordering::Acquire);
@@ -428,7 +444,7 @@ impl Calls {
         if !connected {
             self.connect(to);
         }
-        Ok((link, seq, receiver))
+        Ok((seq, receiver))
     }
 
     /// Ends what is late on any link, and asks who says nothing.

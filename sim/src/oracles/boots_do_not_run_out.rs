@@ -10,18 +10,18 @@ use super::{BOOT_LEAP_MAX, Facts, Findings, Oracle, Property};
 
 /// How many claims a process may answer at once; after that one a second.
 const AT_ONCE: u64 = 18;
-/// How many times as far as one claim may raise it a process climbs while it is young.
-const YOUNG: u64 = 1_024;
+/// To which boot it climbs at once while it is young.
+const YOUNG_BOOT_MAX: u32 = 1 << 22;
 /// For how long after it has joined it is young, by a clock that may drift.
-const YOUNG_FOR: Duration = Duration::from_secs(11);
+const YOUNG: Duration = Duration::from_secs(11);
 
 /// One process.
 #[derive(Default)]
 struct Climber {
-    /// Its boot when it started, and when that was.
-    born: (u32, Instant),
-    /// And when it climbed last while it was young.
-    grown: (u32, Instant),
+    /// Its boot when it started, or when it climbed far while it was young; and when that was.
+    from: (u32, Instant),
+    /// Its boot now.
+    boot: u32,
     joined: Option<Instant>,
 }
 
@@ -32,8 +32,8 @@ pub(super) struct Watch {
 
 impl Oracle for Watch {
     fn on_start(&mut self, facts: &Facts<'_>, host: usize, _out: &mut Findings) {
-        let born = (facts.hosts[host].disk.boot, facts.now);
-        self.climbers.insert(host, Climber { born, grown: born, joined: None });
+        let boot = facts.hosts[host].disk.boot;
+        self.climbers.insert(host, Climber { from: (boot, facts.now), boot, joined: None });
     }
 
     fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
@@ -41,16 +41,18 @@ impl Oracle for Watch {
         match event {
             ControlEvent::Membership(Event::Joined) => climber.joined = Some(facts.now),
             ControlEvent::Membership(Event::Rebooted { boot }) => {
-                let is_young = climber.joined.is_none_or(|joined| facts.now.since(joined) < YOUNG_FOR);
-                let ((first, since), extra) = if is_young { (climber.born, YOUNG) } else { (climber.grown, 0) };
-                let answers = AT_ONCE + extra + facts.now.since(since).as_secs();
-                let most = u64::from(first) + u64::from(BOOT_LEAP_MAX) * answers;
-                out.check(facts, Property::M17, &[host], u64::from(*boot) <= most, || {
-                    format!("went from boot {first} to {boot} within {:?}", facts.now.since(since))
-                });
-                if is_young {
-                    climber.grown = (*boot, facts.now);
+                let before = std::mem::replace(&mut climber.boot, *boot);
+                let is_young = climber.joined.is_none_or(|joined| facts.now.since(joined) < YOUNG);
+                if is_young && *boot <= YOUNG_BOOT_MAX {
+                    climber.from = (*boot, facts.now);
                 }
+                let (first, since) = climber.from;
+                let answers = AT_ONCE + facts.now.since(since).as_secs();
+                let most = u64::from(first) + u64::from(BOOT_LEAP_MAX) * answers;
+                let is_far = boot.saturating_sub(before) > BOOT_LEAP_MAX && climber.from.0 != *boot;
+                out.check(facts, Property::M17, &[host], u64::from(*boot) <= most && !is_far, || {
+                    format!("went from boot {before} to {boot}, and was at {first} {:?} ago", facts.now.since(since))
+                });
             }
             _ => {}
         }

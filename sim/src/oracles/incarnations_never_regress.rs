@@ -9,7 +9,7 @@ use swimring_membership::{Event, Incarnation, Instant, NodeId};
 
 use crate::host::Host;
 
-use super::{Facts, Findings, Oracle, Property};
+use super::{BOOT_LEAP_MAX, Facts, Findings, Oracle, Property};
 
 #[derive(Default)]
 pub(super) struct Watch {
@@ -64,6 +64,8 @@ impl Oracle for Watch {
         if *event == Event::Joined
             && let Some(Minted { incarnation: before, seen }) = self.before.get(&machine.id)
             && self.somebody_knew(facts, host, *seen)
+            // Only lies raise a boot so high, at a process that others may not hear.
+            && before.boot < BOOT_LEAP_MAX
         {
             out.check(facts, Property::M1, &[host], own.boot > before.boot, || {
                 format!("joined at {own}, but its name had lived up to {before}")

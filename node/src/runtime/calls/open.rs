@@ -25,6 +25,12 @@ impl Counts {
         self.succeeded.load(Ordering::Relaxed)
     }
 
+    /// Whether so many have no outcome yet, or more.
+    pub(super) fn are(&self, most: u64) -> bool {
+        // Whoever stands still while it counts counts too many: what begins meanwhile, and not what ends.
+        self.open() >= most && self.open() >= most
+    }
+
     /// How many have no outcome yet; never fewer than there are.
     pub(super) fn open(&self) -> u64 {
         // What ends meanwhile has begun, and counts as open.

@@ -134,11 +134,18 @@ impl Reader {
         }
     }
 
-    /// Sends the answers that are there.
-    pub(super) fn answer(&mut self, lane: &Lane) {
-        if !self.answers.is_empty() {
-            lane.link.queue(|link| link.reply_encoded(lane.conn, &mut self.answers));
-        }
+    /// Whether so many bytes of answers are there.
+    pub(super) fn has_answered(&self, bytes: usize) -> bool {
+        self.answers.len() >= bytes
+    }
+
+    /// Sends the answers that are there. Whether the other end has left too many unread.
+    pub(super) fn answer(&mut self, lane: &Lane) -> bool {
+        !self.answers.is_empty()
+            && lane.link.queue(|link| {
+                link.reply_encoded(lane.conn, &mut self.answers);
+                link.is_choked()
+            })
     }
 }
 

@@ -165,12 +165,15 @@ fn take_frames(lane: &Lane, buffer: &[u8], reader: &mut Reader) -> Result<usize,
     let now = lane.calls.clock.now();
     reader.takes(now);
     let (mut taken, mut arrivals) = (0, Vec::with_capacity(GROUP_OF_ANSWERS.0));
-    let (problem, over, choked) = lane.link.queue(|link| {
+    let (problem, over, mut choked) = lane.link.queue(|link| {
         let problem = look_at(link, (now, lane.conn), buffer, &mut taken, &mut arrivals).err();
         (problem, link.over().next().is_some(), link.is_choked())
     });
     for arrival in arrivals {
         on_arrival(lane, arrival, choked, Some(reader));
+        if reader.has_answered(BATCH) {
+            choked = reader.answer(lane);
+        }
     }
     reader.answer(lane);
     if over {

@@ -14,7 +14,7 @@ pub(super) struct UnderWay<'a> {
     /// The node that it is for, if it is not for the owner.
     at: Option<NodeId>,
     hash: KeyHash,
-    /// The attempt that is under way: its number here, what is told of it, and where it is.
+    /// The attempt that is under way: its number here, what is told of it, and to which process it goes.
     sent: Option<Sent>,
     record: Option<Blob>,
     owner: Option<NodeId>,
@@ -24,7 +24,7 @@ pub(super) struct UnderWay<'a> {
 struct Sent {
     attempt: u32,
     report: oneshot::Receiver<Report>,
-    link: Arc<PeerLink>,
+    to: Instance,
     seq: u64,
 }
 
@@ -42,27 +42,34 @@ impl<'a> UnderWay<'a> {
     pub(super) async fn drive(&mut self, now: Instant, mut found: Option<Resolution>) -> Answered {
         let (calls, mut beginning) = (self.calls, Some(now));
         loop {
-            let step = match self.call.step() {
+            let runs_here = match self.call.step() {
                 Step::Resolve => {
                     let there = found.take().unwrap_or_else(|| self.resolve());
-                    self.call.resolved(beginning.take().unwrap_or_else(|| calls.clock.now()), there)
+                    let now = beginning.take().unwrap_or_else(|| calls.clock.now());
+                    self.call.resolved(now, there).is_some()
                 }
                 Step::Find(node) => {
                     let there = calls.view.load().named(node, self.hash);
-                    self.call.named(calls.clock.now(), there, &mut calls.lock_budget())
+                    self.call.named(calls.clock.now(), there, &mut calls.lock_budget()).is_some()
                 }
-                step => Some(step),
-            };
-            match step {
-                None | Some(Step::Resolve | Step::Find(_)) => {}
-                Some(Step::Run) => Box::pin(self.run_here()).await,
-                Some(Step::Send { attempt, to, hop }) => self.send(attempt, to, hop),
-                Some(Step::Await) => self.hear().await,
-                Some(Step::Wait(until)) => {
+                Step::Run => true,
+                Step::Send { attempt, to, hop } => {
+                    self.send(attempt, to, hop);
+                    false
+                }
+                Step::Await => {
+                    self.hear().await;
+                    false
+                }
+                Step::Wait(until) => {
                     Box::pin(calls.clock.wait_until(until)).await;
                     self.call.timeout(calls.clock.now().max(until));
+                    false
                 }
-                Some(Step::Done(outcome)) => return self.answered(outcome),
+                Step::Done(outcome) => return self.answered(outcome),
+            };
+            if runs_here {
+                Box::pin(self.run_here()).await;
             }
         }
     }
@@ -144,7 +151,7 @@ impl<'a> UnderWay<'a> {
             record: self.record.take().filter(|_| hop > 1),
         };
         match self.calls.enqueue(to, outbound, self.duplex.clone()) {
-            Ok((link, seq, report)) => self.sent = Some(Sent { attempt, report, link, seq }),
+            Ok((seq, report)) => self.sent = Some(Sent { attempt, report, to, seq }),
             Err(proof) => {
                 self.call.unsent(self.calls.clock.now(), attempt, proof, &mut self.calls.lock_budget());
             }
@@ -190,7 +197,7 @@ impl UnderWay<'_> {
     fn forget_sent(&mut self) -> Option<Sent> {
         let sent = self.sent.take()?;
         if self.duplex.is_some() {
-            lock(&sent.link.duplex).remove(&sent.seq);
+            self.calls.known_link(sent.to).into_iter().for_each(|link| _ = lock(&link.duplex).remove(&sent.seq));
         }
         Some(sent)
     }
@@ -199,7 +206,9 @@ impl UnderWay<'_> {
 /// The call has its outcome, or its caller has gone away: nothing of it stays behind.
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if let Some(Sent { link, seq, .. }) = self.forget_sent() {
+        if let Some(Sent { to, seq, .. }) = self.forget_sent()
+            && let Some(link) = self.calls.known_link(to)
+        {
             link.queue(|link| link.abandon(seq));
             self.calls.close_over(&link);
         }
