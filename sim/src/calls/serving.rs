@@ -357,8 +357,10 @@ impl World {
         self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
         self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
         self.note(|| Event::Outcome { call: id, outcome: kind.into(), hops: active.call.hops });
+        // What waited for a busy process when it was blocked waits for as long as that lasts.
+        let host = &self.hosts[index];
         let troubled =
-            self.hosts[index].slow > 1 || self.hosts[index].troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
+            host.stands_still() || host.slow > 1 || host.troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
         let on_time = self.now <= deadline + LATE || troubled;
         self.check(index, Property::F1, before.is_none() && on_time, || {
             format!("call {id} ended {kind} too late, or again after {before:?}")
