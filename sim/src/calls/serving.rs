@@ -327,6 +327,13 @@ impl World {
         }
     }
 
+    /// Whether a process is slow or stands still, or did just now. What waited for a busy one when it was blocked waits for
+    /// as long as that lasts.
+    fn may_be_late(&self, index: usize) -> bool {
+        let host = &self.hosts[index];
+        host.stands_still() || host.slow > 1 || host.troubled.is_some_and(|at| self.now.since(at) < LATE * 50)
+    }
+
     pub(super) fn on_outcome(&mut self, index: usize, id: u64, outcome: &Outcome<Vec<u8>>) {
         let Some(app) = &mut self.hosts[index].app else {
             return;
@@ -357,11 +364,7 @@ impl World {
         self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
         self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
         self.note(|| Event::Outcome { call: id, outcome: kind.into(), hops: active.call.hops });
-        // What waited for a busy process when it was blocked waits for as long as that lasts.
-        let host = &self.hosts[index];
-        let troubled =
-            host.stands_still() || host.slow > 1 || host.troubled.is_some_and(|at| self.now.since(at) < LATE * 50);
-        let on_time = self.now <= deadline + LATE || troubled;
+        let on_time = self.now <= deadline + LATE || self.may_be_late(index);
         self.check(index, Property::F1, before.is_none() && on_time, || {
             format!("call {id} ended {kind} too late, or again after {before:?}")
         });
