@@ -1,5 +1,5 @@
 //! L12: a node with trouble of its own (it stood still, or is slow) accuses few of those who are well: it takes silence for
-//! its own fault first (Lifeguard's local health). Whom others suspected before it is theirs: it was only asked to look.
+//! its own fault first (Lifeguard's local health). Whom others suspected lately is theirs: it was only asked to look.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -24,26 +24,34 @@ pub(super) struct Watch {
     accused: BTreeMap<(usize, u32), VecDeque<(Instant, NodeId)>>,
     /// Who did not answer whom last.
     silent: Option<(usize, NodeId)>,
+    /// When each process heard last that others suspect somebody.
+    heard: BTreeMap<(usize, u32, NodeId), Instant>,
 }
 
 impl Oracle for Watch {
     fn on_event(&mut self, facts: &Facts<'_>, host: usize, event: &ControlEvent, out: &mut Findings) {
         let silent = self.silent.take();
+        let observer = &facts.hosts[host];
         let id = match event {
             ControlEvent::Membership(Event::ProbeFailed { id }) => {
                 self.silent = Some((host, *id));
                 return;
             }
-            ControlEvent::Membership(Event::Changed { id, before, state: State::Suspect, .. })
-                if silent == Some((host, *id)) && before.is_some_and(|(state, _)| state == State::Alive) =>
-            {
-                id
-            }
+            ControlEvent::Membership(Event::Changed {
+                id,
+                before: Some((State::Alive, _)),
+                state: State::Suspect,
+                ..
+            }) => id,
             _ => return,
         };
-        let observer = &facts.hosts[host];
+        if silent != Some((host, *id)) {
+            self.heard.insert((host, observer.life, *id), facts.now);
+            return;
+        }
         let recent = |since: Option<Instant>| since.is_some_and(|since| facts.now.since(since) <= WINDOW);
-        let troubled = observer.stands_still() || observer.slow > 1 || recent(observer.troubled);
+        let asked = recent(self.heard.get(&(host, observer.life, *id)).copied());
+        let troubled = !asked && (observer.stands_still() || observer.slow > 1 || recent(observer.troubled));
         let mut subjects = facts.lately_with_id(*id);
         let (Some(subject), None) = (subjects.next().filter(|_| troubled), subjects.next()) else {
             return;
