@@ -378,7 +378,7 @@ impl Calls {
             Some(Why::Invalid("the name of a service has at most 64 bytes"))
         } else if self.leaving.load(Ordering::Acquire) {
             Some(Why::Leaving)
-        } else if self.counts.are(CALLS_MAX) {
+        } else if self.counts.reach(CALLS_MAX) {
             Some(Why::Overloaded)
         } else if wish.duplex.as_ref().is_some_and(|duplex| !duplex.make()) {
             Some(Why::Invalid("a duplex call is made once"))

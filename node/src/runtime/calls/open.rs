@@ -25,8 +25,8 @@ impl Counts {
         self.succeeded.load(Ordering::Relaxed)
     }
 
-    /// Whether so many have no outcome yet, or more.
-    pub(super) fn are(&self, most: u64) -> bool {
+    /// Whether so many are open, or more.
+    pub(super) fn reach(&self, most: u64) -> bool {
         // Whoever stands still while it counts counts too many: what begins meanwhile, and not what ends.
         self.open() >= most && self.open() >= most
     }
