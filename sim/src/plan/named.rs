@@ -1,11 +1,28 @@
-//! Whom a plan names: those who are chosen when the time comes aside.
+//! Whom a plan names, and whether they are ever there: those who are chosen when the time comes aside.
 
+use super::parse::NODES_MAX;
 use super::{Action, Cut, Pairs, Plan, Select, Side};
 
-/// Whether somebody is named here who is never there; each step with the line on which it is.
-pub(super) fn missing(plan: &Plan, steps: &[usize], links: &[usize]) -> Option<(usize, String)> {
-    let most =
-        plan.world.nodes + plan.steps.iter().map(|step| newcomers(&step.action, plan.world.nodes)).sum::<usize>();
+/// Whether more nodes join than a world may have, or somebody is named who is never there; each step with the line on
+/// which it is.
+pub(super) fn wrong(plan: &Plan, steps: &[usize], links: &[usize]) -> Option<(usize, String)> {
+    too_many(plan, steps).or_else(|| missing(plan, steps, links))
+}
+
+fn too_many(plan: &Plan, steps: &[usize]) -> Option<(usize, String)> {
+    let mut nodes = plan.world.nodes;
+    plan.steps.iter().zip(steps).find_map(|(step, line)| {
+        if let Action::Join(count, _) = step.action {
+            nodes = nodes.saturating_add(count);
+        }
+        (nodes > NODES_MAX)
+            .then(|| (*line, format!("a world has at most {NODES_MAX} nodes, those that join among them")))
+    })
+}
+
+fn missing(plan: &Plan, steps: &[usize], links: &[usize]) -> Option<(usize, String)> {
+    let newcomers = plan.steps.iter().map(|step| newcomers(&step.action, plan.world.nodes));
+    let most = newcomers.fold(plan.world.nodes, usize::saturating_add);
     let node =
         |number: usize| (number > most).then(|| format!("there is never a node n{number}: at most {most} in all"));
     let zone = |letter: char| {

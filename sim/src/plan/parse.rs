@@ -9,8 +9,8 @@ use super::{
     Side, Step, WorldSpec,
 };
 
-/// Most nodes of a world.
-const NODES_MAX: usize = 65_536;
+/// Most nodes of a world, those that join among them; and most strangers that come to one at a time.
+pub(super) const NODES_MAX: usize = 65_536;
 /// No exponent of a Zipf law is as large.
 const EXPONENT_MAX: u32 = 100;
 
@@ -58,7 +58,7 @@ pub(super) fn plan(text: &str) -> Result<Plan, PlanError> {
     if !versioned {
         return Err(PlanError { line: 1, problem: "a plan begins with `plan 1`".into() });
     }
-    if let Some((line, problem)) = super::named::missing(&plan, &steps, &links) {
+    if let Some((line, problem)) = super::named::wrong(&plan, &steps, &links) {
         return Err(PlanError { line, problem });
     }
     plan.steps.sort_by_key(|step| step.at);
@@ -126,6 +126,11 @@ fn pair(word: &str) -> Parsed<(&str, &str)> {
 
 fn number<T: std::str::FromStr>(text: &str) -> Parsed<T> {
     text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+fn many(text: &str) -> Parsed<usize> {
+    let count = number(text)?;
+    if count > NODES_MAX { Err(format!("{count} are more than 65,536")) } else { Ok(count) }
 }
 
 pub(super) fn duration(text: &str) -> Parsed<Duration> {
@@ -405,14 +410,14 @@ fn action(kind: &str, words: &[&str]) -> Parsed<Action> {
         },
         ("leave", [who]) => Action::Leave(select(who)?),
         ("roll", [who]) => Action::Roll(select(who)?),
-        ("join", [count]) => Action::Join(number(count)?, Duration::ZERO),
-        ("join", [count, "over", span]) => Action::Join(number(count)?, duration(span)?),
+        ("join", [count]) => Action::Join(many(count)?, Duration::ZERO),
+        ("join", [count, "over", span]) => Action::Join(many(count)?, duration(span)?),
         ("overload", [factor]) => {
             let factor = factor.strip_prefix('x').ok_or("overload is written xN")?;
             Action::Overload(number(factor)?)
         }
         ("measure", []) => Action::Measure,
-        ("strangers", [count, "of", who]) => Action::Strangers(number(count)?, select(who)?),
+        ("strangers", [count, "of", who]) => Action::Strangers(many(count)?, select(who)?),
         _ => return Err(format!("{kind} {} is not understood", words.join(" "))),
     })
 }

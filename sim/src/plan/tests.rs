@@ -65,6 +65,10 @@ fn mistakes_are_told_with_their_line() {
         ("plan 1\nat 5s cut groups(n1 | n9) for 5s\nat 1s join 4 over 1s", 2, "n9: at most 7"),
         ("plan 1\nworld zones=2\nat 5s cut zone c for 5s", 3, "no zone c"),
         ("plan 1\nlink loss=1% from n1 to n5", 2, "n5"),
+        ("plan 1\nat 5s join 65537 over 1s", 2, "more than 65,536"),
+        ("plan 1\nat 5s join 40000 over 1s\nat 6s join 40000 over 1s", 3, "at most 65536 nodes"),
+        ("plan 1\nat 5s strangers 99999999 of n1 for 5s", 2, "more than 65,536"),
+        ("plan 1\nat 5s twin random(18446744073709551615) memory=kept\nat 6s cut zone b for 1s", 3, "no zone b"),
     ] {
         let error = Plan::parse(text).unwrap_err();
         assert!(error.line == line && error.problem.contains(part), "{text:?}: {error}");
