@@ -107,7 +107,7 @@ impl Settings {
             datagram_bytes_max: 1_100,
             reconcile_after: Duration::from_secs(1),
             join_retry: Duration::from_millis(500),
-            join_retry_max: Duration::from_secs(7),
+            join_retry_max: Duration::from_secs(5),
             heal_period: Duration::from_secs(2),
             reap_after: Duration::from_secs(60),
             members_max: 65_535,

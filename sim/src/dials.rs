@@ -129,9 +129,14 @@ impl Dials {
         waits.is_some_and(|(since, until)| *since < now && now < *until)
     }
 
-    /// Whether nothing is being dialled.
-    pub(crate) fn are_over(&self, process: Process, class: Class) -> bool {
-        self.of.get(&(process, class)).is_none_or(|dialled| dialled.under_way.is_empty())
+    /// Whether nothing is being dialled, nor a seed will be once it need not wait any more.
+    pub(crate) fn are_over(&self, now: Instant, process: Process, class: Class) -> bool {
+        // Waits are noted a little shorter than they are.
+        let waits = |((_, who), (_, until)): (&(SocketAddr, Option<NodeId>), &(Instant, Instant))| {
+            who.is_none() && now < *until + Duration::from_millis(50)
+        };
+        let dialled = self.of.get(&(process, class));
+        dialled.is_none_or(|dialled| dialled.under_way.is_empty() && !dialled.waits.iter().any(waits))
     }
 
     /// A dial has come to an end.

@@ -198,6 +198,20 @@ fn whoever_starts_anew_climbs_above_the_lies_that_were_told_of_it() {
 }
 
 #[test]
+fn a_seed_that_returns_lets_in_whoever_has_waited_for_it() {
+    // It was away for longer than joiners hesitate: their turns and those of its address, which failed again and again, fell
+    // as they liked, and some met only in the third round.
+    let plan = "plan 1
+        world nodes=2 seeds=1 arcs=2^8
+        load rate=1
+        at 5s crash n1
+        at 6s join 12 over 2s
+        quiet at 90s core=100%
+        expect converged<=8s";
+    (60..70).for_each(|seed| _ = tell(plan, seed));
+}
+
+#[test]
 fn thirty_percent_loss_removes_nobody() {
     let plan = "plan 1
         world nodes=20 seeds=2

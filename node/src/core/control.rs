@@ -226,7 +226,9 @@ impl Control {
                 Route::Dialling => {
                     let waiting = self.waiting.entry(target).or_default();
                     if waiting.len() < WAITING_MAX {
-                        waiting.push((transmit.delivery, out[start..].to_vec()));
+                        let message = (transmit.delivery, out[start..].to_vec());
+                        // Whoever asks the same again while nobody was there to answer asks once.
+                        waiting.extend((!waiting.contains(&message)).then_some(message));
                         // The dial may fail: what is told to nobody must not count as told.
                         self.membership.handle_unreachable(&transmit);
                     } else {

@@ -78,6 +78,8 @@ pub struct Peers {
     oneself: BTreeSet<SocketAddr>,
     /// Who answered at a seed's address a while ago.
     seeds: BTreeMap<SocketAddr, Peer>,
+    /// Seeds that were asked for while they had to wait: dialled as soon as they need not.
+    asked: BTreeSet<SocketAddr>,
     next_dial: u64,
     timers: Timers<Timer>,
     /// Apart from the others: their keys are large, and there are few of them.
@@ -103,6 +105,7 @@ impl Peers {
             failures: BTreeMap::new(),
             oneself: BTreeSet::new(),
             seeds: BTreeMap::new(),
+            asked: BTreeSet::new(),
             next_dial: 0,
             timers: Timers::default(),
             waits: Timers::default(),
@@ -142,7 +145,10 @@ impl Peers {
             return Route::Dialling;
         }
         if self.waits.deadline(Wait::Retry(target)).is_some() {
-            return Route::Unreachable;
+            // Whoever asks for a seed does so seldom: its next turn may come when that has to wait again.
+            let Target::Seed(address) = target else { return Route::Unreachable };
+            self.asked.insert(address);
+            return Route::Dialling;
         }
         // Another node had this address once: nobody but this process can answer there.
         if matches!(target, Target::Peer(peer, _) if peer != self.me && peer.address == self.me.address) {
@@ -489,7 +495,7 @@ impl Peers {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((_, wait)) = self.waits.pop_due(now) {
             match wait {
-                Wait::Retry(_) => {}
+                Wait::Retry(target) => self.on_waited(now, target),
                 Wait::Oneself(address) => _ = self.oneself.remove(&address),
                 Wait::Shared(address) => _ = self.seeds.remove(&address),
             }
@@ -516,6 +522,21 @@ impl Peers {
                     self.handle_closed(conn);
                 }
             }
+        }
+    }
+
+    /// A target need not wait any more; if it was asked for meanwhile, somebody waits for it.
+    fn on_waited(&mut self, now: Instant, target: Target) {
+        if !matches!(target, Target::Seed(address) if self.asked.remove(&address)) {
+            return;
+        }
+        match self.route(now, target) {
+            Route::Connected(conn) => {
+                let peer = self.conns[&conn].peer;
+                self.events.push_back(PeersEvent::Up { peer, conn, dialled: Some(target) });
+            }
+            Route::Dialling => {}
+            Route::Unreachable | Route::Refused => self.fail(now, target, "too many dials are under way".into()),
         }
     }
 

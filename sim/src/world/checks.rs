@@ -108,7 +108,7 @@ impl World {
         };
         let is_idle = || {
             let unread = !host.inbox.is_empty() || host.busy_until > self.now;
-            !unread && !host.closed && self.dials.are_over(host.process(), class)
+            !unread && !host.closed && self.dials.are_over(self.now, host.process(), class)
         };
         let holds = waiting == 0 || !is_idle();
         self.check(index, Property::P4, holds, || {

@@ -116,9 +116,9 @@ pub enum Goodbye {
 pub enum Route {
     /// Send on this connection.
     Connected(ConnId),
-    /// A dial is under way; hold the message.
+    /// A dial is under way, or will be as soon as this seed need not wait any more; hold the message.
     Dialling,
-    /// The last dial failed and the next one waits.
+    /// The last dial to this peer failed and the next one waits.
     Unreachable,
     /// Not tried: a limit is reached, or the address is this process.
     Refused,

@@ -118,6 +118,39 @@ fn a_failed_dial_waits_longer_each_time_and_a_success_forgets_it() {
 }
 
 #[test]
+fn a_seed_that_is_asked_for_while_it_waits_is_dialled_when_that_is_over() {
+    let mut now = Instant::ORIGIN;
+    let mut low = peers(1);
+    let seed = Target::Seed(peer(2).address);
+    let fails = |low: &mut Peers, now| {
+        assert_eq!(low.route(now, seed), Route::Dialling);
+        let dial = dialled(low);
+        low.handle_dial_failed(now, dial, "refused".into());
+        assert!(matches!(low.poll_event(), Some(PeersEvent::Failed { target, .. }) if target == seed));
+        low.poll_timeout().expect("it waits")
+    };
+    now = fails(&mut low, now);
+    low.handle_timeout(now);
+    assert_eq!(low.poll_command(), None, "nobody asked for it");
+    now = fails(&mut low, now);
+    assert_eq!((low.route(now, seed), low.poll_command()), (Route::Dialling, None));
+    low.handle_timeout(low.poll_timeout().expect("it waits"));
+    let dial = dialled(&mut low);
+    low.handle_dialled(now, dial, ConnId(1), &hello(2, 2));
+    assert!(matches!(low.poll_event(), Some(PeersEvent::Up { dialled, .. }) if dialled == Some(seed)));
+    // Whoever was there comes by itself the next time, while the seed waits.
+    low.handle_closed(ConnId(1));
+    assert_eq!(low.poll_event(), Some(PeersEvent::Down { peer: peer(2) }));
+    let later = fails(&mut low, now);
+    assert_eq!(low.route(now, seed), Route::Dialling);
+    low.handle_accepted(now, ConnId(2), &hello(2, 2));
+    assert!(matches!(low.poll_event(), Some(PeersEvent::Up { dialled: None, .. })));
+    low.handle_timeout(later);
+    let up = PeersEvent::Up { peer: peer(2), conn: ConnId(2), dialled: Some(seed) };
+    assert_eq!((low.poll_event(), low.poll_command()), (Some(up), None), "what waits for the seed goes there");
+}
+
+#[test]
 fn a_dial_that_takes_too_long_is_given_up() {
     let now = Instant::ORIGIN;
     let mut low = peers(1);
