@@ -478,6 +478,10 @@ impl Membership {
         if !self.rumours.is_empty() {
             let limit = self.config.rumour_sends(self.roster.present_count());
             updates.extend(self.rumours.fill(budget, UPDATES_MAX - 1, limit));
+            // A suspect may well be gone: where many are, most of what is sent are questions to those.
+            if to.is_some_and(|peer| self.roster.get(peer.id).is_some_and(|member| member.state != State::Alive)) {
+                self.rumours.refund();
+            }
         }
         Header {
             belief: to.and_then(|peer| self.roster.belief(peer.id)),

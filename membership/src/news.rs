@@ -184,7 +184,7 @@ impl Membership {
     }
 
     /// The suspect is asked a last time one period before its time ends.
-    fn arm_suspicion(&mut self, now: Instant, id: NodeId) {
+    pub(crate) fn arm_suspicion(&mut self, now: Instant, id: NodeId) {
         let period = self.config.period(self.roster.present_count());
         let Some(suspicion) = self.suspicions.get(&id) else {
             return;

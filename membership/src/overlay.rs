@@ -131,14 +131,14 @@ impl Membership {
         let is_large = self.roster.present_count() > self.config.mesh_max;
         if self.overlay.is_mesh() && is_large {
             self.overlay.set_mesh(false);
-            self.ask_observed();
+            self.ask_observed(now);
         } else if self.overlay.is_mesh() {
             if present {
                 self.prober.add(id);
             }
         } else {
             if changed {
-                self.ask_observed();
+                self.ask_observed(now);
             }
             if is_large {
                 self.timers.cancel(Timer::Mesh);
@@ -148,8 +148,12 @@ impl Membership {
         }
     }
 
-    fn ask_observed(&mut self) {
-        self.overlay.observed().into_iter().for_each(|id| self.prober.add(id));
+    fn ask_observed(&mut self, now: Instant) {
+        for id in self.overlay.observed() {
+            self.prober.add(id);
+            // Whoever observed it before may be gone as well.
+            self.arm_suspicion(now, id);
+        }
     }
 
     /// The cluster has been small enough for a while: everybody asks everybody again.

@@ -41,6 +41,9 @@ pub(super) struct Summary {
     /// Which plan that was.
     #[serde(default)]
     slowest_seed: u64,
+    /// How many plans agreed after how many milliseconds.
+    #[serde(default)]
+    converged_ms: BTreeMap<u64, u64>,
     /// Of the stretches that plans measure.
     #[serde(default)]
     measured: Measured,
@@ -116,6 +119,7 @@ impl Summary {
         }
         self.node_seconds += world.node_seconds();
         let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
+        *self.converged_ms.entry(converged).or_insert(0) += 1;
         // Of several that are equal the lowest seed, in whatever order they end.
         if (converged, self.slowest_seed) > (self.converged_ms_max, seed) || self.plans == 1 {
             (self.converged_ms_max, self.slowest_seed) = (converged, seed);
@@ -130,6 +134,17 @@ impl Summary {
                 sum.received_bytes_per_node_s_max.max(stretch.received_bytes_per_node_s);
             sum.handshakes_per_node_h_max = sum.handshakes_per_node_h_max.max(stretch.handshakes_per_node_h);
         }
+    }
+
+    /// Within how many milliseconds this share of the plans agreed.
+    fn converged_ms(&self, percent: u64) -> u64 {
+        let wanted = (self.converged_ms.values().sum::<u64>() * percent).div_ceil(100);
+        let mut agreed = 0;
+        let within = self.converged_ms.iter().find(|(_, plans)| {
+            agreed += *plans;
+            agreed >= wanted
+        });
+        within.map_or(0, |(ms, _)| *ms)
     }
 
     pub(super) fn print(&self, json: bool) {
@@ -153,7 +168,13 @@ impl Summary {
             say!("  {:<4} {count:>12} {share:>3} %  {}", property.name(), property.statement());
         }
         say!("calls: {} ({}), at most {} hops", self.calls, list(self.outcomes.iter()), self.hops_max);
-        say!("slowest agreement: {} ms (seed {})", self.converged_ms_max, self.slowest_seed);
+        say!(
+            "slowest agreement: {} ms (seed {}); median {} ms, 99 % within {} ms",
+            self.converged_ms_max,
+            self.slowest_seed,
+            self.converged_ms(50),
+            self.converged_ms(99)
+        );
         let measured = &self.measured;
         if measured.stretches > 0 {
             say!(
