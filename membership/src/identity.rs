@@ -218,7 +218,7 @@ impl Membership {
             self.timers.set(Timer::Suspicion(id), now + period);
         }
         self.timers.set(Timer::ProbeRound, now + period);
-        self.prober.asked_at = now + period;
+        self.prober.along_from = now + period;
         for peer in self.pick_neighbours(CONFIRMING, None) {
             self.start_probe(now, peer, Purpose::Confirm);
         }

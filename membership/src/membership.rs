@@ -467,7 +467,7 @@ impl Membership {
     }
 
     /// What every message carries: the news that fit, and with `introduce` this node's own record first.
-    fn header(&mut self, to: Option<Peer>, introduce: bool) -> Header {
+    pub(crate) fn header(&mut self, to: Option<Peer>, introduce: bool) -> Header {
         let mut budget = self.config.datagram_bytes_max - OVERHEAD_BYTES;
         let mut updates = Vec::new();
         if introduce {

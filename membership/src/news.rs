@@ -315,3 +315,27 @@ impl Membership {
         self.timers.set_earlier(Timer::Rumours, now + self.rng.jitter(self.config.rumour_period));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, node, profile};
+    use crate::{Incarnation, Phase};
+
+    #[test]
+    fn what_goes_with_questions_to_a_suspect_does_not_count_as_told() {
+        let now = Instant::from_millis(1_000);
+        let mut one = node("a");
+        let records = [("b", 2), ("c", 3)].map(|(name, port)| {
+            Record::mint(&cluster(), &profile(name, port), Incarnation::new(1, 0), Phase::Ready, 1)
+        });
+        let [suspect, other] = records.each_ref().map(Record::peer);
+        records.iter().for_each(|record| _ = one.admit_and_tell(now, record.clone()));
+        one.suspect(now, suspect.id, Incarnation::new(1, 0), other.id);
+        let told = |one: &mut Membership, to| !one.header(Some(to), false).updates.is_empty();
+        assert!((0..100).all(|_| told(&mut one, suspect)), "it may be alive, and is told all the same");
+        assert!(one.has_news());
+        assert!((0..100).filter(|_| told(&mut one, other)).count() < 10);
+        assert!(!one.has_news());
+    }
+}

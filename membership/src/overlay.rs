@@ -292,6 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn whoever_observes_a_suspect_in_place_of_another_that_is_gone_asks_it_at_once() {
+        let now = Instant::from_millis(10_000);
+        let mut one = crate::testing::node("a");
+        one.handle_timeout(now);
+        let somebody = record(0).id();
+        (2..400).for_each(|number| one.merge_record(now, somebody, record(number).bytes()).unwrap());
+        let ids = || (2..400).map(|number| record(number).id());
+        let suspect = ids().find(|id| !one.is_neighbour(*id)).unwrap();
+        one.suspect(now, suspect, Incarnation::new(1, 0), somebody);
+        let due = one.suspicions[&suspect].deadline();
+        one.on_suspicion_due(due, suspect);
+        assert!(one.timers.deadline(Timer::Suspicion(suspect)) > Some(due), "it waits for what others find");
+        for id in ids().filter(|id| *id != suspect) {
+            if one.overlay.observes(suspect) {
+                break;
+            }
+            one.roster.admit_state(due, id, State::Left, Incarnation::new(1, 0));
+            one.on_presence(due, id, false);
+        }
+        assert!(one.overlay.observes(suspect));
+        assert_eq!(one.timers.deadline(Timer::Suspicion(suspect)), Some(due));
+    }
+
+    #[test]
     fn rumours_along_the_rings_reach_everybody() {
         let roster = roster(500);
         let mut reached = BTreeSet::from([record(0).id()]);

@@ -15,7 +15,7 @@ use crate::wire::{Belief, Header};
 use crate::{Incarnation, Instant, NodeId, Peer, Rng, State};
 
 /// Most members that are asked because others are suspected, before a period has passed for each.
-const ALONG_MAX: u32 = 4;
+const ALONG_MAX: u32 = 8;
 /// Most pings under way for other nodes.
 const RELAYS_MAX: usize = 256;
 /// Most probes under way.
@@ -137,10 +137,10 @@ pub(crate) struct Prober {
     skipped: u32,
     /// When there was, or could have been, the last one.
     ticked: Instant,
-    /// When the last one was asked in its turn.
-    pub(crate) asked_at: Instant,
     /// How many may be asked because others are suspected; one more with every period.
     along: u32,
+    /// None before: this node stood still.
+    pub(crate) along_from: Instant,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
     /// Since when they are hardly answered.
@@ -158,8 +158,8 @@ impl Prober {
             round_trips: BTreeMap::new(),
             skipped: 0,
             ticked: Instant::ORIGIN,
-            asked_at: Instant::ORIGIN,
             along: ALONG_MAX,
+            along_from: Instant::ORIGIN,
             rounds: u8::MAX,
             isolated_since: None,
         }
@@ -258,7 +258,6 @@ impl Membership {
         if let Some(peer) = target.and_then(|id| self.roster.get(id)).map(|member| member.record.peer())
             && !self.me.gone
         {
-            self.prober.asked_at = now;
             self.start_probe(now, peer, purpose);
         }
     }
@@ -270,11 +269,10 @@ impl Membership {
         }
     }
 
-    /// Somebody is suspected, and whoever is gone seldom went alone: asks whose turn is next, unless somebody was asked a
-    /// moment ago, or this node has trouble itself.
+    /// Somebody is suspected, and whoever is gone seldom went alone: asks whose turn is next, unless this node has trouble
+    /// itself.
     pub(crate) fn ask_along(&mut self, now: Instant) {
-        let pause = self.config.period(self.roster.present_count()) / 4;
-        if self.health == 0 && self.prober.along > 0 && now >= self.prober.asked_at + pause {
+        if self.health == 0 && self.prober.along > 0 && now >= self.prober.along_from {
             self.prober.along -= 1;
             self.ask_next(now, Purpose::Check);
         }
