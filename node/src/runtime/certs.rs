@@ -130,11 +130,11 @@ fn distinguished(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// From an hour ago, so that clocks need not agree to the second.
+/// From an hour ago, so that clocks need not agree to the second; of one that is over already, from an hour before its end.
 fn validity(params: &mut CertificateParams, days: i64) {
     let now = time::OffsetDateTime::now_utc();
-    params.not_before = now - time::Duration::hours(1);
     params.not_after = now + time::Duration::days(days);
+    params.not_before = now.min(params.not_after) - time::Duration::hours(1);
 }
 
 pub(crate) fn random(bytes: &mut [u8]) {

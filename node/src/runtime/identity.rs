@@ -10,6 +10,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use swimring_membership::{Name, NodeId};
 use swimring_ring::{Hashing, Placement};
 
+use super::tls::check_own;
+
 /// What is wrong with an identity directory; the operator's fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -62,12 +64,13 @@ impl Identity {
     /// Reads a directory.
     ///
     /// # Errors
-    /// What is missing, wrong or exposed, with the path.
+    /// What is missing, wrong, expired or exposed, with the path.
     pub fn load(directory: &Path) -> Result<Self, IdentityError> {
         let authorities = certificates(&directory.join("ca.pem"))?;
         let chain_path = directory.join("node.pem");
         let chain = certificates(&chain_path)?;
         let (cluster, name) = names(&chain[0]).map_err(|problem| content(&chain_path, problem))?;
+        check_own(&chain, &authorities).map_err(|problem| content(&chain_path, problem))?;
         let key_path = directory.join("node.key");
         let key = secret_file(&key_path)?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|problem| content(&key_path, problem.to_string()))?;

@@ -125,6 +125,43 @@ impl Tls {
     }
 }
 
+/// Whether other members would take this node's certificate today, whichever end dials. What is wrong with it, if not.
+pub(crate) fn check_own(
+    chain: &[CertificateDer<'static>],
+    authorities: &[CertificateDer<'static>],
+) -> Result<(), String> {
+    let (own, intermediates) = chain.split_first().ok_or("holds no certificate")?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms.all;
+    let mut roots = RootCertStore::empty();
+    authorities.iter().try_for_each(|authority| roots.add(authority.clone())).map_err(|problem| problem.to_string())?;
+    let (roots, now) = (Arc::new(roots), UnixTime::now());
+    let as_client = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider)
+        .build()
+        .map_err(|problem| problem.to_string())?;
+    as_client.verify_client_cert(own, intermediates, now).map_err(|problem| in_words(&problem))?;
+    let parsed = ParsedCertificate::try_from(own).map_err(|problem| in_words(&problem))?;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)
+        .map_err(|problem| in_words(&problem))
+}
+
+/// What is wrong with a certificate of this node's own, and what helps.
+fn in_words(problem: &Error) -> String {
+    let days = |from: UnixTime, to: UnixTime| to.as_secs().saturating_sub(from.as_secs()).div_ceil(86_400);
+    match problem {
+        Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => format!(
+            "has expired, within the last {} days: `swimring certs issue` makes an identity with a new one",
+            days(*not_after, *time)
+        ),
+        Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => format!(
+            "is not valid yet, but within {} days: the clock of this machine or of the one that made it is wrong",
+            days(*time, *not_before)
+        ),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => "is not signed by the authority in ca.pem".into(),
+        other => other.to_string(),
+    }
+}
+
 fn alpn(class: Class) -> &'static [u8] {
     match class {
         Class::Gossip => b"swimring-gossip/1",

@@ -199,18 +199,22 @@ impl ServerCertVerifier for Gullible {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused_on_both_ports() {
+fn a_client_without_a_valid_certificate_is_refused_on_both_ports() {
     let scene = Scene::new();
+    scene.site.issue("ca", "late", "late", "-1");
+    let late = scene.site.path.join("late");
     for (place, alpn, class) in [(&scene.a.gossip, GOSSIP, "gossip"), (&scene.a.places[1], CALLS, "calls")] {
-        let refused = scene.runtime.block_on(async {
-            // The dialler's handshake completes before its certificate is judged.
-            match Dialled::to(place, client(None, alpn)).await {
-                Ok(dialled) => dialled.connection.closed().await,
-                Err(error) => error,
-            }
-        });
-        assert!(refused.to_string().contains("certificate"), "{refused}");
-        scene.a.counts("swimring_handshakes_refused_total", &[("class", class), ("reason", "certificate")], 1);
+        for (identity, count) in [(None, 1), (Some(late.as_path()), 2)] {
+            let refused = scene.runtime.block_on(async {
+                // The dialler's handshake completes before its certificate is judged.
+                match Dialled::to(place, client(identity, alpn)).await {
+                    Ok(dialled) => dialled.connection.closed().await,
+                    Err(error) => error,
+                }
+            });
+            assert!(refused.to_string().contains("certificate"), "{refused}");
+            scene.a.counts("swimring_handshakes_refused_total", &[("class", class), ("reason", "certificate")], count);
+        }
     }
     scene.goes_on();
 }
