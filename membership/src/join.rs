@@ -149,6 +149,7 @@ impl Membership {
         if !self.joiner.joined {
             self.joiner.joined = true;
             self.me.boots.join(now);
+            self.prober.along_from = now + self.config.period(self.roster.present_count());
             self.joiner.lists.clear();
             self.joiner.met.clear();
             self.timers.cancel(Timer::Join);

@@ -467,7 +467,7 @@ impl Membership {
     }
 
     /// What every message carries: the news that fit, and with `introduce` this node's own record first.
-    pub(crate) fn header(&mut self, to: Option<Peer>, introduce: bool) -> Header {
+    fn header(&mut self, to: Option<Peer>, introduce: bool) -> Header {
         let mut budget = self.config.datagram_bytes_max - OVERHEAD_BYTES;
         let mut updates = Vec::new();
         if introduce {
@@ -478,7 +478,7 @@ impl Membership {
         if !self.rumours.is_empty() {
             let limit = self.config.rumour_sends(self.roster.present_count());
             updates.extend(self.rumours.fill(budget, UPDATES_MAX - 1, limit));
-            // A suspect may well be gone: where many are, most of what is sent are questions to those.
+            // Who is suspected may well be gone, and where many are, most of what is sent are questions to those.
             if to.is_some_and(|peer| self.roster.get(peer.id).is_some_and(|member| member.state != State::Alive)) {
                 self.rumours.refund();
             }

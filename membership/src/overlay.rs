@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::membership::{Membership, Timer};
+use crate::probe::DIAL;
 use crate::{Instant, NodeId, Peer, Roster};
 
 /// How many rings there are, and so how many observe a node, and whom a node observes.
@@ -127,18 +128,19 @@ impl Overlay {
 impl Membership {
     /// `id` is present, or is not any more: whom this node asks in its rounds follows.
     pub(crate) fn on_presence(&mut self, now: Instant, id: NodeId, present: bool) {
+        let before = self.overlay.observed();
         let changed = if present { self.overlay.add(id) } else { self.overlay.remove(id, &self.roster) };
         let is_large = self.roster.present_count() > self.config.mesh_max;
         if self.overlay.is_mesh() && is_large {
             self.overlay.set_mesh(false);
-            self.ask_observed(now);
+            self.ask_observed(now, &before);
         } else if self.overlay.is_mesh() {
             if present {
                 self.prober.add(id);
             }
         } else {
             if changed {
-                self.ask_observed(now);
+                self.ask_observed(now, &before);
             }
             if is_large {
                 self.timers.cancel(Timer::Mesh);
@@ -148,11 +150,13 @@ impl Membership {
         }
     }
 
-    fn ask_observed(&mut self, now: Instant) {
+    fn ask_observed(&mut self, now: Instant, before: &[NodeId]) {
         for id in self.overlay.observed() {
             self.prober.add(id);
-            // Whoever observed it before may be gone as well.
-            self.arm_suspicion(now, id);
+            if !before.contains(&id) {
+                // Whoever observed it until now may be gone as well. It is dialled first: silence must mean something.
+                self.arm_suspicion(now + DIAL, id);
+            }
         }
     }
 
@@ -292,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_observes_a_suspect_in_place_of_another_that_is_gone_asks_it_at_once() {
+    fn whoever_observes_a_suspect_in_place_of_another_that_is_gone_asks_it_once_it_is_dialled() {
         let now = Instant::from_millis(10_000);
         let mut one = crate::testing::node("a");
         one.handle_timeout(now);
@@ -312,7 +316,9 @@ mod tests {
             one.on_presence(due, id, false);
         }
         assert!(one.overlay.observes(suspect));
-        assert_eq!(one.timers.deadline(Timer::Suspicion(suspect)), Some(due));
+        assert_eq!(one.timers.deadline(Timer::Suspicion(suspect)), Some(due + DIAL));
+        one.on_suspicion_due(due + DIAL, suspect);
+        assert!(one.suspicions[&suspect].last_word);
     }
 
     #[test]

@@ -23,7 +23,7 @@ const PROBES_MAX: usize = 1_024;
 /// Most questions under way to members that may have to be dialled for it, where few are neighbours.
 pub(crate) const ASKED_AFAR_MAX: usize = 32;
 /// What whoever has to dial first needs at least.
-const DIAL: Duration = Duration::from_secs(1);
+pub(crate) const DIAL: Duration = Duration::from_secs(1);
 /// Longest that a requester of an indirect ping may wait.
 const RELAY_BUDGET_MAX: Duration = Duration::from_secs(10);
 
@@ -139,7 +139,7 @@ pub(crate) struct Prober {
     ticked: Instant,
     /// How many may be asked because others are suspected; one more with every period.
     along: u32,
-    /// None before: this node stood still.
+    /// None before: this node stood still, or has just come and knows nobody.
     pub(crate) along_from: Instant,
     /// What became of the last rounds, the newest in the lowest bit: whether somebody answered.
     rounds: u8,
@@ -272,7 +272,7 @@ impl Membership {
     /// Somebody is suspected, and whoever is gone seldom went alone: asks whose turn is next, unless this node has trouble
     /// itself.
     pub(crate) fn ask_along(&mut self, now: Instant) {
-        if self.health == 0 && self.prober.along > 0 && now >= self.prober.along_from {
+        if self.joiner.joined && self.health == 0 && self.prober.along > 0 && now >= self.prober.along_from {
             self.prober.along -= 1;
             self.ask_next(now, Purpose::Check);
         }

@@ -129,14 +129,18 @@ impl Dials {
         waits.is_some_and(|(since, until)| *since < now && now < *until)
     }
 
-    /// Whether nothing is being dialled, nor a seed will be once it need not wait any more.
-    pub(crate) fn are_over(&self, now: Instant, process: Process, class: Class) -> bool {
-        // Waits are noted a little shorter than they are.
-        let waits = |((_, who), (_, until)): (&(SocketAddr, Option<NodeId>), &(Instant, Instant))| {
-            who.is_none() && now < *until + Duration::from_millis(50)
-        };
-        let dialled = self.of.get(&(process, class));
-        dialled.is_none_or(|dialled| dialled.under_way.is_empty() && !dialled.waits.iter().any(waits))
+    /// Whether nothing is being dialled.
+    pub(crate) fn are_over(&self, process: Process, class: Class) -> bool {
+        self.of.get(&(process, class)).is_none_or(|dialled| dialled.under_way.is_empty())
+    }
+
+    /// Whether the target is a seed that will be dialled once it need not wait any more.
+    pub(crate) fn seed_waits(&self, now: Instant, process: Process, target: Target) -> bool {
+        let Target::Seed(address) = target else { return false };
+        let dialled = self.of.get(&(process, Class::Gossip));
+        let waits = dialled.and_then(|dialled| dialled.waits.get(&(address, None)));
+        // They are noted a little shorter than they are.
+        waits.is_some_and(|(_, until)| now < *until + Duration::from_millis(50))
     }
 
     /// A dial has come to an end.

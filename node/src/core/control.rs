@@ -113,9 +113,9 @@ impl Control {
         &self.peers
     }
 
-    /// How many messages wait for a connection.
-    pub fn waiting(&self) -> usize {
-        self.waiting.values().map(Vec::len).sum()
+    /// How many messages wait for a connection to which target.
+    pub fn waiting(&self) -> impl Iterator<Item = (Target, usize)> {
+        self.waiting.iter().map(|(target, messages)| (*target, messages.len()))
     }
 
     /// What this process says first on a connection.
@@ -295,6 +295,10 @@ impl Control {
             return;
         };
         if peer.id == self.me.id {
+            if state == State::Left {
+                // It wants to be let in nowhere any more.
+                self.waiting.retain(|target, _| !matches!(target, Target::Seed(_)));
+            }
             return;
         }
         if state.is_present() {

@@ -533,6 +533,7 @@ impl Peers {
         match self.route(now, target) {
             Route::Connected(conn) => {
                 let peer = self.conns[&conn].peer;
+                self.failures.remove(&target);
                 self.events.push_back(PeersEvent::Up { peer, conn, dialled: Some(target) });
             }
             Route::Dialling => {}

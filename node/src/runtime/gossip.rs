@@ -211,7 +211,7 @@ impl Driver {
                 _ = observe.tick() => {
                     let membership = self.control.membership();
                     metrics::observe_membership(&membership.stats(), membership.roster());
-                    metrics::observe_waiting(self.control.waiting());
+                    metrics::observe_waiting(self.control.waiting().map(|(_, messages)| messages).sum());
                     metrics::observe_connections(Class::Gossip, self.control.peers().len());
                     true
                 }

@@ -119,7 +119,9 @@ impl Summary {
         }
         self.node_seconds += world.node_seconds();
         let converged = world.converged_after.map_or(0, |after| after.as_millis() as u64);
-        *self.converged_ms.entry(converged).or_insert(0) += 1;
+        if world.converged_after.is_some() {
+            *self.converged_ms.entry(converged).or_insert(0) += 1;
+        }
         // Of several that are equal the lowest seed, in whatever order they end.
         if (converged, self.slowest_seed) > (self.converged_ms_max, seed) || self.plans == 1 {
             (self.converged_ms_max, self.slowest_seed) = (converged, seed);
@@ -169,9 +171,10 @@ impl Summary {
         }
         say!("calls: {} ({}), at most {} hops", self.calls, list(self.outcomes.iter()), self.hops_max);
         say!(
-            "slowest agreement: {} ms (seed {}); median {} ms, 99 % within {} ms",
+            "slowest agreement: {} ms (seed {}); of {} plans the median {} ms, 99 % within {} ms",
             self.converged_ms_max,
             self.slowest_seed,
+            self.converged_ms.values().sum::<u64>(),
             self.converged_ms(50),
             self.converged_ms(99)
         );

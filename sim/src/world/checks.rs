@@ -103,12 +103,16 @@ impl World {
     pub(crate) fn check_waiting(&mut self, index: usize, class: Class) {
         let host = &self.hosts[index];
         let waiting = match class {
-            Class::Gossip => host.control.as_ref().map_or(0, |control| control.waiting()),
+            Class::Gossip => {
+                let waiting = host.control.iter().flat_map(|control| control.waiting());
+                let stuck = waiting.filter(|(target, _)| !self.dials.seed_waits(self.now, host.process(), *target));
+                stuck.map(|(_, messages)| messages).sum()
+            }
             Class::Calls => host.app.as_ref().map_or(0, crate::calls::App::waiting),
         };
         let is_idle = || {
             let unread = !host.inbox.is_empty() || host.busy_until > self.now;
-            !unread && !host.closed && self.dials.are_over(self.now, host.process(), class)
+            !unread && !host.closed && self.dials.are_over(host.process(), class)
         };
         let holds = waiting == 0 || !is_idle();
         self.check(index, Property::P4, holds, || {

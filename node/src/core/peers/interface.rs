@@ -127,13 +127,13 @@ pub enum Route {
 /// What changed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum PeersEvent {
-    /// The first connection to this peer stands.
+    /// A connection to this peer stands: the first, or one to whoever was dialled.
     Up {
         /// Who.
         peer: Peer,
         /// On which connection.
         conn: ConnId,
-        /// The target that was dialled, when this end dialled.
+        /// The target that this end dialled, or would have if its peer had not come by itself.
         dialled: Option<Target>,
     },
     /// The last connection to this peer is gone.
