@@ -149,7 +149,9 @@ impl Membership {
         if !self.joiner.joined {
             self.joiner.joined = true;
             self.me.boots.join(now);
-            self.prober.along_from = now + self.config.period(self.roster.present_count());
+            // That nobody answered before was no trouble of this node's own: there was nobody.
+            self.health = 0;
+            self.prober.begin(now + self.config.period(self.roster.present_count()));
             self.joiner.lists.clear();
             self.joiner.met.clear();
             self.timers.cancel(Timer::Join);
@@ -391,6 +393,23 @@ mod tests {
         assert!(!asks(&mut joiner, now), "the seed may be in a cluster");
         let later = now + joiner.config.join_retry + Duration::from_millis(1);
         assert!(asks(&mut joiner, later), "it does not answer, and both look for one");
+    }
+
+    #[test]
+    fn whoever_looked_for_a_cluster_for_long_begins_in_good_health() {
+        let (mut joiner, other) = (node("a"), node("b"));
+        let now = Instant::ORIGIN + Duration::from_secs(9);
+        joiner.join(Instant::ORIGIN, &[address(2)]);
+        joiner.worsen(7);
+        let rows = alloc::vec![RowBody {
+            id: other.id(),
+            state: State::Alive,
+            incarnation: other.record().incarnation(),
+            record: Some(Blob(other.record().bytes().to_vec())),
+        }];
+        joiner.on_join_reply(now, other.record().peer(), (1, 0, 1), true, rows).expect("it is whole");
+        assert!(joiner.is_joined());
+        assert_eq!(joiner.health(), 0);
     }
 
     #[test]

@@ -165,6 +165,11 @@ impl Prober {
         }
     }
 
+    /// This node has come in: what became of earlier rounds says nothing, and others are asked along once it knows them.
+    pub(crate) fn begin(&mut self, along_from: Instant) {
+        (self.rounds, self.isolated_since, self.along_from) = (u8::MAX, None, along_from);
+    }
+
     /// From now on it has its turn.
     pub(crate) fn add(&mut self, id: NodeId) {
         self.turns.add(id);
