@@ -127,7 +127,7 @@ fn chaos(profile: Profile, seed: u64) -> Plan {
         load: Some(load),
         steps,
         quiet: Some(Quiet { at: END, core: 70 }),
-        expect: Expect { converged: Duration::from_secs(30), served: true },
+        expect: Expect { converged: Duration::from_secs(20), served: true },
     }
 }
 
