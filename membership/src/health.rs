@@ -16,10 +16,16 @@ impl Membership {
 
     /// Better after an answer. Once it is good nothing is left to be given back.
     pub(crate) fn improve(&mut self) {
-        if self.health == 1 {
-            self.suspicions.values_mut().for_each(|suspicion| suspicion.cost = 0);
+        match self.health {
+            0 | 1 => self.recover(),
+            _ => self.health -= 1,
         }
-        self.health = self.health.saturating_sub(1);
+    }
+
+    /// As good as it can be, at once.
+    pub(crate) fn recover(&mut self) {
+        self.health = 0;
+        self.suspicions.values_mut().for_each(|suspicion| suspicion.cost = 0);
     }
 
     /// Of the last eight rounds one was answered at most: that so many others are dead is less likely than that this node

@@ -150,7 +150,7 @@ impl Membership {
             self.joiner.joined = true;
             self.me.boots.join(now);
             // That nobody answered before was no trouble of this node's own: there was nobody.
-            self.health = 0;
+            self.recover();
             self.prober.begin(now + self.config.period(self.roster.present_count()));
             self.joiner.lists.clear();
             self.joiner.met.clear();

@@ -147,15 +147,19 @@ pub(crate) fn check_own(
 
 /// What is wrong with a certificate of this node's own, and what helps.
 fn in_words(problem: &Error) -> String {
-    let days = |from: UnixTime, to: UnixTime| to.as_secs().saturating_sub(from.as_secs()).div_ceil(86_400);
+    let span = |from: UnixTime, to: UnixTime| match to.as_secs().saturating_sub(from.as_secs()) / 86_400 {
+        0 => "less than a day".into(),
+        1 => "a day".into(),
+        days => format!("{days} days"),
+    };
     match problem {
         Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => format!(
-            "has expired, within the last {} days: `swimring certs issue` makes an identity with a new one",
-            days(*not_after, *time)
+            "the certificate expired {} ago: `swimring certs issue` makes an identity with a new one",
+            span(*not_after, *time)
         ),
         Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => format!(
-            "is not valid yet, but within {} days: the clock of this machine or of the one that made it is wrong",
-            days(*time, *not_before)
+            "the certificate is not valid yet, but in {}: is a clock wrong, here or where it was made?",
+            span(*time, *not_before)
         ),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => "is not signed by the authority in ca.pem".into(),
         other => other.to_string(),
