@@ -21,7 +21,7 @@ use swimring_membership::{Name, NodeId};
 
 use super::calls::duplex::{DUPLEX_BYTES, DUPLEX_MAX};
 use super::calls::streams::LANES;
-use super::congestion::Steady;
+use super::congestion::{Clamp, PACKETS_PER_ACK, Steady};
 use super::identity::{Identity, names};
 use crate::core::hello::Class;
 
@@ -204,9 +204,12 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
             config.stream_receive_window(streams(STREAM_WINDOW)).receive_window(streams(all)).send_window(8 << 20);
             // A handler may run longer than a connection may be silent.
             config.keep_alive_interval(Some(idle.calls / 4));
+            config.congestion_controller_factory(Arc::new(Clamp));
             config.datagram_receive_buffer_size(None);
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
-            acknowledgements.ack_eliciting_threshold(streams(10)).max_ack_delay(Some(Duration::from_millis(5)));
+            acknowledgements
+                .ack_eliciting_threshold(streams(PACKETS_PER_ACK))
+                .max_ack_delay(Some(Duration::from_millis(5)));
             config.ack_frequency_config(Some(acknowledgements));
             let mut discovery = quinn::MtuDiscoveryConfig::default();
             discovery.upper_bound(CALLS_PACKET_BYTES_MAX);
