@@ -2,13 +2,13 @@
 //!
 //! It outlives reaping, so that a cut of any length heals. Bounded; the contact lost first goes first.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use core::net::SocketAddr;
 
 use crate::membership::{Destination, Membership, Outgoing, Timer};
 use crate::probe::Purpose;
 use crate::wire::Message;
-use crate::{Instant, NodeId, Peer, Rng};
+use crate::{Instant, Member, NodeId, Peer, Rng};
 
 /// In every how many rounds a node tries a seed at the least, however many others do.
 const SEED_EVERY: usize = 30;
@@ -19,12 +19,14 @@ pub(crate) struct Contacts {
     lost: VecDeque<Peer>,
     /// How many rounds there were since a seed was tried.
     rounds: usize,
+    /// Who was found at a seed's address: while that is true nobody else is looked for there.
+    at_seeds: BTreeMap<SocketAddr, NodeId>,
     rng: Rng,
 }
 
 impl Contacts {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { lost: VecDeque::new(), rounds: 0, rng }
+        Self { lost: VecDeque::new(), rounds: 0, at_seeds: BTreeMap::new(), rng }
     }
 
     /// Remembers where a member was. Whoever was lost last is tried next.
@@ -87,7 +89,37 @@ impl Membership {
     /// A seed at whose address no present member is; the seeds take turns.
     fn absent_seed(&mut self) -> Option<SocketAddr> {
         let seed = self.joiner.next_seed()?;
-        let present = self.roster.iter().any(|(_, m)| m.state.is_present() && m.record.profile().gossip == seed);
-        (!present).then_some(seed)
+        let is_there = |member: &Member| member.state.is_present() && member.record.profile().gossip == seed;
+        let known = self.contacts.at_seeds.get(&seed);
+        if known.is_some_and(|id| self.roster.get(*id).is_some_and(is_there)) {
+            return None;
+        }
+        let found = self.roster.iter().find(|(_, member)| is_there(member)).map(|(id, _)| id);
+        // Seeds may change; no more are remembered than there are.
+        self.contacts.at_seeds.retain(|held, _| *held != seed && self.joiner.seeds.contains(held));
+        self.contacts.at_seeds.extend(found.map(|id| (seed, id)));
+        found.is_none().then_some(seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, node, profile};
+    use crate::{Incarnation, Phase, Record, State};
+
+    #[test]
+    fn a_seed_is_absent_while_nobody_present_is_at_its_address_whoever_was() {
+        let (mut one, now) = (node("a"), Instant::from_millis(1_000));
+        let record = |name| Record::mint(&cluster(), &profile(name, 2), Incarnation::new(1, 0), Phase::Ready, 1);
+        let seed = record("b").profile().gossip;
+        one.on_seeds(now, &[seed]);
+        assert_eq!(one.absent_seed(), Some(seed));
+        one.admit_and_tell(now, record("b"));
+        assert_eq!((one.absent_seed(), one.absent_seed()), (None, None));
+        one.conclude(now, record("b").id(), State::Down, Incarnation::new(1, 0));
+        assert_eq!(one.absent_seed(), Some(seed));
+        one.admit_and_tell(now, record("c"));
+        assert_eq!(one.absent_seed(), None, "another one is there now");
     }
 }

@@ -36,9 +36,9 @@ impl Oracle for Watch {
 
 /// Whether the same members are present in both, with the same records.
 fn are_equal(one: &Roster, two: &Roster) -> bool {
-    let present = |roster: &Roster| {
-        let members = roster.iter().filter(|(_, member)| member.state.is_present());
-        members.map(|(_, member)| member.record.bytes().to_vec()).collect::<Vec<_>>()
-    };
-    one.present_count() == two.present_count() && present(one) == present(two)
+    one.present_count() == two.present_count() && present_records(one).eq(present_records(two))
+}
+
+fn present_records(roster: &Roster) -> impl Iterator<Item = &[u8]> {
+    roster.iter().filter(|(_, member)| member.state.is_present()).map(|(_, member)| member.record.bytes())
 }
