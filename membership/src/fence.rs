@@ -86,8 +86,12 @@ impl Membership {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
-    use crate::testing::node;
+    use crate::testing::{cluster, node, profile};
+    use crate::wire::Message;
+    use crate::{Incarnation, Instant, Phase, Record};
 
     #[test]
     fn a_lie_climbs_only_so_far_and_a_newcomer_climbs_after_it() {
@@ -115,9 +119,26 @@ mod tests {
         node.hear_fence(node.id(), own + 9);
         node.share_fence(own + 5);
         assert_eq!((node.fence(), node.fence_of_view()), (own + 5, own + 5));
-        node.restate(crate::Instant::ORIGIN);
+        node.restate(Instant::ORIGIN);
         node.share_fence(own + 9);
         assert_eq!((node.fence(), node.fence_of_view()), (own + 5, 0), "the new view is not published yet");
         assert_eq!(node.hold(true), own + 10);
+    }
+
+    #[test]
+    fn whoever_lists_members_says_which_fences_they_hold() {
+        let (mut node, now) = (node("a"), Instant::from_millis(1_000));
+        let seed = Record::mint(&cluster(), &profile("b", 2), Incarnation::new(1, 0), Phase::Ready, 1);
+        node.on_seeds(now, &[seed.profile().gossip]);
+        let hears = |node: &mut Membership, message: Message| {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes);
+            node.handle_message(now, seed.peer(), &bytes).expect("it is whole");
+            node.fence_heard()
+        };
+        let list = Message::JoinReply { list: 1, part: 0, parts: 1, settled: true, fence: 7, rows: Vec::new() };
+        assert_eq!(hears(&mut node, list), 7);
+        node.admit_and_tell(now, seed.clone());
+        assert_eq!(hears(&mut node, Message::Rows { fence: 9, rows: Vec::new() }), 9);
     }
 }

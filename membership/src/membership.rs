@@ -539,3 +539,32 @@ pub(crate) fn record_update(record: &Record) -> Update {
         Update::Notice(record.id(), record.incarnation())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Purpose;
+    use crate::testing::{cluster, node, profile};
+    use crate::{Incarnation, Phase};
+
+    #[test]
+    fn what_was_asked_may_have_gone_with_an_earlier_connection_and_is_asked_again_on_a_new_one() {
+        let (mut one, now) = (node("a"), Instant::from_millis(1_000));
+        let other = Record::mint(&cluster(), &profile("b", 2), Incarnation::new(1, 0), Phase::Ready, 1);
+        one.admit_and_tell(now, other.clone());
+        one.outbox.clear();
+        one.start_probe(now, other.peer(), Purpose::Check);
+        let asked = |one: &mut Membership| match one.outbox.drain(..).collect::<Vec<_>>()[..] {
+            [(Destination::Peer(to), Outgoing::Ping { seq, .. })] if to == other.peer() => Some(seq),
+            _ => None,
+        };
+        let first = asked(&mut one).expect("a question");
+        one.handle_connected(now, other.peer());
+        assert_eq!(asked(&mut one), Some(first));
+        let header = one.header(None, false);
+        one.on_ack(now, other.peer(), first, header);
+        one.outbox.clear();
+        one.handle_connected(now, other.peer());
+        assert_eq!(asked(&mut one), None, "it was answered");
+    }
+}

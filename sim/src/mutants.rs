@@ -3,10 +3,12 @@
 //!
 //! A mutant is a patch in `sim/mutants`: what it breaks in its first line, then a unified diff. Where the plans of a profile
 //! have no chance to notice it, its second line names others: `sweep --profile forward`, or `sweep --plan sim/plans/FILE`.
+//! Where no plan has one, for something else mends what it breaks before anybody is wronged, that line names the unit test
+//! that holds the rule: `test PACKAGE NAME`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use diffy::patch_set::{ParseOptions, PatchSet};
@@ -42,33 +44,30 @@ pub struct Mutant {
     pub name: String,
     /// What it breaks.
     pub about: String,
-    plans: Option<Plans>,
+    witness: Option<Witness>,
     text: String,
 }
 
-/// Plans that notice a mutant.
+/// What notices a mutant.
 #[derive(Clone, Debug)]
-enum Plans {
-    /// A family of them.
+enum Witness {
+    /// A family of plans.
     Profile(String),
-    /// A file of the repository.
-    File(PathBuf),
+    /// A plan, in a file of the repository.
+    Plan(PathBuf),
+    /// A unit test of a package.
+    Test { package: String, name: String },
 }
 
-impl Plans {
+impl Witness {
     fn read(line: &str) -> Option<Self> {
-        let (option, value) = line.strip_prefix("sweep --")?.split_once(' ')?;
-        match option {
-            "profile" => Some(Self::Profile(value.into())),
-            "plan" => Some(Self::File(value.into())),
+        let (kind, rest) = line.split_once(' ')?;
+        let (first, second) = rest.split_once(' ')?;
+        match (kind, first) {
+            ("sweep", "--profile") => Some(Self::Profile(second.into())),
+            ("sweep", "--plan") => Some(Self::Plan(second.into())),
+            ("test", _) => Some(Self::Test { package: first.into(), name: second.into() }),
             _ => None,
-        }
-    }
-
-    fn option(&self, sources: &Path) -> [OsString; 2] {
-        match self {
-            Self::Profile(profile) => ["--profile".into(), profile.into()],
-            Self::File(plan) => ["--plan".into(), sources.join(plan).into()],
         }
     }
 }
@@ -78,7 +77,7 @@ impl Plans {
 struct Row {
     mutant: String,
     oracle: String,
-    /// How many seeds were tried, the fatal one included.
+    /// How many seeds were tried, the fatal one included; 1 for a test.
     seeds: u64,
 }
 
@@ -99,12 +98,6 @@ pub struct Trial {
     pub seeds: u64,
 }
 
-impl Trial {
-    fn plans(&self) -> Plans {
-        Plans::Profile(self.profile.clone())
-    }
-}
-
 impl Mutant {
     /// Reads a patch.
     ///
@@ -116,11 +109,11 @@ impl Mutant {
         let mut lines = text.lines();
         let about = lines.next().unwrap_or_default().into();
         let second = lines.next().unwrap_or_default();
-        let plans = Plans::read(second);
-        if plans.is_none() && second.starts_with("sweep") {
-            return Err(MutantsError::Patch(name, format!("no plans are called {second:?}")));
+        let witness = Witness::read(second);
+        if witness.is_none() && !second.is_empty() && !second.starts_with("---") {
+            return Err(MutantsError::Patch(name, format!("neither plans nor a test are called {second:?}")));
         }
-        Ok(Self { name, about, plans, text })
+        Ok(Self { name, about, witness, text })
     }
 
     /// Every mutant of the repository, by name.
@@ -199,23 +192,41 @@ fn attempt(trial: &Trial, mutant: &Mutant, scratch: &Path) -> Result<Option<Row>
     let copied = scratch.join("sources");
     let changes = mutant.changes(&trial.sources)?;
     changes.iter().try_for_each(|change| write(&copied.join(&change.path), &change.after))?;
-    let result = build(mutant, scratch).and_then(|()| sweep(trial, mutant, scratch));
+    let result = match mutant.witness.clone().unwrap_or_else(|| Witness::Profile(trial.profile.clone())) {
+        Witness::Profile(profile) => sweep(trial, mutant, scratch, ["--profile".into(), profile.into()]),
+        Witness::Plan(plan) => sweep(trial, mutant, scratch, ["--plan".into(), trial.sources.join(plan).into()]),
+        Witness::Test { package, name } => test(mutant, scratch, &package, &name),
+    };
     changes.iter().try_for_each(|change| write(&copied.join(&change.path), &change.before))?;
     result
 }
 
-fn build(mutant: &Mutant, scratch: &Path) -> Result<(), MutantsError> {
+/// `cargo`, in the copy.
+fn cargo(scratch: &Path, command: &str, arguments: &[&str]) -> Result<Output, MutantsError> {
     let manifest = scratch.join("sources/Cargo.toml");
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--profile", "mutant", "--package", "swimring-sim", "--manifest-path"])
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args([command, "--quiet", "--profile", "mutant", "--manifest-path"])
         .arg(&manifest)
         .arg("--target-dir")
         .arg(scratch.join("target"))
+        .args(arguments)
         .env("RUSTFLAGS", "-Awarnings")
         .output()
-        .map_err(failed(&manifest))?;
+        .map_err(failed(&manifest))
+}
+
+fn build(mutant: &Mutant, scratch: &Path, command: &str, arguments: &[&str]) -> Result<(), MutantsError> {
+    let output = cargo(scratch, command, arguments)?;
     let said = || String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() { Ok(()) } else { Err(MutantsError::Build(mutant.name.clone(), said())) }
+}
+
+/// Runs the unit test that holds the rule. One that is not there fails nowhere, so that the mutant survives.
+fn test(mutant: &Mutant, scratch: &Path, package: &str, name: &str) -> Result<Option<Row>, MutantsError> {
+    build(mutant, scratch, "test", &["--package", package, "--lib", "--no-run"])?;
+    let output = cargo(scratch, "test", &["--package", package, "--lib", name, "--", "--exact"])?;
+    let row = || Row { mutant: mutant.name.clone(), oracle: "test".into(), seeds: 1 };
+    Ok((!output.status.success()).then(row))
 }
 
 #[expect(
@@ -223,13 +234,14 @@ fn build(mutant: &Mutant, scratch: &Path) -> Result<(), MutantsError> {
     clippy::disallowed_types,
     reason = "the sweep of a mutant is another process, which may hang; no world sees this clock"
 )]
-fn sweep(trial: &Trial, mutant: &Mutant, scratch: &Path) -> Result<Option<Row>, MutantsError> {
+fn sweep(trial: &Trial, mutant: &Mutant, scratch: &Path, plans: [OsString; 2]) -> Result<Option<Row>, MutantsError> {
+    build(mutant, scratch, "build", &["--package", "swimring-sim"])?;
     let program = scratch.join("target/mutant/swimring-sim");
     let answer = scratch.join("answer.json");
     let file = |path: &Path| std::fs::File::create(path).map_err(failed(path));
     let mut child = Command::new(&program)
         .args(["sweep", "--json", "--until-failure", "--seeds", &format!("0..{}", trial.seeds)])
-        .args(mutant.plans.as_ref().unwrap_or(&trial.plans()).option(&trial.sources))
+        .args(plans)
         .stdin(Stdio::null())
         .stdout(file(&answer)?)
         .stderr(Stdio::null())
