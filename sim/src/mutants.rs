@@ -1,5 +1,5 @@
 //! Mutants: known bugs put back into a copy of the sources, one at a time. A sweep of each has to fail, and says
-//! which oracle caught it; a mutant that survives is a rule that nothing holds.
+//! which oracle caught it, or a unit test; a mutant that survives is a rule that nothing holds.
 //!
 //! A mutant is a patch in `sim/mutants`: what it breaks in its first line, then a unified diff. Where the plans of a profile
 //! have no chance to notice it, its second line names others: `sweep --profile forward`, or `sweep --plan sim/plans/FILE`.
@@ -32,6 +32,9 @@ pub enum MutantsError {
     /// The patched sources do not compile, so nothing was tried.
     #[error("{0} does not compile:\n{1}")]
     Build(String, String),
+    /// The test that holds the rule neither passed nor failed.
+    #[error("{0}: its test did not run:\n{1}")]
+    Test(String, String),
     /// The sweep gave no answer.
     #[error("{0}: the sweep ended without an answer")]
     Sweep(String),
@@ -92,7 +95,7 @@ struct Table {
 pub struct Trial {
     /// The sources: the repository's root.
     pub sources: PathBuf,
-    /// Which family of plans, for those that name none.
+    /// Which family of plans, for those that name neither plans nor a test.
     pub profile: String,
     /// How many seeds a mutant may survive.
     pub seeds: u64,
@@ -102,7 +105,7 @@ impl Mutant {
     /// Reads a patch.
     ///
     /// # Errors
-    /// If the file cannot be read, or names plans in another way than a sweep does.
+    /// If the file cannot be read, or names plans or a test in another way.
     pub fn read(path: &Path) -> Result<Self, MutantsError> {
         let text = std::fs::read_to_string(path).map_err(failed(path))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -221,12 +224,19 @@ fn build(mutant: &Mutant, scratch: &Path, command: &str, arguments: &[&str]) -> 
     if output.status.success() { Ok(()) } else { Err(MutantsError::Build(mutant.name.clone(), said())) }
 }
 
-/// Runs the unit test that holds the rule. One that is not there fails nowhere, so that the mutant survives.
+/// Runs the unit test that holds the rule. One that is not there, or cannot be run, is an error.
 fn test(mutant: &Mutant, scratch: &Path, package: &str, name: &str) -> Result<Option<Row>, MutantsError> {
     build(mutant, scratch, "test", &["--package", package, "--lib", "--no-run"])?;
     let output = cargo(scratch, "test", &["--package", package, "--lib", name, "--", "--exact"])?;
-    let row = || Row { mutant: mutant.name.clone(), oracle: "test".into(), seeds: 1 };
-    Ok((!output.status.success()).then(row))
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("0 passed; 1 failed") {
+        return Ok(Some(Row { mutant: mutant.name.clone(), oracle: "test".into(), seeds: 1 }));
+    }
+    if said.contains("1 passed; 0 failed") {
+        Ok(None)
+    } else {
+        Err(MutantsError::Test(mutant.name.clone(), said.into()))
+    }
 }
 
 #[expect(

@@ -52,23 +52,48 @@ impl ControllerFactory for Steady {
     }
 }
 
-/// Of so many packets each is acknowledged with the others.
-pub(crate) const PACKETS_PER_ACK: u32 = 10;
-/// On the shortest path: half as much again as has to come until there is an acknowledgement. With less in flight than that
-/// one would only come after its longest delay; with more both ends would be at work all the time.
-const LEAST_BYTES: u64 = CALLS_PACKET_BYTES_MAX as u64 * PACKETS_PER_ACK as u64 * 3 / 2;
-/// On longer paths: what this rate needs there, in bytes a second. One connection hardly carries more.
-const BYTES_PER_S: f64 = 1e9;
+/// So many packets may wait for an acknowledgement; one more brings it at once.
+pub(crate) const PACKETS_UNACKNOWLEDGED: u32 = 10;
+/// On the shortest path: a few packets more than bring an acknowledgement. With less in flight it would come after its
+/// longest delay only; with more both ends would be at work all the time.
+const LEAST_BYTES: u64 = CALLS_PACKET_BYTES_MAX as u64 * (PACKETS_UNACKNOWLEDGED as u64 + 5);
+/// On longer paths: what this rate needs there, in bytes a second. It is less than a short path carries: what waits there
+/// under load must not raise the clamp.
+const BYTES_PER_S: f64 = 7e8;
+/// For how long a round trip counts, at least; at most twice as long. Paths change, and a clock that was read early makes one
+/// look shorter than it is.
+const RECENT: Duration = Duration::from_secs(60);
 
-/// Most bytes in flight on a path of this round trip, in which nothing waited.
-fn clamp(round_trip: Duration) -> u64 {
-    LEAST_BYTES.max((round_trip.as_secs_f64() * BYTES_PER_S) as u64)
+/// The shortest round trip of the last minute or two.
+#[derive(Copy, Clone, Debug)]
+struct Shortest {
+    since: Instant,
+    now: Duration,
+    before: Duration,
 }
 
-/// Cubic with a clamp, by the shortest round trip that was seen.
+impl Shortest {
+    fn new(since: Instant) -> Self {
+        Self { since, now: Duration::MAX, before: Duration::MAX }
+    }
+
+    fn add(&mut self, now: Instant, round_trip: Duration) {
+        if now.saturating_duration_since(self.since) > RECENT {
+            (self.since, self.before, self.now) = (now, self.now, Duration::MAX);
+        }
+        self.now = self.now.min(round_trip);
+    }
+
+    /// Most bytes in flight on this path.
+    fn clamp(&self) -> u64 {
+        LEAST_BYTES.max((self.now.min(self.before).as_secs_f64() * BYTES_PER_S) as u64)
+    }
+}
+
+/// Cubic with a clamp.
 pub(crate) struct Clamped {
     cubic: Box<dyn Controller>,
-    clamp: u64,
+    shortest: Shortest,
 }
 
 impl Controller for Clamped {
@@ -77,9 +102,9 @@ impl Controller for Clamped {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.clamp = clamp(rtt.min());
-        // What is not used does not grow: after a loss it would still be far above what is.
-        let is_unused = self.cubic.window() > self.clamp * 2;
+        self.shortest.add(now, now.saturating_duration_since(sent));
+        // What is not used does not grow on and on. Up to this a single loss changes nothing, and a second one does.
+        let is_unused = self.cubic.window() > self.shortest.clamp().saturating_mul(2);
         self.cubic.on_ack(now, sent, bytes, app_limited || is_unused, rtt);
     }
 
@@ -96,11 +121,11 @@ impl Controller for Clamped {
     }
 
     fn window(&self) -> u64 {
-        self.cubic.window().min(self.clamp)
+        self.cubic.window().min(self.shortest.clamp())
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { cubic: self.cubic.clone_box(), clamp: self.clamp })
+        Box::new(Self { cubic: self.cubic.clone_box(), shortest: self.shortest })
     }
 
     fn initial_window(&self) -> u64 {
@@ -119,7 +144,7 @@ pub(crate) struct Clamp;
 impl ControllerFactory for Clamp {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Arc::new(CubicConfig::default()).build(now, current_mtu);
-        Box::new(Clamped { cubic, clamp: u64::MAX })
+        Box::new(Clamped { cubic, shortest: Shortest::new(now) })
     }
 }
 
@@ -129,23 +154,42 @@ mod tests {
 
     const MTU: u16 = 1_452;
 
+    const MS: Duration = Duration::from_millis(1);
+
+    fn calls(now: Instant) -> Clamped {
+        Clamped { cubic: Arc::new(CubicConfig::default()).build(now, MTU), shortest: Shortest::new(now) }
+    }
+
     #[test]
     fn no_more_is_on_its_way_than_a_short_path_needs_and_no_less_than_is_acknowledged_at_once() {
         let now = Instant::now();
-        let mut calls = Clamped { cubic: Arc::new(CubicConfig::default()).build(now, MTU), clamp: u64::MAX };
+        let mut calls = calls(now);
         assert_eq!(calls.window(), calls.initial_window(), "nothing is known of the path yet");
-        calls.clamp = clamp(Duration::from_micros(50));
-        let ack_bytes = u64::from(CALLS_PACKET_BYTES_MAX) * u64::from(PACKETS_PER_ACK);
-        assert!((ack_bytes + 1..2 * ack_bytes).contains(&calls.clamp));
+        calls.shortest.add(now, MS / 20);
+        let brings_one = u64::from(CALLS_PACKET_BYTES_MAX) * u64::from(PACKETS_UNACKNOWLEDGED + 1);
+        assert!((brings_one + 1..2 * brings_one).contains(&calls.shortest.clamp()));
         assert_eq!(calls.window(), calls.initial_window(), "Cubic decides while it allows less");
-        calls.clamp = calls.initial_window() / 2;
-        assert_eq!(calls.window(), calls.clamp);
-        assert_eq!(calls.clone_box().window(), calls.clamp);
+        assert_eq!(calls.clone_box().window(), calls.window());
     }
 
     #[test]
     fn a_long_path_is_filled() {
-        assert_eq!(clamp(Duration::from_millis(1)), 1_000_000);
-        assert!(clamp(Duration::from_millis(10)) > 8 << 20, "as much as may wait for an acknowledgement");
+        let mut shortest = Shortest::new(Instant::now());
+        shortest.add(shortest.since, MS * 15);
+        assert!(shortest.clamp() > 8 << 20, "as much as may wait for an acknowledgement");
+    }
+
+    #[test]
+    fn a_path_that_became_longer_has_more_on_its_way_after_two_minutes() {
+        let begun = Instant::now();
+        let mut shortest = Shortest::new(begun);
+        shortest.add(begun, MS / 20);
+        let clamp_at = |shortest: &mut Shortest, after: Duration| {
+            shortest.add(begun + after, MS);
+            shortest.clamp()
+        };
+        assert_eq!(clamp_at(&mut shortest, RECENT / 2), LEAST_BYTES);
+        assert_eq!(clamp_at(&mut shortest, RECENT + MS), LEAST_BYTES);
+        assert_eq!(clamp_at(&mut shortest, RECENT * 2 + MS * 2), 700_000);
     }
 }

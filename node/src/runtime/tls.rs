@@ -21,7 +21,7 @@ use swimring_membership::{Name, NodeId};
 
 use super::calls::duplex::{DUPLEX_BYTES, DUPLEX_MAX};
 use super::calls::streams::LANES;
-use super::congestion::{Clamp, PACKETS_PER_ACK, Steady};
+use super::congestion::{Clamp, PACKETS_UNACKNOWLEDGED, Steady};
 use super::identity::{Identity, names};
 use crate::core::hello::Class;
 
@@ -208,7 +208,7 @@ fn transport(class: Class, idle: IdleTimeouts) -> TransportConfig {
             config.datagram_receive_buffer_size(None);
             let mut acknowledgements = quinn::AckFrequencyConfig::default();
             acknowledgements
-                .ack_eliciting_threshold(streams(PACKETS_PER_ACK))
+                .ack_eliciting_threshold(streams(PACKETS_UNACKNOWLEDGED))
                 .max_ack_delay(Some(Duration::from_millis(5)));
             config.ack_frequency_config(Some(acknowledgements));
             let mut discovery = quinn::MtuDiscoveryConfig::default();
