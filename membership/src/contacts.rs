@@ -3,6 +3,7 @@
 //! It outlives reaping, so that a cut of any length heals. Bounded; the contact lost first goes first.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use crate::membership::{Destination, Membership, Outgoing, Timer};
@@ -47,6 +48,14 @@ impl Contacts {
         self.lost.iter().copied()
     }
 
+    /// The next ones to try, each once.
+    pub(crate) fn next_few(&mut self, count: usize) -> Vec<Peer> {
+        let mut next: Vec<Peer> = (0..count).filter_map(|_| self.next()).collect();
+        next.sort_unstable();
+        next.dedup();
+        next
+    }
+
     /// The next contact to try: mostly in turn, sometimes any, so that nodes do not all try the same.
     fn next(&mut self) -> Option<Peer> {
         if self.lost.len() > 1 && self.rng.chance(500_000) {
@@ -68,7 +77,9 @@ impl Membership {
             return;
         }
         let (present, lost) = (self.roster.present_count(), self.contacts.lost.len());
-        if self.rng.index(present.max(1)) < lost
+        // Whoever is in no cluster yet asks to be let in, by contacts too: somebody else may have its name.
+        if self.joiner.joined
+            && self.rng.index(present.max(1)) < lost
             && let Some(contact) = self.contacts.next()
         {
             self.start_probe(now, contact, Purpose::Heal);
@@ -121,5 +132,26 @@ mod tests {
         assert_eq!(one.absent_seed(), Some(seed));
         one.admit_and_tell(now, record("c"));
         assert_eq!(one.absent_seed(), None, "another one is there now");
+    }
+
+    #[test]
+    fn whoever_is_in_no_cluster_asks_contacts_to_be_let_in_and_does_not_introduce_itself() {
+        let (mut one, mut now) = (node("a"), Instant::from_millis(1_000));
+        one.on_seeds(now, &[profile("b", 2).gossip]);
+        let contacts = [3, 4, 5].map(|number| Peer { id: NodeId::from_u128(number), address: profile("c", 3).gossip });
+        let contacts =
+            contacts.map(|peer| Peer { address: SocketAddr::from(([10, 0, 0, peer.id.to_u128() as u8], 1)), ..peer });
+        contacts.into_iter().for_each(|peer| one.contacts.lose(peer, 8));
+        let mut asked = Vec::new();
+        for _ in 0..40 {
+            now = now + one.config.heal_period;
+            one.on_heal_round(now);
+            one.on_join_due(now);
+            for (to, outgoing) in one.outbox.drain(..) {
+                assert!(matches!(outgoing, Outgoing::Whole(Message::JoinRequest { .. })), "{outgoing:?}");
+                asked.extend(matches!(to, Destination::Peer(_)).then_some(to));
+            }
+        }
+        assert!(contacts.iter().all(|peer| asked.contains(&Destination::Peer(*peer))), "each in its turn");
     }
 }

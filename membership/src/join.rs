@@ -128,7 +128,7 @@ impl Membership {
         if self.joiner.is_patient_enough(now, &self.config) {
             // No seed is there: whoever was met before, or has been met meanwhile, will do.
             let met = self.pick_neighbours(OTHERS_ASKED, None);
-            let before: Vec<Peer> = self.contacts.iter().take(OTHERS_ASKED).collect();
+            let before = self.contacts.next_few(OTHERS_ASKED);
             met.into_iter().chain(before).for_each(|peer| self.ask_seed(Destination::Peer(peer)));
         }
         let doubled = self.config.join_retry * (1 << self.joiner.attempts.min(8));
