@@ -36,6 +36,7 @@ use self::links::Links;
 
 mod connections;
 mod driving;
+mod isolation;
 mod ledger;
 mod links;
 mod load;

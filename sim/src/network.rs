@@ -11,6 +11,9 @@ use swimring_membership::{Instant, Rng};
 use crate::conns::Conns;
 use crate::plan::{Bursts, Latency, LinkRule, Pairs, Side};
 
+/// The latency of a link that no rule is for.
+const USUAL: Latency = Latency::Uniform(Duration::from_micros(200), Duration::from_millis(1));
+
 /// Something that changes what passes, while it lasts.
 #[derive(Clone, Debug)]
 pub enum Layer {
@@ -48,6 +51,17 @@ impl Layer {
                 apart.min(places.len() - apart) > places.len().div_ceil(4)
             }),
             Self::Loss(..) | Self::Dup(_) | Self::Reorder(_) | Self::Bursts(..) | Self::Hole(..) => false,
+        }
+    }
+
+    /// Whether it makes a difference to packets between two hosts.
+    fn concerns(&self, a: usize, b: usize) -> bool {
+        match self {
+            Self::Loss(_, Some(hosts)) | Self::Hole(_, Some(hosts)) => hosts.contains(&a) || hosts.contains(&b),
+            Self::Loss(_, None) | Self::Hole(_, None) | Self::Dup(_) | Self::Reorder(_) | Self::Bursts(..) => true,
+            Self::Groups(_) | Self::Oneway(..) | Self::Bridge(..) | Self::Ring(_) => {
+                self.blocks(a, b) || self.blocks(b, a)
+            }
         }
     }
 }
@@ -185,10 +199,28 @@ impl Network {
 
     /// Since when two hosts reach each other both ways; `None` while they do not.
     pub fn reachable_since(&self, a: usize, b: usize) -> Option<Instant> {
-        let blocking = self.layers.iter().filter(|placed| placed.layer.blocks(a, b) || placed.layer.blocks(b, a));
-        blocking
-            .map(|placed| placed.until)
-            .try_fold(Instant::ORIGIN, |latest, until| until.map(|until| latest.max(until)))
+        self.lifted_since(|layer| layer.blocks(a, b) || layer.blocks(b, a))
+    }
+
+    /// Since when nothing but the link itself has decided about packets between two hosts; `None` while something else does.
+    pub fn undisturbed_since(&self, a: usize, b: usize) -> Option<Instant> {
+        self.lifted_since(|layer| layer.concerns(a, b))
+    }
+
+    /// When the last of these layers was lifted; `None` while one of them lies.
+    fn lifted_since(&self, these: impl Fn(&Layer) -> bool) -> Option<Instant> {
+        let mut untils = self.layers.iter().filter(|placed| these(&placed.layer)).map(|placed| placed.until);
+        untils.try_fold(Instant::ORIGIN, |latest, until| until.map(|until| latest.max(until)))
+    }
+
+    /// How long a packet and one that answers it take at most on the link alone; `None` if it loses some.
+    pub fn round_trip(&self, a: usize, b: usize) -> Option<Duration> {
+        let one_way = |from, to| match self.rule(from, to) {
+            Some(rule) if rule.loss > 0 || rule.corrupt > 0 => None,
+            Some(rule) => Some(rule.latency.longest() + rule.reorder),
+            None => Some(USUAL.longest()),
+        };
+        Some(one_way(a, b)? + one_way(b, a)?)
     }
 
     /// The highest loss anywhere now, in millionths.
@@ -250,9 +282,8 @@ impl Network {
         if !self.passes(from, to) {
             return Fate { arrivals: [None; 2], dropped: Some("cut") };
         }
-        let default = Latency::Uniform(Duration::from_micros(200), Duration::from_millis(1));
         let rule = self.rule(from, to).map(|rule| (rule.latency, rule.loss, rule.dup, rule.corrupt, rule.reorder));
-        let (latency, mut loss, mut dup, corrupt, mut reorder) = rule.unwrap_or((default, 0, 0, 0, Duration::ZERO));
+        let (latency, mut loss, mut dup, corrupt, mut reorder) = rule.unwrap_or((USUAL, 0, 0, 0, Duration::ZERO));
         for layer in self.layers.iter().filter(|placed| placed.until.is_none()).map(|placed| &placed.layer) {
             match layer {
                 Layer::Loss(rate, hosts) if hosts.as_ref().is_none_or(|h| h.contains(&from) || h.contains(&to)) => {

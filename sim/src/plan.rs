@@ -82,6 +82,17 @@ pub enum Latency {
     Bimodal(Duration, Duration, u32),
 }
 
+impl Latency {
+    /// The longest that it yields.
+    pub fn longest(self) -> Duration {
+        match self {
+            Self::Const(most) | Self::Uniform(_, most) => most,
+            Self::Exp(mean) => mean * 10,
+            Self::Bimodal(usual, rare, _) => usual.max(rare),
+        }
+    }
+}
+
 /// How messages travel between some nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkRule {

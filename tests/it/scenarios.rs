@@ -248,6 +248,21 @@ fn a_connection_that_the_other_end_gave_up_is_not_kept_when_it_dials_anew() {
 }
 
 #[test]
+fn a_connection_that_was_cut_one_way_for_long_serves_soon_after() {
+    // What one end sends does not arrive, and it hears the other all the time. Each time that its transport tries again it
+    // waits twice as long: 24 s after the cut had ended, calls between the two still failed.
+    let plan = "plan 1
+        world nodes=20 seeds=2
+        link latency=uniform(100us,2ms)
+        load rate=300 keys=uniform(1000) deadline=2s handler=const(1ms) body=16
+        at 20s oneway n5 -> n2 for 70s
+        quiet at 140s core=100%";
+    for seed in [1, 3] {
+        assert!(checks(&tell(plan, seed), Property::F14) >= 20_000);
+    }
+}
+
+#[test]
 fn whoever_ends_while_nearly_all_others_start_anew_is_found_gone() {
     // Four nodes stay. All others restart, meet each other first, and merge with the four: of those some have just ended, and
     // the newcomers do not list whoever has never answered them, so that hardly anybody asked, for more than a minute. Three

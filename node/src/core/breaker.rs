@@ -3,6 +3,10 @@
 //! Handlers take the time that they take, so that an answer which does not come says nothing. What the other's clock
 //! shows is told at once by whatever runs there: a process that says nothing is asked that, and one that does not answer
 //! is handed nothing more. It is asked on (half open), and the first thing that is heard closes the breaker.
+//!
+//! Whoever is silent for long is given up: the transport waits twice as long before each time that it sends something again,
+//! so that a connection on which little came through for a minute may need another minute after the path is whole again. A
+//! new connection does not.
 
 use std::time::Duration;
 
@@ -14,6 +18,8 @@ pub const ASKED_AFTER: Duration = Duration::from_millis(500);
 const OPEN_AFTER: Duration = Duration::from_millis(1_500);
 /// How often it is asked from then on.
 const PROBED_EVERY: Duration = Duration::from_millis(500);
+/// After so much longer its connections are closed: within the usual time of a call, nobody waits on them any more.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(8);
 /// Whoever looks so much later than it had to has stood still itself: the answer may lie unread.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -21,7 +27,19 @@ const LATE: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
     asked: Option<Instant>,
-    open: bool,
+    /// Since when nothing more is handed over.
+    open: Option<Instant>,
+}
+
+/// What is to be done with somebody who says nothing.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// Nothing yet.
+    Wait,
+    /// It is to be asked.
+    Ask,
+    /// Its connections are to be closed.
+    GiveUp,
 }
 
 impl Breaker {
@@ -32,7 +50,7 @@ impl Breaker {
 
     /// Whether nothing more is handed over.
     pub(crate) fn is_open(&self) -> bool {
-        self.open
+        self.open.is_some()
     }
 
     /// Whether an answer is waited for.
@@ -43,18 +61,24 @@ impl Breaker {
     /// When [`look`](Self::look) is to be called. `silent_since`: since when something was waited for and nothing heard.
     pub(crate) fn due(&self, silent_since: Option<Instant>) -> Option<Instant> {
         match self.asked {
-            Some(asked) if self.open => Some(asked + PROBED_EVERY),
+            Some(asked) if self.is_open() => Some(asked + PROBED_EVERY),
             Some(asked) => Some(asked + OPEN_AFTER),
             None => silent_since.map(|since| since + ASKED_AFTER),
         }
     }
 
-    /// Time has passed: whether to ask now.
-    pub(crate) fn look(&mut self, now: Instant, silent_since: Option<Instant>) -> bool {
-        let Some(due) = self.due(silent_since).filter(|due| *due <= now) else { return false };
-        self.open = self.open || (self.asked.is_some() && now.since(due) <= LATE);
-        self.asked = Some(now);
-        true
+    /// Time has passed: what to do now.
+    pub(crate) fn look(&mut self, now: Instant, silent_since: Option<Instant>) -> Look {
+        let Some(due) = self.due(silent_since).filter(|due| *due <= now) else { return Look::Wait };
+        let late = now.since(due) > LATE;
+        let was_asked = self.asked.replace(now).is_some();
+        match self.open {
+            Some(since) if !late && now.since(since) >= GIVEN_UP_AFTER => return Look::GiveUp,
+            Some(_) if late => self.open = Some(now),
+            None if was_asked && !late => self.open = Some(now),
+            _ => {}
+        }
+        Look::Ask
     }
 }
 
@@ -71,23 +95,39 @@ mod tests {
         let mut breaker = Breaker::default();
         let since = Some(at(1_000));
         assert_eq!(breaker.due(since), Some(at(1_500)));
-        assert!(!breaker.look(at(1_499), since));
-        assert!(breaker.look(at(1_500), since) && !breaker.is_open());
+        assert_eq!(breaker.look(at(1_499), since), Look::Wait);
+        assert_eq!((breaker.look(at(1_500), since), breaker.is_open()), (Look::Ask, false));
         assert_eq!(breaker.due(None), Some(at(3_000)), "also when nobody waits any more");
-        assert!(breaker.look(at(3_000), since) && breaker.is_open());
+        assert_eq!((breaker.look(at(3_000), since), breaker.is_open()), (Look::Ask, true));
         assert_eq!(breaker.due(None), Some(at(3_500)));
-        assert!(breaker.look(at(3_500), None));
+        assert_eq!(breaker.look(at(3_500), None), Look::Ask);
         breaker.heard();
         assert!(!breaker.is_open());
         assert_eq!(breaker.due(None), None);
+    }
+
+    /// Looks whenever that is due, beginning with `from`, until something else than asking is to be done.
+    fn look_on(breaker: &mut Breaker, from: Instant) -> (Instant, Look) {
+        let looks = std::iter::successors(Some(from), |now| Some(*now + PROBED_EVERY));
+        let mut looks = looks.map(|now| (now, breaker.look(now, None)));
+        looks.find(|(_, look)| *look != Look::Ask).expect("it does not ask for ever")
+    }
+
+    #[test]
+    fn whoever_is_silent_for_long_is_given_up() {
+        let mut breaker = Breaker::default();
+        assert_eq!(breaker.look(at(500), Some(at(0))), Look::Ask);
+        assert_eq!(look_on(&mut breaker, at(2_000)), (at(10_000), Look::GiveUp));
     }
 
     #[test]
     fn whoever_stood_still_itself_asks_again_first() {
         let mut breaker = Breaker::default();
         let since = Some(at(0));
-        assert!(breaker.look(at(500), since));
-        assert!(breaker.look(at(20_000), since) && !breaker.is_open());
-        assert!(breaker.look(at(21_500), since) && breaker.is_open());
+        assert_eq!(breaker.look(at(500), since), Look::Ask);
+        assert_eq!((breaker.look(at(20_000), since), breaker.is_open()), (Look::Ask, false));
+        assert_eq!((breaker.look(at(21_500), since), breaker.is_open()), (Look::Ask, true));
+        assert_eq!(breaker.look(at(50_000), since), Look::Ask, "the answer may lie unread");
+        assert_eq!(look_on(&mut breaker, at(50_500)), (at(58_000), Look::GiveUp));
     }
 }

@@ -14,7 +14,7 @@ use swimring_membership::codec::{Malformed, Slice};
 use swimring_membership::{Instance, Instant};
 
 use super::backlog::{BYTES_MAX, Backlog, Large};
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Look};
 use super::peers::ConnId;
 use super::timebase::Timebase;
 
@@ -304,9 +304,9 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     /// Ends the attempts whose deadline is here: takes back what was not handed over, and cancels the rest. Asks the other
-    /// whether it is there, if that is due.
+    /// whether it is there, if that is due, and names its connections if it has been silent for too long.
     pub fn expire(&mut self, now: Instant) -> CutOff<T> {
-        let mut over = CutOff { lost: Vec::new(), unsent: Vec::new() };
+        let mut over = CutOff { lost: Vec::new(), unsent: Vec::new(), silent: Vec::new() };
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return over;
         }
@@ -318,8 +318,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             self.send(&Frame::Cancel { seq });
         }
         let silent_since = self.silent_since();
-        if self.is_connected() && self.breaker.look(now, silent_since) {
-            self.ask_clock(now);
+        if self.is_connected() {
+            match self.breaker.look(now, silent_since) {
+                Look::Wait => {}
+                Look::Ask => self.ask_clock(now),
+                Look::GiveUp => over.silent.clone_from(&self.conns),
+            }
         }
         let due = self.breaker.due(silent_since).filter(|_| self.is_connected());
         self.earliest =
@@ -531,7 +535,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
             // The question was on it, or its answer.
             self.ask_clock(now);
         }
-        CutOff { lost, unsent }
+        CutOff { lost, unsent, silent: Vec::new() }
     }
 
     /// The connections on which nothing more will come, for the other has said goodbye and owes no answer on them: the

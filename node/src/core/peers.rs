@@ -487,7 +487,16 @@ impl Peers {
 
     /// Closes a connection whose other end broke the protocol.
     pub fn expel(&mut self, conn: ConnId) {
-        self.commands.push_back(Command::Close { conn, why: Goodbye::Malformed });
+        self.close_one(conn, Goodbye::Malformed);
+    }
+
+    /// Closes a connection on which nothing comes.
+    pub fn give_up(&mut self, conn: ConnId) {
+        self.close_one(conn, Goodbye::Silent);
+    }
+
+    fn close_one(&mut self, conn: ConnId, why: Goodbye) {
+        self.commands.push_back(Command::Close { conn, why });
         self.handle_closed(conn);
     }
 

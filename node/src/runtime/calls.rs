@@ -448,14 +448,16 @@ impl Calls {
     }
 
     /// Ends what is late on any link, and asks who says nothing.
-    fn expire(&self) {
+    fn expire(self: &Arc<Self>) {
         let now = self.clock.now();
         // Whoever queues something from here on is seen below, or lowers it again.
         self.earliest.store(u64::MAX, Ordering::Release);
         let links: Vec<_> = self.links.iter().map(|link| Arc::clone(link.value())).collect();
         for link in links {
-            let (over, earliest, open) = link.queue(|link| (link.expire(now), link.earliest(), link.open_count()));
+            let (to, over, earliest, open) =
+                link.queue(|link| (link.to(), link.expire(now), link.earliest(), link.open_count()));
             let some = !over.lost.is_empty();
+            self.give_up(to, &over.silent);
             PeerLink::report(over, || Report::Late);
             if some {
                 self.close_over(&link);

@@ -285,6 +285,7 @@ pub(crate) fn close_code(why: Goodbye) -> VarInt {
         Goodbye::Full => 5,
         Goodbye::Late => 6,
         Goodbye::Unused => 7,
+        Goodbye::Silent => 8,
     })
 }
 

@@ -25,6 +25,8 @@ pub const HANDSHAKES_REFUSED: &str = "swimring_handshakes_refused_total";
 pub const DIALS_FAILED: &str = "swimring_dials_failed_total";
 /// Connections closed because of bytes that are no message or frame, by class.
 pub const CONNECTIONS_MALFORMED: &str = "swimring_connections_malformed_total";
+/// Connections for calls that were given up, for nothing came on them though it was asked for.
+pub const CONNECTIONS_SILENT: &str = "swimring_connections_silent_total";
 /// Connections, by class.
 pub const CONNECTIONS: &str = "swimring_connections";
 /// How many more repeats of calls this node may make: a tenth of its calls, and ten at most saved up.
@@ -61,6 +63,7 @@ pub fn describe() {
     describe_counter!(HANDSHAKES_REFUSED, "connections of others that were refused");
     describe_counter!(DIALS_FAILED, "dials of this node that failed");
     describe_counter!(CONNECTIONS_MALFORMED, "connections closed because of bytes that are no message");
+    describe_counter!(CONNECTIONS_SILENT, "connections for calls given up, for nothing came on them");
     describe_gauge!(CONNECTIONS, "connections");
     describe_gauge!(REPEATS_LEFT, "repeats of calls that may still be made");
     describe_gauge!(BREAKERS_OPEN, "processes that answer nothing, and are handed no calls until they do");
@@ -127,6 +130,11 @@ pub(crate) fn dial_reason(problem: &DialError) -> &'static str {
         DialError::Connection(quinn::ConnectionError::VersionMismatch) => "version",
         DialError::Connection(_) => "connection",
     }
+}
+
+/// A connection was given up because nothing came on it.
+pub(crate) fn given_up() {
+    counter!(CONNECTIONS_SILENT).increment(1);
 }
 
 /// A connection was closed because of what came on it.

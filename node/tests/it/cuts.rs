@@ -1,4 +1,4 @@
-//! Cuts between real processes: their datagrams are dropped at the sockets, both ways.
+//! Cuts between real processes: their datagrams are dropped at the sockets, both ways or one.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, IoSliceMut, Write};
@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 use swimring::membership::{Event, Preset, Settings};
@@ -32,7 +33,7 @@ fn two_halves_serve_apart_and_become_one_without_a_healthy_member_leaving_a_ring
     let names = ["a", "b", "c", "d", "e", "f"];
     let mut nodes: Vec<Node> = Vec::new();
     for name in names {
-        nodes.push(start(&site, name, nodes.first()));
+        nodes.push(start(&site, name, nodes.first(), IDLE));
     }
     let all: Vec<&Node> = nodes.iter().collect();
     agree(&all, 6);
@@ -73,6 +74,30 @@ fn two_halves_serve_apart_and_become_one_without_a_healthy_member_leaving_a_ring
     }
 }
 
+#[test]
+fn a_connection_that_is_silent_is_given_up_and_a_new_one_serves_once_the_way_is_whole() {
+    let site = Site::new();
+    let mut nodes: Vec<Node> = Vec::new();
+    for name in ["a", "b", "c"] {
+        nodes.push(start(&site, name, nodes.first(), IDLE * 20));
+    }
+    let [a, b, _] = &nodes[..] else { unreachable!("there are three") };
+    agree(&nodes.iter().collect::<Vec<_>>(), 3);
+    let owner = |key: &str| a.ask(&format!("/lookup?key={key}")).map(|found| found["owner"].clone());
+    let mut keys = (0..100).map(|number| format!("k{number}"));
+    let key = keys.find(|key| owner(key).is_some_and(|name| name == "b")).expect("b owns one of so many");
+    assert_eq!(a.put(&key, "before"), 204);
+
+    tell(a, &format!("mute {}", b.places.join(" ")));
+    assert_eq!(a.put(&key, "lost"), 504, "nobody knows whether it ran");
+    a.counts_some("swimring_connections_silent_total", &[]);
+    assert_eq!(a.put(&key, "never sent"), 503);
+    assert_eq!(b.get(&key).as_deref(), Some("before"));
+    tell(a, "heal");
+    eventually("a new connection serves", SOON, || (a.put(&key, "after") == 204).then_some(()));
+    assert_eq!(b.get(&key).as_deref(), Some("after"));
+}
+
 /// Everybody whom a node lists.
 fn listed(node: &Node) -> Vec<String> {
     let members = node.ask("/members").unwrap_or_default();
@@ -86,12 +111,13 @@ fn tell(node: &Node, order: &str) {
 }
 
 /// Starts a process that is [`a_node_that_can_be_cut_off`].
-fn start(site: &Site, name: &str, seed: Option<&Node>) -> Node {
+fn start(site: &Site, name: &str, seed: Option<&Node>, idle: Duration) -> Node {
     site.issue("ca", name, name, "2");
     let mut command = Command::new(std::env::current_exe().expect("a running program has a file"));
     command
         .args(["--exact", "cuts::a_node_that_can_be_cut_off", "--ignored", "--nocapture"])
         .env("IDENTITY", site.at(name))
+        .env("IDLE", idle.as_secs().to_string())
         .env("ADMIN", site.at(&format!("{name}.sock")))
         .env("SEED", seed.map(|seed| seed.gossip.clone()).unwrap_or_default())
         .stdin(Stdio::piped());
@@ -105,7 +131,7 @@ fn a_node_that_can_be_cut_off() {
     if variable("IDENTITY").is_empty() {
         return;
     }
-    let cut = Arc::new(RwLock::new(BTreeSet::new()));
+    let cut = Cut::default();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _within = runtime.enter();
     runtime.spawn(run(variable("IDENTITY"), variable("ADMIN"), variable("SEED"), Arc::clone(&cut)));
@@ -114,19 +140,21 @@ fn a_node_that_can_be_cut_off() {
         let mut words = line.split(' ');
         let order = words.next();
         let places: BTreeSet<SocketAddr> = words.map(|place| place.parse().expect("an address")).collect();
-        assert!(matches!(order, Some("cut" | "heal")), "{line}");
-        *cut.write().expect("no writer panics") = places;
+        assert!(matches!(order, Some("cut" | "mute" | "heal")), "{line}");
+        *cut.write().expect("no writer panics") = (places, order == Some("mute"));
     }
 }
 
 async fn run(identity: String, admin: String, seed: String, cut: Cut) {
+    let idle = std::env::var("IDLE").ok().and_then(|seconds| seconds.parse().ok()).map_or(IDLE, Duration::from_secs);
+    let counted = PrometheusBuilder::new().install_recorder().expect("no other recorder is there");
     let settings = Settings { reap_after: REAP, ..Settings::preset(Preset::Local) };
     let store = Store::default();
     let serving = store.clone();
     let builder = Swimring::builder(identity)
         .listen(SocketAddr::from(([127, 0, 0, 1], 0)))
         .settings(settings)
-        .idle_timeout(IDLE)
+        .idle_timeout(idle)
         .service(SERVICE, handler(move |request| serving.clone().serve(request)))
         .system(Arc::new(Behind(cut)));
     let builder = if seed.is_empty() { builder } else { builder.seed(seed) };
@@ -135,6 +163,7 @@ async fn run(identity: String, admin: String, seed: String, cut: Cut) {
     tokio::spawn(store.follow(node.clone()));
     let address = AdminAddress::Socket(admin.into());
     let serving = Admin::new(node.clone(), 1, CancellationToken::new(), CancellationToken::new());
+    let serving = serving.metrics(Arc::new(move || counted.render()));
     let admin = serving.listen(&address, "".as_ref()).await.expect("the admin socket opens");
     let (gossip, calls) = (node.gossip_address(), node.calls_address().expect("it listens"));
     println!(
@@ -152,9 +181,10 @@ async fn run(identity: String, admin: String, seed: String, cut: Cut) {
     panic!("the events came faster than they could be written down");
 }
 
-type Cut = Arc<RwLock<BTreeSet<SocketAddr>>>;
+/// Which addresses, and whether only what goes there is stopped.
+type Cut = Arc<RwLock<(BTreeSet<SocketAddr>, bool)>>;
 
-/// The operating system behind a wall that lets nothing pass to or from some addresses.
+/// The operating system behind a wall that lets nothing pass to some addresses, or from them.
 struct Behind(Cut);
 
 impl System for Behind {
@@ -186,8 +216,13 @@ struct Wall {
 }
 
 impl Wall {
-    fn stops(&self, address: SocketAddr) -> bool {
-        self.cut.read().expect("no writer panics").contains(&address)
+    fn stops_to(&self, address: SocketAddr) -> bool {
+        self.cut.read().expect("no writer panics").0.contains(&address)
+    }
+
+    fn stops_from(&self, address: SocketAddr) -> bool {
+        let (places, one_way) = &*self.cut.read().expect("no writer panics");
+        !one_way && places.contains(&address)
     }
 }
 
@@ -197,7 +232,7 @@ impl AsyncUdpSocket for Wall {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.stops(transmit.destination) { Ok(()) } else { self.socket.try_send(transmit) }
+        if self.stops_to(transmit.destination) { Ok(()) } else { self.socket.try_send(transmit) }
     }
 
     fn poll_recv(
@@ -208,7 +243,7 @@ impl AsyncUdpSocket for Wall {
     ) -> Poll<io::Result<usize>> {
         let received = self.socket.poll_recv(context, buffers, metas);
         if let Poll::Ready(Ok(count)) = received {
-            metas[..count].iter_mut().filter(|meta| self.stops(meta.addr)).for_each(|meta| meta.len = 0);
+            metas[..count].iter_mut().filter(|meta| self.stops_from(meta.addr)).for_each(|meta| meta.len = 0);
         }
         received
     }

@@ -106,6 +106,9 @@ impl World {
         for token in over.lost {
             self.report(index, token, |call, _, _| call.late(token.attempt));
         }
+        if let Some(app) = &mut self.hosts[index].app {
+            over.silent.into_iter().for_each(|conn| app.peers.give_up(conn));
+        }
         self.close_what_is_over(index, to);
         self.watch_link(index, to);
     }

@@ -12,12 +12,15 @@ use crate::world::World;
 /// What the world knows of every call.
 #[derive(Debug)]
 pub(super) struct Entry {
+    pub(super) made: Instant,
     pub(super) deadline: Instant,
     pub(super) idempotent: bool,
     /// More of its body waits until it has begun; and whether its caller has heard that it has.
     pub(super) duplex: bool,
     pub(super) begun: bool,
     pub(super) executed: u32,
+    /// Nothing was said when it came: there were too many callers, or nobody waited for it.
+    pub(super) passed_over: bool,
     /// How often it was refused for good.
     pub(super) refused: u32,
     /// The cluster had agreed before it began: it must be answered.

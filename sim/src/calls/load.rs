@@ -34,11 +34,13 @@ impl World {
         }
         let process = host.process();
         let entry = Entry {
+            made: self.now,
             deadline: self.now + load.deadline,
             idempotent,
             duplex: false,
             begun: false,
             executed: 0,
+            passed_over: false,
             refused: 0,
             owed: self.is_owed(),
             orderly: self.is_orderly_at(pick, self.now + load.deadline),

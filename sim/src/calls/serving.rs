@@ -12,12 +12,12 @@ const REMEMBERED_EVERY: u64 = 16;
 /// How long a question and its answer take at most, when little is lost.
 const ON_THE_WAY: Duration = Duration::from_secs(2);
 
-/// The longest that a distribution yields.
-fn longest(latency: plan::Latency) -> Duration {
-    match latency {
-        plan::Latency::Const(most) | plan::Latency::Uniform(_, most) => most,
-        plan::Latency::Exp(mean) => mean * 10,
-        plan::Latency::Bimodal(usual, rare, _) => usual.max(rare),
+/// What a caller was told. Bodies are long.
+fn told(outcome: &Outcome<Vec<u8>>) -> String {
+    match outcome {
+        Outcome::Ok(body) => format!("ok, {} bytes", body.len()),
+        Outcome::Executed(error) => format!("ran, and failed with {} bytes", error.len()),
+        failure => format!("{failure:?}"),
     }
 }
 
@@ -172,6 +172,11 @@ impl World {
                 }
             }
             Verdict::Ignore => {
+                if let Some(entry) = body.first_chunk().and_then(|call| self.ledger.get_mut(u64::from_le_bytes(*call)))
+                {
+                    entry.passed_over = true;
+                }
+                let Some(app) = &self.hosts[index].app else { return };
                 let room = app.admission.remembered().callers < app.admission.limits().callers_max;
                 let (me, meant) = (app.me, header.life == app.me.life);
                 let waited = self.waits_for(from, me, header.seq);
@@ -362,7 +367,7 @@ impl World {
         let (deadline, executed) = (entry.deadline, entry.executed);
         *self.ledger.outcomes.entry(kind).or_insert(0) += 1;
         self.ledger.hops_max = self.ledger.hops_max.max(active.call.hops);
-        self.say(|| format!("n{:<4} call {id}: {outcome:?}", index + 1));
+        self.say(|| format!("n{:<4} call {id}: {}", index + 1, told(outcome)));
         self.note(|| Event::Outcome { call: id, outcome: kind.into(), hops: active.call.hops });
         let on_time = self.now <= deadline + LATE || self.may_be_late(index);
         self.check(index, Property::F1, before.is_none() && on_time, || {
@@ -373,14 +378,14 @@ impl World {
                 && self.now + PAUSE.max(no.retry_after().unwrap_or_default() * 2) < deadline
                 && self.hosts[index].app.as_ref().is_some_and(|app| app.budget.left(if no.why().is_moving() { Repeat::Moving } else { Repeat::Trouble }) > 0));
         self.check(index, Property::F16, !gave_up, || {
-            format!("call {id} ended {outcome:?} with time and repeats left")
+            format!("call {id} ended {} with time and repeats left", told(outcome))
         });
         let honest = kind != "not_executed" || executed == 0;
         self.check(index, Property::F3, honest, || {
             format!("call {id} ran {executed} times, and its caller was told that it did not")
         });
         // Longer than any handler of the load, and than what is lost once or twice on the way.
-        let longest = self.plan.load.as_ref().map_or(Duration::ZERO, |load| longest(load.handler));
+        let longest = self.plan.load.as_ref().map_or(Duration::ZERO, |load| load.handler.longest());
         let enough = self.plan.load.as_ref().is_some_and(|load| load.deadline > longest + ON_THE_WAY);
         let reason = match outcome {
             Outcome::NotExecuted(no) => {
@@ -391,7 +396,7 @@ impl World {
             Outcome::Ok(_) | Outcome::Executed(_) => false,
         };
         self.check(index, Property::L5, !(owed && reason), || {
-            format!("call {id} ended {outcome:?} at {} ms, long after the cluster had agreed", since.as_millis())
+            format!("call {id} ended {} at {} ms, long after the cluster had agreed", told(outcome), since.as_millis())
         });
         let failed = match outcome {
             Outcome::NotExecuted(no) => !matches!(no.why(), Why::Refused(Refusal::Invalid)),
@@ -399,10 +404,11 @@ impl World {
             Outcome::Ok(_) | Outcome::Executed(_) => false,
         };
         self.check(index, Property::F11, !(orderly && enough && failed), || {
-            format!("call {id} ended {outcome:?}, and nodes only came and went in good order")
+            format!("call {id} ended {}, and nodes only came and went in good order", told(outcome))
         });
         let right = !matches!(outcome, Outcome::Ok(body) if !body.starts_with(&id.to_le_bytes()));
         self.check(index, Property::F8, right, || format!("call {id} got the answer of another"));
+        self.check_isolation(index, id, &active, outcome);
         self.check(index, Property::F5, active.call.hops <= 2, || format!("call {id} took {} hops", active.call.hops));
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Watch {
     before: BTreeMap<NodeId, Minted>,
 }
 
-/// An incarnation, and when its process was seen last.
+/// An incarnation, and when its process last said something that all seeds could hear of.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Minted {
     incarnation: Incarnation,
@@ -38,7 +38,7 @@ impl Oracle for Watch {
             return;
         };
         let own = control.membership().record().incarnation();
-        let minted = Minted { incarnation: own, seen: facts.now };
+        let minted = Minted { incarnation: own, seen: machine.started };
         let (life, highest) = self.highest.entry(host).or_insert((machine.life, minted));
         if *life != machine.life {
             // Of a life that never joined, nobody has to know.
@@ -51,7 +51,10 @@ impl Oracle for Watch {
             }
             (*life, *highest) = (machine.life, minted);
         }
-        highest.seen = facts.now;
+        let heard = |seed: &Host| facts.network.reachable_since(host, seed.index).is_some();
+        if facts.seeds().filter(|seed| seed.index != host && seed.is_up()).all(heard) {
+            highest.seen = facts.now;
+        }
         if matches!(event, Event::Changed { id, .. } if *id == machine.id) {
             let held = highest.incarnation;
             out.check(facts, Property::M1, &[host], own >= held, || format!("went from {held} to {own}"));

@@ -72,6 +72,7 @@ properties! {
     F11 "While nodes only come and go in good order, no call of those who stay fails."
     F12 "Repeats stay within their share of the calls."
     F13 "Only who is full says so."
+    F14 "Whoever is in trouble holds up no call between two who are well."
     F15 "Nothing is handed to a process that has answered nothing for long."
     F16 "A call ends neither before its time nor long after there is nothing to wait for."
     F17 "What breaks a limit, or is meant for another process, does not run."

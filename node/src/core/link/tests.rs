@@ -304,11 +304,12 @@ fn a_question_that_was_passed_over_is_asked_again_after_a_while() {
 
 /// Looks whenever the link says so, until a time.
 fn wait(link: &mut TestLink, until: Instant) -> CutOff<&'static str> {
-    let mut all = CutOff { lost: Vec::new(), unsent: Vec::new() };
+    let mut all = CutOff { lost: Vec::new(), unsent: Vec::new(), silent: Vec::new() };
     while let Some(due) = link.earliest().filter(|due| *due <= until) {
         let mut over = link.expire(due);
         all.lost.append(&mut over.lost);
         all.unsent.append(&mut over.unsent);
+        all.silent.append(&mut over.silent);
     }
     all
 }
@@ -337,7 +338,10 @@ fn whoever_answers_nothing_is_handed_nothing_more_until_it_does() {
     let Err((_, proof)) = link.enqueue(outbound(later), "too many") else { panic!("enough wait") };
     assert_eq!(proof, NeverSent::testify(Unsent::Silent));
     assert!(take_at(&mut link, at).iter().all(|frame| matches!(frame, Frame::Clock { .. })));
+    let long = NOW + Duration::from_secs(9);
+    assert!(wait(&mut link, long).silent.is_empty());
     let over = wait(&mut link, later);
+    assert_eq!(over.silent.first(), Some(&ConnId(1)), "such a connection is given up");
     assert_eq!(over.lost, ["second"]);
     assert!(over.unsent.iter().all(|(_, proof)| *proof == NeverSent::testify(Unsent::Silent)));
     assert_eq!(over.unsent.len(), HELD_MAX);

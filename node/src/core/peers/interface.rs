@@ -109,6 +109,8 @@ pub enum Goodbye {
     Malformed,
     /// Nothing went over it for a while, and the peer is no neighbour.
     Unused,
+    /// Nothing came over it for long, though it was asked for.
+    Silent,
 }
 
 /// What became of a route.

@@ -201,6 +201,18 @@ impl Calls {
         self.settle();
     }
 
+    /// Closes connections on which nothing comes; what is under way on them is lost.
+    pub(super) fn give_up(self: &Arc<Self>, to: Instance, silent: &[ConnId]) {
+        for conn in silent {
+            tracing::info!(node = %to.node, "gives a connection for calls up: nothing has come on it for long");
+            metrics::given_up();
+            self.lock_peers().give_up(*conn);
+        }
+        if !silent.is_empty() {
+            self.settle();
+        }
+    }
+
     /// The processes that are connected here and gone by this view.
     pub(crate) fn gone(&self, view: &View) -> Vec<Gone> {
         let peers = self.lock_peers();
