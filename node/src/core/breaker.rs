@@ -18,8 +18,10 @@ pub const ASKED_AFTER: Duration = Duration::from_millis(500);
 const OPEN_AFTER: Duration = Duration::from_millis(1_500);
 /// How often it is asked from then on.
 const PROBED_EVERY: Duration = Duration::from_millis(500);
-/// After so much longer its connections are closed: within the usual time of a call, nobody waits on them any more.
+/// After so much longer its connection is given up, if nothing is waited for on it: most calls have ended by then.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(8);
+/// And after so much longer whatever is waited for: it may only have stood still, and answer yet.
+const LOST_AFTER: Duration = Duration::from_secs(28);
 /// Whoever looks so much later than it had to has stood still itself: the answer may lie unread.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -38,7 +40,7 @@ pub(crate) enum Look {
     Wait,
     /// It is to be asked.
     Ask,
-    /// Its connections are to be closed.
+    /// The connection that it was asked on is to be closed.
     GiveUp,
 }
 
@@ -51,6 +53,11 @@ impl Breaker {
     /// Whether nothing more is handed over.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// The connection that it was asked on has ended, and it is asked on another: that one is not given up for it.
+    pub(crate) fn asked_on_another(&mut self, now: Instant) {
+        self.open = self.open.map(|_| now);
     }
 
     /// Whether an answer is waited for.
@@ -67,13 +74,14 @@ impl Breaker {
         }
     }
 
-    /// Time has passed: what to do now.
-    pub(crate) fn look(&mut self, now: Instant, silent_since: Option<Instant>) -> Look {
+    /// Time has passed: what to do now. `pending`: whether something was handed over that is still waited for.
+    pub(crate) fn look(&mut self, now: Instant, silent_since: Option<Instant>, pending: bool) -> Look {
         let Some(due) = self.due(silent_since).filter(|due| *due <= now) else { return Look::Wait };
         let late = now.since(due) > LATE;
         let was_asked = self.asked.replace(now).is_some();
+        let patience = if pending { LOST_AFTER } else { GIVEN_UP_AFTER };
         match self.open {
-            Some(since) if !late && now.since(since) >= GIVEN_UP_AFTER => return Look::GiveUp,
+            Some(since) if !late && now.since(since) >= patience => return Look::GiveUp,
             Some(_) if late => self.open = Some(now),
             None if was_asked && !late => self.open = Some(now),
             _ => {}
@@ -95,39 +103,41 @@ mod tests {
         let mut breaker = Breaker::default();
         let since = Some(at(1_000));
         assert_eq!(breaker.due(since), Some(at(1_500)));
-        assert_eq!(breaker.look(at(1_499), since), Look::Wait);
-        assert_eq!((breaker.look(at(1_500), since), breaker.is_open()), (Look::Ask, false));
+        assert_eq!(breaker.look(at(1_499), since, false), Look::Wait);
+        assert_eq!((breaker.look(at(1_500), since, false), breaker.is_open()), (Look::Ask, false));
         assert_eq!(breaker.due(None), Some(at(3_000)), "also when nobody waits any more");
-        assert_eq!((breaker.look(at(3_000), since), breaker.is_open()), (Look::Ask, true));
+        assert_eq!((breaker.look(at(3_000), since, false), breaker.is_open()), (Look::Ask, true));
         assert_eq!(breaker.due(None), Some(at(3_500)));
-        assert_eq!(breaker.look(at(3_500), None), Look::Ask);
+        assert_eq!(breaker.look(at(3_500), None, false), Look::Ask);
         breaker.heard();
         assert!(!breaker.is_open());
         assert_eq!(breaker.due(None), None);
     }
 
     /// Looks whenever that is due, beginning with `from`, until something else than asking is to be done.
-    fn look_on(breaker: &mut Breaker, from: Instant) -> (Instant, Look) {
+    fn look_on(breaker: &mut Breaker, from: Instant, pending: bool) -> (Instant, Look) {
         let looks = std::iter::successors(Some(from), |now| Some(*now + PROBED_EVERY));
-        let mut looks = looks.map(|now| (now, breaker.look(now, None)));
+        let mut looks = looks.map(|now| (now, breaker.look(now, None, pending)));
         looks.find(|(_, look)| *look != Look::Ask).expect("it does not ask for ever")
     }
 
     #[test]
     fn whoever_is_silent_for_long_is_given_up() {
         let mut breaker = Breaker::default();
-        assert_eq!(breaker.look(at(500), Some(at(0))), Look::Ask);
-        assert_eq!(look_on(&mut breaker, at(2_000)), (at(10_000), Look::GiveUp));
+        assert_eq!(breaker.look(at(500), Some(at(0)), false), Look::Ask);
+        assert_eq!(look_on(&mut breaker, at(2_000), false), (at(10_000), Look::GiveUp));
+        breaker.asked_on_another(at(10_000));
+        assert_eq!(look_on(&mut breaker, at(10_500), true), (at(38_000), Look::GiveUp), "something is waited for");
     }
 
     #[test]
     fn whoever_stood_still_itself_asks_again_first() {
         let mut breaker = Breaker::default();
         let since = Some(at(0));
-        assert_eq!(breaker.look(at(500), since), Look::Ask);
-        assert_eq!((breaker.look(at(20_000), since), breaker.is_open()), (Look::Ask, false));
-        assert_eq!((breaker.look(at(21_500), since), breaker.is_open()), (Look::Ask, true));
-        assert_eq!(breaker.look(at(50_000), since), Look::Ask, "the answer may lie unread");
-        assert_eq!(look_on(&mut breaker, at(50_500)), (at(58_000), Look::GiveUp));
+        assert_eq!(breaker.look(at(500), since, false), Look::Ask);
+        assert_eq!((breaker.look(at(20_000), since, false), breaker.is_open()), (Look::Ask, false));
+        assert_eq!((breaker.look(at(21_500), since, false), breaker.is_open()), (Look::Ask, true));
+        assert_eq!(breaker.look(at(50_000), since, false), Look::Ask, "the answer may lie unread");
+        assert_eq!(look_on(&mut breaker, at(50_500), false), (at(58_000), Look::GiveUp));
     }
 }

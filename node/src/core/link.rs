@@ -137,7 +137,8 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
     }
 
-    fn hear(&mut self, now: Instant) {
+    /// Something has come in, or a part of it.
+    pub fn hear(&mut self, now: Instant) {
         (self.heard, self.asking, self.wanted) = (now, false, None);
         self.breaker.heard();
     }
@@ -176,6 +177,7 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     pub fn keep_clock(&mut self, now: Instant) {
         if std::mem::take(&mut self.used) || self.asking {
             self.ask_clock(now);
+            self.want(now);
         }
     }
 
@@ -304,11 +306,12 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
     }
 
     /// Ends the attempts whose deadline is here: takes back what was not handed over, and cancels the rest. Asks the other
-    /// whether it is there, if that is due, and names its connections if it has been silent for too long.
-    pub fn expire(&mut self, now: Instant) -> CutOff<T> {
-        let mut over = CutOff { lost: Vec::new(), unsent: Vec::new(), silent: Vec::new() };
+    /// whether it is there, if that is due. If it has been silent for too long, also names the connection that the shell is
+    /// to close.
+    pub fn expire(&mut self, now: Instant) -> (CutOff<T>, Option<ConnId>) {
+        let (mut over, mut silent) = (CutOff { lost: Vec::new(), unsent: Vec::new() }, None);
         if self.earliest.is_none_or(|earliest| earliest > now) {
-            return over;
+            return (over, silent);
         }
         let why = if self.breaker.is_open() { Unsent::Silent } else { Unsent::Late };
         over.unsent.extend(self.queued.take_late(now).into_iter().map(|token| (token, NeverSent::testify(why))));
@@ -319,16 +322,16 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         }
         let silent_since = self.silent_since();
         if self.is_connected() {
-            match self.breaker.look(now, silent_since) {
+            match self.breaker.look(now, silent_since, self.pending_count() > 0) {
                 Look::Wait => {}
                 Look::Ask => self.ask_clock(now),
-                Look::GiveUp => over.silent.clone_from(&self.conns),
+                Look::GiveUp => silent = self.preferred(),
             }
         }
         let due = self.breaker.due(silent_since).filter(|_| self.is_connected());
         self.earliest =
             self.queued.deadlines().chain(self.pending.values().map(|pending| pending.deadline)).chain(due).min();
-        over
+        (over, silent)
     }
 
     /// Queues a frame without a body, that nobody waits for.
@@ -534,8 +537,9 @@ impl<T, B: AsRef<[u8]> + Clone> Link<T, B> {
         if self.timebase.is_none() || self.breaker.has_asked() {
             // The question was on it, or its answer.
             self.ask_clock(now);
+            self.breaker.asked_on_another(now);
         }
-        CutOff { lost, unsent, silent: Vec::new() }
+        CutOff { lost, unsent }
     }
 
     /// The connections on which nothing more will come, for the other has said goodbye and owes no answer on them: the

@@ -490,9 +490,13 @@ impl Peers {
         self.close_one(conn, Goodbye::Malformed);
     }
 
-    /// Closes a connection on which nothing comes.
-    pub fn give_up(&mut self, conn: ConnId) {
-        self.close_one(conn, Goodbye::Silent);
+    /// Closes a connection on which nothing comes; whether it was known.
+    pub fn give_up(&mut self, conn: ConnId) -> bool {
+        let known = self.conns.contains_key(&conn);
+        if known {
+            self.close_one(conn, Goodbye::Silent);
+        }
+        known
     }
 
     fn close_one(&mut self, conn: ConnId, why: Goodbye) {

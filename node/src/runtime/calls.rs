@@ -434,17 +434,22 @@ impl Calls {
             })
         });
         let seq = queued.map_err(|(_, proof)| proof)?;
-        let earliest = self.earliest.load(Ordering::Acquire);
         // Where anything is open, links are looked at that often already.
-        let soon = if earliest == u64::MAX { (self.clock.now() + ASKED_AFTER).as_nanos() } else { u64::MAX };
-        if deadline.min(soon) < earliest {
-            self.earliest.fetch_min(deadline.min(soon), Ordering::AcqRel);
-            self.earlier.notify_one();
-        }
+        let nothing = self.earliest.load(Ordering::Acquire) == u64::MAX;
+        let soon = if nothing { (self.clock.now() + ASKED_AFTER).as_nanos() } else { u64::MAX };
+        self.look_by(deadline.min(soon));
         if !connected {
             self.connect(to);
         }
         Ok((seq, receiver))
+    }
+
+    /// Links are looked at by then, in nanoseconds of the clock.
+    fn look_by(&self, at: u64) {
+        if at < self.earliest.load(Ordering::Acquire) {
+            self.earliest.fetch_min(at, Ordering::AcqRel);
+            self.earlier.notify_one();
+        }
     }
 
     /// Ends what is late on any link, and asks who says nothing.
@@ -454,11 +459,13 @@ impl Calls {
         self.earliest.store(u64::MAX, Ordering::Release);
         let links: Vec<_> = self.links.iter().map(|link| Arc::clone(link.value())).collect();
         for link in links {
-            let (to, over, earliest, open) =
-                link.queue(|link| (link.to(), link.expire(now), link.earliest(), link.open_count()));
+            let ((over, silent), earliest, open) =
+                link.queue(|link| (link.expire(now), link.earliest(), link.open_count()));
             let some = !over.lost.is_empty();
-            self.give_up(to, &over.silent);
             PeerLink::report(over, || Report::Late);
+            if let Some(silent) = silent {
+                self.give_up(link.lock().to(), silent);
+            }
             if some {
                 self.close_over(&link);
             }

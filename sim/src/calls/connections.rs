@@ -76,13 +76,15 @@ impl World {
         if !host.stands_still() {
             let now = host.local(self.now);
             let links = host.app.iter_mut().flat_map(|app| app.links.all_mut());
-            let mut idle: Vec<Instance> = Vec::new();
+            let (mut idle, mut asked): (Vec<Instance>, Vec<Instance>) = Default::default();
             for (to, link) in links {
                 if link.is_connected() {
                     link.keep_clock(now);
+                    asked.push(*to);
                 }
                 idle.extend(link.is_idle().then_some(*to));
             }
+            asked.into_iter().for_each(|to| self.watch_link(process.host, to));
             idle.into_iter().for_each(|to| self.drop_link(process.host, to));
             self.pump_calls(process.host);
             self.check_books(process.host);

@@ -101,13 +101,14 @@ impl World {
     pub(super) fn expire(&mut self, index: usize, to: Instance) {
         let now = self.hosts[index].local(self.now);
         let link = self.hosts[index].app.as_mut().and_then(|app| app.links.get_mut(&to));
-        let Some(over) = link.map(|link| link.expire(now)) else { return };
+        let Some((over, silent)) = link.map(|link| link.expire(now)) else { return };
         over.unsent.into_iter().for_each(|(token, proof)| self.on_unsent(index, token, proof));
         for token in over.lost {
             self.report(index, token, |call, _, _| call.late(token.attempt));
         }
-        if let Some(app) = &mut self.hosts[index].app {
-            over.silent.into_iter().for_each(|conn| app.peers.give_up(conn));
+        if let Some(conn) = silent {
+            self.check_given_up(index, to);
+            _ = self.hosts[index].app.as_mut().is_some_and(|app| app.peers.give_up(conn));
         }
         self.close_what_is_over(index, to);
         self.watch_link(index, to);

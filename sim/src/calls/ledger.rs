@@ -1,6 +1,7 @@
 //! Every call ever made, and whether its books are right.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use swimring::forwarder::Running as Held;
 use swimring_membership::{Instant, Phase};
@@ -19,6 +20,8 @@ pub(super) struct Entry {
     pub(super) duplex: bool,
     pub(super) begun: bool,
     pub(super) executed: u32,
+    /// How long its handlers took, if it ran.
+    pub(super) handled: Duration,
     /// Nothing was said when it came: there were too many callers, or nobody waited for it.
     pub(super) passed_over: bool,
     /// How often it was refused for good.

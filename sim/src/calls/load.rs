@@ -40,6 +40,7 @@ impl World {
             duplex: false,
             begun: false,
             executed: 0,
+            handled: Duration::ZERO,
             passed_over: false,
             refused: 0,
             owed: self.is_owed(),

@@ -273,6 +273,9 @@ impl World {
         let Some(app) = &mut host.app else { return };
         let span = draw(&mut app.rng, handler) * slow;
         self.runs += 1;
+        if let Some(entry) = self.ledger.get_mut(call) {
+            entry.handled += span;
+        }
         if let Running::There { permit, on, .. } = &running
             && self.ledger.get(call).is_some_and(|entry| entry.duplex)
             && let Some(link) = app.links.get_mut(&permit.caller())

@@ -9,7 +9,6 @@ use swimring_membership::codec::Blob;
 use swimring_membership::{Instant, NodeId};
 
 use crate::core::backlog::Large;
-use crate::core::peers::ConnId;
 
 /// What is wanted: the same in every attempt of a call. `B` holds bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,8 +68,6 @@ pub struct CutOff<T> {
     pub lost: Vec<T>,
     /// They were not, and will not be.
     pub unsent: Vec<(T, NeverSent)>,
-    /// Nothing has come on these connections for long, though it was asked for: the shell closes them.
-    pub silent: Vec<ConnId>,
 }
 
 /// The beginning of an attempt that goes on: the shell writes it on a stream of its own.

@@ -201,14 +201,11 @@ impl Calls {
         self.settle();
     }
 
-    /// Closes connections on which nothing comes; what is under way on them is lost.
-    pub(super) fn give_up(self: &Arc<Self>, to: Instance, silent: &[ConnId]) {
-        for conn in silent {
+    /// Closes a connection on which nothing comes; what is under way on it is lost.
+    pub(super) fn give_up(self: &Arc<Self>, to: Instance, silent: ConnId) {
+        if self.lock_peers().give_up(silent) {
             tracing::info!(node = %to.node, "gives a connection for calls up: nothing has come on it for long");
             metrics::given_up();
-            self.lock_peers().give_up(*conn);
-        }
-        if !silent.is_empty() {
             self.settle();
         }
     }
@@ -239,6 +236,8 @@ impl Calls {
         for (instance, link) in links {
             if link.lock().is_connected() {
                 link.queue(|link| link.keep_clock(now));
+                let due = link.lock().earliest();
+                due.into_iter().for_each(|due| self.look_by(due.as_nanos()));
             }
             // Held by the table and by this loop alone: nothing runs for it, and no connection is about to be its.
             let unused = |_: &Instance, link: &Arc<PeerLink>| Arc::strong_count(link) <= 2 && link.lock().is_idle();

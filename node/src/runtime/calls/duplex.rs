@@ -109,7 +109,7 @@ async fn exchange(
         () = sending => None,
     };
     let Some((prefix, header)) = last else { return Ok(()) };
-    let Some(body) = read_body(&mut recv, prefix.body_bytes).await else { return Ok(()) };
+    let Some(body) = read_body(&mut recv, prefix.body_bytes, || {}).await else { return Ok(()) };
     match prefix.frame(&header)? {
         Some(frame @ (Frame::Ok { .. } | Frame::Executed { .. })) => {
             let arrival = lane.link.queue(|link| link.handle(lane.calls.clock.now(), lane.conn, frame, body));
@@ -225,7 +225,7 @@ async fn on_stream(lane: &Lane, send: Sending, mut recv: RecvStream) -> Result<(
         metrics::dropped("call");
         return Ok(());
     }
-    let Some(opening) = read_body(&mut recv, prefix.body_bytes).await else { return Ok(()) };
+    let Some(opening) = read_body(&mut recv, prefix.body_bytes, || {}).await else { return Ok(()) };
     let exchange = Exchange { lane: lane.clone(), send, recv };
     // Where less is allowed to any body, less is booked.
     let bytes = (opening.len() + DUPLEX_BYTES).min(lane.calls.body_bytes_max).max(opening.len());

@@ -52,7 +52,7 @@ impl Body {
             Self::Here(body) => Some((body, None)),
             Self::Opening(body, exchange, _) => Some((body, Some(exchange))),
             Self::Coming(mut stream, length) => {
-                let reading = async move { read_body(&mut stream, length).await };
+                let reading = async move { read_body(&mut stream, length, || {}).await };
                 Some((Box::pin(tokio::time::timeout(LARGE_TIMEOUT, reading)).await.ok()??.into(), None))
             }
         }

@@ -330,7 +330,9 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
             let Some(_claimed) = Arriving::claim(&lane.link, seq) else {
                 return Err(Malformed::OutOfRange("a second answer to one attempt"));
             };
-            if let Some(body) = read_body(&mut stream, prefix.body_bytes).await {
+            // Whoever owes so much may pass over small questions meanwhile.
+            let came = || lane.link.queue(|link| link.hear(lane.calls.clock.now()));
+            if let Some(body) = read_body(&mut stream, prefix.body_bytes, came).await {
                 let now = lane.calls.clock.now();
                 let arrival = lane.link.queue(|link| link.handle(now, lane.conn, frame, body));
                 on_arrival(lane, arrival, false, None);
@@ -345,12 +347,13 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
     Ok(())
 }
 
-/// Takes so many bytes, as they come: what was announced is not yet here.
-pub(super) async fn read_body(stream: &mut RecvStream, length: usize) -> Option<Vec<u8>> {
+/// Takes so many bytes, as they come: what was announced is not yet here. `came` is told of every part.
+pub(super) async fn read_body(stream: &mut RecvStream, length: usize, came: impl Fn()) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while body.len() < length {
         let chunk = stream.read_chunk(length - body.len(), true).await.ok()??;
         body.extend_from_slice(&chunk.bytes);
+        came();
     }
     Some(body)
 }
