@@ -225,7 +225,13 @@ impl Network {
 
     /// The highest loss anywhere now, in millionths.
     pub fn worst_loss(&self) -> u32 {
-        let layers = self.active().map(|layer| match layer {
+        self.worst_loss_since(Instant::from_nanos(u64::MAX))
+    }
+
+    /// The highest loss anywhere, now or at any time since then, in millionths.
+    pub fn worst_loss_since(&self, then: Instant) -> u32 {
+        let lay = |placed: &&Placed| placed.until.is_none_or(|until| until > then);
+        let layers = self.layers.iter().filter(lay).map(|placed| match &placed.layer {
             Layer::Loss(rate, _) => *rate,
             Layer::Bursts(bursts, _) => bursts.loss,
             // What is large does not pass at all.
@@ -374,6 +380,16 @@ mod tests {
         assert!(network.passes(0, 1));
         assert_eq!(network.reachable_since(0, 1), Some(Instant::from_millis(5)));
         assert_eq!(network.reachable_since(1, 2), Some(Instant::ORIGIN));
+    }
+
+    #[test]
+    fn a_loss_that_is_over_is_remembered() {
+        let mut network = Network::new(Vec::new(), 1);
+        let hole = network.lay(Layer::Hole(600, None));
+        assert_eq!(network.worst_loss(), 1_000_000);
+        network.lift(Instant::from_millis(5), hole);
+        let since = |ms| network.worst_loss_since(Instant::from_millis(ms));
+        assert_eq!((network.worst_loss(), since(4), since(5)), (0, 1_000_000, 0));
     }
 
     #[test]

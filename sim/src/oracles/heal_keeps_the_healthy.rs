@@ -1,12 +1,12 @@
 //! L13: while a cut heals, and at any other time, no live member leaves the ring of a node that can reach it.
 //!
 //! Only pairs are judged that have reached each other for a while, on machines without trouble of their own,
-//! and only while few packets are lost: then nothing excuses a verdict.
+//! and only while few packets are lost, and were a moment ago: then nothing excuses a verdict.
 
 use std::time::Duration;
 
 use swimring::core::control::ControlEvent;
-use swimring_membership::{Event, State};
+use swimring_membership::{Event, Instant, State};
 
 use super::{Facts, Findings, Oracle, Property};
 
@@ -54,7 +54,9 @@ impl Oracle for Watch {
         let alive = subject.control.as_ref().is_some_and(|control| {
             control.membership().is_confirmed() && control.membership().record().incarnation().boot == incarnation.boot
         });
-        let wrong = alive && reached && well(host) && well(subject.index) && facts.network.worst_loss() <= LOSS_MAX;
+        let lately = Instant::from_nanos(facts.now.as_nanos().saturating_sub(REACHABLE.as_nanos() as u64));
+        let loss = facts.network.worst_loss_since(lately);
+        let wrong = alive && reached && well(host) && well(subject.index) && loss <= LOSS_MAX;
         let index = subject.index;
         out.check(facts, Property::L13, &[host, index], !wrong, || {
             format!("{} is reachable and was removed", subject.name)
