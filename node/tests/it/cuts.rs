@@ -26,6 +26,8 @@ const REAP: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(6);
 /// The bound that is promised for one view after a cut.
 const HEALED: Duration = Duration::from_secs(10);
+/// What a node says once it has carried an order out.
+const DONE: &str = "it is done:";
 
 #[test]
 fn two_halves_serve_apart_and_become_one_without_a_healthy_member_leaving_a_ring() {
@@ -105,9 +107,13 @@ fn listed(node: &Node) -> Vec<String> {
     members.iter().filter_map(|member| member["name"].as_str().map(str::to_owned)).collect()
 }
 
+/// Gives a node an order, and waits until it is carried out.
 fn tell(node: &Node, order: &str) {
+    let done = || node.log().matches(DONE).count();
+    let before = done();
     let mut stdin = node.process.stdin.as_ref().expect("the process takes orders");
     writeln!(stdin, "{order}").expect("the process runs");
+    eventually("the order is carried out", SOON, || (done() > before).then_some(()));
 }
 
 /// Starts a process that is [`a_node_that_can_be_cut_off`].
@@ -142,6 +148,7 @@ fn a_node_that_can_be_cut_off() {
         let places: BTreeSet<SocketAddr> = words.map(|place| place.parse().expect("an address")).collect();
         assert!(matches!(order, Some("cut" | "mute" | "heal")), "{line}");
         *cut.write().expect("no writer panics") = (places, order == Some("mute"));
+        eprintln!("{DONE} {line}");
     }
 }
 
