@@ -1,13 +1,13 @@
 //! The data plane: each call drives its own [`Call`] in the task that asked; what lies between two processes is
 //! a [`Link`], written and read by two tasks a connection.
 //!
-//! Locks are held for synchronous code only, never across an await.
+//! Mutexes are held for synchronous code only, never across an await, and taken in the order of [`rank`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -31,6 +31,7 @@ use super::gossip::Input;
 use super::metrics;
 use super::publisher::Behind;
 use super::pulse::Pulse;
+use super::ranked::{Held, Ranked};
 use super::sabotage;
 use super::service::{self, Begun, Request, Rest, ServiceError, Services};
 use super::system::Clock;
@@ -52,6 +53,18 @@ mod peer_link;
 mod serving;
 pub(super) mod streams;
 mod under_way;
+
+/// The order in which mutexes are taken, if one is taken while another is held. A link is looked up before it is locked.
+mod rank {
+    pub(super) const WAITING: u8 = 0;
+    pub(super) const DIALS: u8 = 1;
+    pub(super) const PEERS: u8 = 2;
+    pub(super) const LINK: u8 = 3;
+    /// Whatever else belongs to one link.
+    pub(super) const BESIDE_LINK: u8 = 4;
+    pub(super) const ADMISSION: u8 = 5;
+    pub(super) const BUDGET: u8 = 6;
+}
 
 /// Most calls of this node under way.
 const CALLS_MAX: u64 = 65_536;
@@ -79,11 +92,6 @@ impl Calls {
             }
         }
     }
-}
-
-/// Locks are held for synchronous code only.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nothing panics while it holds the lock")
 }
 
 /// An answered call.
@@ -150,18 +158,18 @@ pub(crate) struct Calls {
     control: mpsc::Sender<Input>,
     services: Services,
     port: Port,
-    peers: Mutex<Peers>,
+    peers: Ranked<Peers, { rank::PEERS }>,
     links: DashMap<Instance, Arc<PeerLink>, foldhash::fast::RandomState>,
     conns: DashMap<ConnId, (Connection, Instance)>,
-    dials: Mutex<HashMap<DialId, tokio::task::AbortHandle>>,
+    dials: Ranked<HashMap<DialId, tokio::task::AbortHandle>, { rank::DIALS }>,
     /// Attempts that wait for a dial, by peer.
-    waiting: Mutex<HashMap<Peer, Vec<Instance>>>,
-    admission: Mutex<Admission>,
+    waiting: Ranked<HashMap<Peer, Vec<Instance>>, { rank::WAITING }>,
+    admission: Ranked<Admission, { rank::ADMISSION }>,
     /// Calls that wait for a record to be merged.
     merging: Arc<Semaphore>,
     /// Room for answers that wait for whoever does not read.
     unread: Semaphore,
-    budget: Mutex<Budget>,
+    budget: Ranked<Budget, { rank::BUDGET }>,
     rng: Rng,
     next_call: AtomicU64,
     counts: Counts,
@@ -212,15 +220,15 @@ impl Calls {
             control: start.control,
             services: start.services,
             port: start.port,
-            peers: Mutex::new(start.peers),
+            peers: Ranked::new(start.peers),
             links: DashMap::default(),
             conns: DashMap::new(),
-            dials: Mutex::default(),
-            waiting: Mutex::default(),
-            admission: Mutex::new(start.admission),
+            dials: Ranked::default(),
+            waiting: Ranked::default(),
+            admission: Ranked::new(start.admission),
             merging: Arc::new(Semaphore::new(MERGES_MAX)),
             unread: Semaphore::new(UNREAD_BYTES_MAX),
-            budget: Mutex::default(),
+            budget: Ranked::default(),
             rng: start.rng,
             next_call: AtomicU64::new(0),
             counts: Counts::default(),
@@ -272,19 +280,19 @@ impl Calls {
         open as usize + self.lock_admission().running().calls + unwritten
     }
 
-    fn lock_admission(&self) -> MutexGuard<'_, Admission> {
-        lock(&self.admission)
+    fn lock_admission(&self) -> Held<'_, Admission, { rank::ADMISSION }> {
+        self.admission.lock()
     }
 
     /// With what all calls so far have earned.
-    fn lock_budget(&self) -> MutexGuard<'_, Budget> {
-        let mut budget = lock(&self.budget);
+    fn lock_budget(&self) -> Held<'_, Budget, { rank::BUDGET }> {
+        let mut budget = self.budget.lock();
         budget.count(self.next_call.load(Ordering::Relaxed));
         budget
     }
 
-    fn lock_peers(&self) -> MutexGuard<'_, Peers> {
-        lock(&self.peers)
+    fn lock_peers(&self) -> Held<'_, Peers, { rank::PEERS }> {
+        self.peers.lock()
     }
 
     /// Makes one call: exactly one outcome, by the deadline.
@@ -428,7 +436,7 @@ impl Calls {
             link.queue(|held| {
                 let queued = held.enqueue(outbound, report);
                 if let (Ok(seq), Some(duplex)) = (&queued, duplex) {
-                    lock(&link.duplex).insert(*seq, duplex);
+                    link.duplex.lock().insert(*seq, duplex);
                 }
                 (queued, held.is_connected())
             })
@@ -464,7 +472,7 @@ impl Calls {
             let some = !over.lost.is_empty();
             PeerLink::report(over, || Report::Late);
             if let Some(silent) = silent {
-                self.give_up(link.lock().to(), silent);
+                self.give_up(&link, silent);
             }
             if some {
                 self.close_over(&link);
@@ -500,7 +508,7 @@ impl Calls {
         self.ending.cancel();
         self.lock_peers().close();
         // Nobody else ends what waits for a dial now.
-        let waiting: Vec<Instance> = lock(&self.waiting).drain().flat_map(|(_, waiting)| waiting).collect();
+        let waiting: Vec<Instance> = self.waiting.lock().drain().flat_map(|(_, waiting)| waiting).collect();
         waiting.into_iter().for_each(|to| self.give_back(to, Unsent::Unreachable));
         self.tracker.close();
         let _ = tokio::time::timeout(super::system::CLOSE_GRACE, self.tracker.wait()).await;

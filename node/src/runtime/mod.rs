@@ -18,6 +18,7 @@ pub mod node;
 mod once;
 mod publisher;
 mod pulse;
+mod ranked;
 mod sabotage;
 pub mod service;
 mod sieve;

@@ -20,7 +20,7 @@ impl Calls {
         };
         {
             // Held until it is noted who waits: the dial may end at any moment.
-            let mut waiting = lock(&self.waiting);
+            let mut waiting = self.waiting.lock();
             let route = self.lock_peers().route_to_process(self.clock.now(), peer, calls, to.life);
             if self.link(to).lock().is_connected() {
                 return;
@@ -57,12 +57,12 @@ impl Calls {
                 Command::Dial { dial, address, expect } => {
                     let calls = Arc::clone(self);
                     // Held until it is noted: it may end at once.
-                    let mut dials = lock(&self.dials);
+                    let mut dials = self.dials.lock();
                     let task = self.tracker.spawn(async move { calls.dial(dial, address, expect).await });
                     dials.insert(dial, task.abort_handle());
                 }
                 Command::Abort { dial } => {
-                    let task = lock(&self.dials).remove(&dial);
+                    let task = self.dials.lock().remove(&dial);
                     if let Some(task) = task {
                         metrics::dial_failed(Class::Calls, "silent");
                         task.abort();
@@ -95,7 +95,7 @@ impl Calls {
 
     /// The dial of a peer has ended: whoever waits for another process than the one that is there waits in vain.
     fn end_wait(&self, peer: &Peer, there: Option<Instance>, why: Unsent) {
-        let waiting = lock(&self.waiting).remove(peer).unwrap_or_default();
+        let waiting = self.waiting.lock().remove(peer).unwrap_or_default();
         waiting.into_iter().filter(|to| Some(*to) != there && !self.link(*to).lock().is_connected()).for_each(|to| {
             self.give_back(to, why);
         });
@@ -117,7 +117,7 @@ impl Calls {
         let hello = Hello { anew: self.lock_peers().is_anew(dial), ..self.hello() };
         let result = self.port.dial(address, expect, hello).await;
         let now = self.clock.now();
-        lock(&self.dials).remove(&dial);
+        self.dials.lock().remove(&dial);
         match result {
             Ok(established) => {
                 let certified = super::super::tls::certified(&established.connection).ok_or(HelloRefusal::Identity);
@@ -148,7 +148,7 @@ impl Calls {
         let link = self.link(instance);
         self.conns.insert(id, (connection.clone(), instance));
         let writers = Arc::new(Writers::default());
-        lock(&link.writers).push((id, Arc::clone(&writers)));
+        link.writers.lock().push((id, Arc::clone(&writers)));
         let stands = {
             let mut peers = self.lock_peers();
             register(&mut peers, id, &hello);
@@ -162,7 +162,7 @@ impl Calls {
         };
         if !stands {
             // It is closed at once, and nothing on it is looked at.
-            return lock(&link.writers).retain(|(other, _)| *other != id);
+            return link.writers.lock().retain(|(other, _)| *other != id);
         }
         link.wake();
         let peer = hello.peer;
@@ -185,7 +185,7 @@ impl Calls {
 
     fn on_closed(self: &Arc<Self>, conn: ConnId, peer: Peer, link: &PeerLink) {
         self.conns.remove(&conn);
-        lock(&link.writers).retain(|(id, _)| *id != conn);
+        link.writers.lock().retain(|(id, _)| *id != conn);
         let cut = {
             let mut peers = self.lock_peers();
             peers.handle_closed(conn);
@@ -202,9 +202,10 @@ impl Calls {
     }
 
     /// Closes a connection on which nothing comes; what is under way on it is lost.
-    pub(super) fn give_up(self: &Arc<Self>, to: Instance, silent: ConnId) {
+    pub(super) fn give_up(self: &Arc<Self>, link: &PeerLink, silent: ConnId) {
         if self.lock_peers().give_up(silent) {
-            tracing::info!(node = %to.node, "gives a connection for calls up: nothing has come on it for long");
+            let node = link.lock().to().node;
+            tracing::info!(%node, "gives a connection for calls up: nothing has come on it for long");
             metrics::given_up();
             self.settle();
         }

@@ -58,7 +58,7 @@ pub(super) async fn send_duplex(lane: Lane) {
                 _ = lane.connection.closed() => return,
             }
         };
-        let Some(call) = lock(&lane.link.duplex).remove(&opening.seq) else { continue };
+        let Some(call) = lane.link.duplex.lock().remove(&opening.seq) else { continue };
         let (calls, lane) = (Arc::clone(&lane.calls), lane.clone());
         calls.spawn(async move {
             let _place = place;

@@ -2,21 +2,23 @@
 
 use super::*;
 
+type Beside<T> = Ranked<T, { rank::BESIDE_LINK }>;
+
 /// Everything between this process and one other.
 pub(super) struct PeerLink {
-    pub(super) link: Mutex<Link<Token, Bytes>>,
+    pub(super) link: Ranked<Link<Token, Bytes>, { rank::LINK }>,
     /// The writers of its connections, to be told that something waits.
-    pub(super) writers: Mutex<Vec<(ConnId, Arc<Writers>)>>,
+    pub(super) writers: Beside<Vec<(ConnId, Arc<Writers>)>>,
     /// Calls of the other process that have a task here.
-    pub(super) running: Mutex<Running>,
+    pub(super) running: Beside<Running>,
     /// Refusals that wait to be written.
     pub(super) refusals: Refusals,
     /// Told when there may be room for answers again.
     pub(super) room: Notify,
     /// Attempts whose large answers are coming: each once.
-    pub(super) arriving: Mutex<HashSet<u64>>,
+    pub(super) arriving: Beside<HashSet<u64>>,
     /// Attempts that wait for a stream of their own, and what is to follow them.
-    pub(super) duplex: Mutex<HashMap<u64, Arc<DuplexCall>>>,
+    pub(super) duplex: Beside<HashMap<u64, Arc<DuplexCall>>>,
 }
 
 /// The writers of one connection.
@@ -29,12 +31,12 @@ pub(super) struct Writers {
 
 /// When the calls were read whose refusals wait to be written, and how many at once.
 #[derive(Default)]
-pub(super) struct Refusals(Mutex<Vec<(Instant, usize)>>);
+pub(super) struct Refusals(Beside<Vec<(Instant, usize)>>);
 
 impl Refusals {
     /// One more waits.
     pub(super) fn add(&self, read: Instant) {
-        let mut waiting = lock(&self.0);
+        let mut waiting = self.0.lock();
         match waiting.last_mut() {
             Some((last, count)) if *last == read => *count += 1,
             _ => waiting.push((read, 1)),
@@ -43,7 +45,7 @@ impl Refusals {
 
     /// None waits from now on.
     pub(super) fn take(&self) -> Vec<(Instant, usize)> {
-        std::mem::take(&mut lock(&self.0))
+        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -85,18 +87,18 @@ impl Work {
 impl PeerLink {
     pub(super) fn new(link: Link<Token, Bytes>) -> Self {
         Self {
-            link: Mutex::new(link),
-            writers: Mutex::default(),
-            running: Mutex::default(),
+            link: Ranked::new(link),
+            writers: Ranked::default(),
+            running: Ranked::default(),
             refusals: Refusals::default(),
             room: Notify::new(),
-            arriving: Mutex::default(),
-            duplex: Mutex::default(),
+            arriving: Ranked::default(),
+            duplex: Ranked::default(),
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Link<Token, Bytes>> {
-        lock(&self.link)
+    pub(super) fn lock(&self) -> Held<'_, Link<Token, Bytes>, { rank::LINK }> {
+        self.link.lock()
     }
 
     pub(super) fn is_connected_with_work(&self) -> bool {
@@ -140,7 +142,7 @@ impl PeerLink {
 
     /// Every connection's writers are told: those of the one that is kept take it, and of others what goes back on them.
     fn tell(&self, work: Work) {
-        for (_, writers) in lock(&self.writers).iter() {
+        for (_, writers) in self.writers.lock().iter() {
             if work.lanes || work.aside {
                 writers.lanes.notify_one();
             }

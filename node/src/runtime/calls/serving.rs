@@ -418,7 +418,7 @@ fn refuse(link: &PeerLink, on: ConnId, read: Instant, seq: u64, why: Refusal, ow
 /// The caller does not wait any more.
 pub(super) fn on_cancel(lane: &Lane, seq: u64) {
     lane.calls.lock_admission().cancel(lane.from, seq);
-    lock(&lane.link.running).cancel(seq);
+    lane.link.running.lock().cancel(seq);
 }
 
 impl Calls {
@@ -499,7 +499,7 @@ struct Listed {
 impl Listed {
     /// None if it was cancelled already.
     fn list(link: &Arc<PeerLink>, seq: u64) -> Option<Self> {
-        let mut running = lock(&link.running);
+        let mut running = link.running.lock();
         if running.missed.contains(&seq) {
             return None;
         }
@@ -511,6 +511,6 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        lock(&self.link.running).tasks.remove(&self.seq);
+        self.link.running.lock().tasks.remove(&self.seq);
     }
 }

@@ -363,12 +363,12 @@ struct Arriving<'a>(&'a PeerLink, u64);
 
 impl<'a> Arriving<'a> {
     fn claim(link: &'a PeerLink, seq: u64) -> Option<Self> {
-        lock(&link.arriving).insert(seq).then_some(Self(link, seq))
+        link.arriving.lock().insert(seq).then_some(Self(link, seq))
     }
 }
 
 impl Drop for Arriving<'_> {
     fn drop(&mut self) {
-        lock(&self.0.arriving).remove(&self.1);
+        self.0.arriving.lock().remove(&self.1);
     }
 }

@@ -197,7 +197,7 @@ impl UnderWay<'_> {
     fn forget_sent(&mut self) -> Option<Sent> {
         let sent = self.sent.take()?;
         if self.duplex.is_some() {
-            self.calls.known_link(sent.to).into_iter().for_each(|link| _ = lock(&link.duplex).remove(&sent.seq));
+            self.calls.known_link(sent.to).into_iter().for_each(|link| _ = link.duplex.lock().remove(&sent.seq));
         }
         Some(sent)
     }
