@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -41,13 +41,15 @@ use crate::core::peers::{ConnId, DialId, Goodbye, Peers};
 use crate::core::view::View;
 
 use self::connections::{accept, keep_deadlines, keep_time};
-use self::open::Counts;
+use self::local::{Beginning, Threads};
+use self::open::{Counts, Open};
 use self::peer_link::{PeerLink, Writers};
 use self::serving::{MERGES_MAX, Running, UNREAD_BYTES_MAX};
 use self::under_way::UnderWay;
 
 mod connections;
 pub(super) mod duplex;
+mod local;
 mod open;
 mod peer_link;
 mod serving;
@@ -126,23 +128,13 @@ pub(crate) struct Gone {
 /// What a caller wants.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    pub(crate) payload: Arc<Payload<Bytes>>,
+    pub(crate) payload: Payload<Bytes>,
     /// The node that it is for, if it is not for the owner.
     pub(crate) at: Option<NodeId>,
     pub(crate) timeout: Duration,
     pub(crate) idempotent: bool,
     /// Its bodies, if they come in pieces.
     pub(crate) duplex: Option<Arc<DuplexCall>>,
-}
-
-/// How a call of this node begins.
-enum Beginning {
-    /// Its handler has run here, under this fence.
-    Over(u64, Result<Bytes, ServiceError>),
-    /// Its handler has begun here, under this fence, and waits.
-    Waits(u64, Rest),
-    /// It goes the way of all calls, to the owner that was found, if one was looked for.
-    NotYet(Option<Resolution>),
 }
 
 /// The data plane of one node.
@@ -173,6 +165,7 @@ pub(crate) struct Calls {
     rng: Rng,
     next_call: AtomicU64,
     counts: Counts,
+    threads: Threads,
     leaving: AtomicBool,
     /// Large frames that the transport has, and the other end may not.
     unacknowledged: AtomicU64,
@@ -208,6 +201,7 @@ impl Calls {
     /// Starts accepting.
     pub(crate) fn start(start: CallsStart) -> Arc<Self> {
         let body_bytes_max = start.admission.limits().body_bytes_max;
+        let threads = Threads::new(&start.view);
         let calls = Arc::new(Self {
             me: start.me,
             peer: start.peer,
@@ -232,6 +226,7 @@ impl Calls {
             rng: start.rng,
             next_call: AtomicU64::new(0),
             counts: Counts::default(),
+            threads,
             leaving: AtomicBool::new(false),
             unacknowledged: AtomicU64::new(0),
             timers: Notify::new(),
@@ -273,11 +268,16 @@ impl Calls {
         self.lock_admission().stats()
     }
 
+    /// How many calls of this node their handlers have answered.
+    fn succeeded(&self) -> u64 {
+        self.counts.succeeded() + self.threads.succeeded()
+    }
+
     /// Calls under way: of this node, and of others here.
     pub(crate) fn under_way(&self) -> usize {
         let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
         let open = self.counts.open() + self.unacknowledged.load(Ordering::Relaxed);
-        open as usize + self.lock_admission().running().calls + unwritten
+        open as usize + self.threads.in_use() + self.lock_admission().running().calls + unwritten
     }
 
     fn lock_admission(&self) -> Held<'_, Admission, { rank::ADMISSION }> {
@@ -296,84 +296,40 @@ impl Calls {
     }
 
     /// Makes one call: exactly one outcome, by the deadline.
-    pub(crate) async fn call(self: &Arc<Self>, wish: Wish) -> Answered {
-        if let Some(problem) = self.problem_with(&wish) {
-            let outcome = Outcome::NotExecuted(NotExecuted::because(problem));
-            metrics::call_failed(&outcome);
-            return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
-        }
-        let open = self.counts.begin();
-        let _over = wish.duplex.clone().map(Over);
-        let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
-        let answered = match self.begin_here(now, hash, &wish) {
-            Beginning::Over(fence, result) => self.ran_here(fence, outcome_of(result.map_err(|error| error.0))),
-            Beginning::Waits(fence, rest) => {
-                let deadline = now + wish.timeout;
-                self.ran_here(fence, Box::pin(self.end_here(deadline, rest)).await)
+    #[expect(clippy::manual_async_fn, reason = "an async function copies its arguments once more")]
+    pub(crate) fn call(self: &Arc<Self>, mut wish: Wish) -> impl Future<Output = Answered> + Send + '_ {
+        async move {
+            if let Some(problem) = self.problem_with(&wish) {
+                let outcome = Outcome::NotExecuted(NotExecuted::because(problem));
+                metrics::call_failed(&outcome);
+                return Answered { outcome, owner: None, hops: 0, repeats: 0, fence: 0 };
             }
-            Beginning::NotYet(found) => {
-                let mut under_way = UnderWay::new(self, now, wish, hash);
-                under_way.drive(now, found).await
+            let _over = wish.duplex.clone().map(Over);
+            let (now, hash) = (self.clock.now(), self.hash(&wish.payload.key));
+            let (answered, open) = match self.begin_here(now, hash, &mut wish) {
+                Beginning::Over(fence, result) => {
+                    (self.ran_here(fence, outcome_of(result.map_err(|error| error.0))), None)
+                }
+                Beginning::Waits(fence, rest, deadline, open) => {
+                    let outcome = Box::pin(self.end_here(deadline, rest)).await;
+                    (self.ran_here(fence, outcome), Some(open))
+                }
+                Beginning::NotYet(found) => {
+                    let open = self.counts.begin();
+                    let mut under_way = UnderWay::new(self, now, wish, hash);
+                    (under_way.drive(now, found).await, Some(open))
+                }
+            };
+            match &answered.outcome {
+                Outcome::Ok(_) => open.into_iter().for_each(Open::succeeds),
+                failure => metrics::call_failed(failure),
             }
-        };
-        match &answered.outcome {
-            Outcome::Ok(_) => open.succeeds(),
-            failure => metrics::call_failed(failure),
+            answered
         }
-        answered
-    }
-
-    /// Begins a call of this node for a key of its own, without a lock or a queue.
-    fn begin_here(&self, now: Instant, hash: KeyHash, wish: &Wish) -> Beginning {
-        if wish.at.is_some() || sabotage::calls_are_misrouted() {
-            return Beginning::NotYet(None);
-        }
-        let view = self.view.load();
-        let found = view.resolve(hash);
-        let may_begin = found == Resolution::Here && wish.duplex.is_none() && !wish.timeout.is_zero();
-        if !may_begin || !self.is_confirmed(&view, now) {
-            return Beginning::NotYet(Some(found));
-        }
-        let Payload { service, key, body, context, scope, .. } = &*wish.payload;
-        let Some(entry) = self.services.find(service, *scope) else {
-            return Beginning::NotYet(Some(found));
-        };
-        let (fence, scope) = (view.fence(), *scope);
-        let request = Request {
-            key: key.clone(),
-            hash,
-            scope,
-            body: body.clone(),
-            context: context.clone(),
-            caller: self.me,
-            received: now,
-            deadline: now + wish.timeout,
-            view: Arc::clone(&view),
-            fence,
-            duplex: Duplex::default(),
-        };
-        match entry.begin(request) {
-            Begun::Done(result) => Beginning::Over(fence, result),
-            Begun::Waiting(rest) => Beginning::Waits(fence, rest),
-            Begun::Failed(_) | Begun::NotReady(_) => Beginning::NotYet(Some(found)),
-        }
-    }
-
-    /// Brings it to its end, or its deadline.
-    async fn end_here(&self, deadline: Instant, rest: Rest) -> Outcome<Bytes> {
-        tokio::select! {
-            biased;
-            result = service::end(rest) => outcome_of(result),
-            () = self.clock.wait_until(deadline) => Outcome::Unknown(Unknown::Deadline),
-        }
-    }
-
-    fn ran_here(&self, fence: u64, outcome: Outcome<Bytes>) -> Answered {
-        Answered { outcome, owner: Some(self.me.node), hops: 0, repeats: 0, fence }
     }
 
     fn problem_with(&self, wish: &Wish) -> Option<Why> {
-        let Payload { service, key, body, context, duplex, .. } = &*wish.payload;
+        let Payload { service, key, body, context, duplex, .. } = &wish.payload;
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             Some(Why::Invalid("a key has 1 to 1,024 bytes"))
         } else if body.len() > self.body_bytes_max {

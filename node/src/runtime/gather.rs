@@ -44,8 +44,7 @@ impl CallRequest {
     /// The same call for one node.
     fn at(&self, node: NodeId, scope: Scope) -> Wish {
         let mut wish = self.wish.clone();
-        let payload = std::sync::Arc::make_mut(&mut wish.payload);
-        payload.scope = scope;
+        wish.payload.scope = scope;
         Wish { at: Some(node), ..wish }
     }
 }

@@ -58,7 +58,7 @@ impl CallRequest {
     pub fn new(service: impl Into<Cow<'static, str>>, key: impl Into<Bytes>, body: impl Into<Bytes>) -> Self {
         let scope = Scope::Owner;
         let (service, key, body, context) = (service.into(), key.into(), body.into(), Bytes::new());
-        let payload = Arc::new(Payload { service, key, body, scope, context, duplex: false });
+        let payload = Payload { service, key, body, scope, context, duplex: false };
         Self { wish: Wish { payload, at: None, timeout: CALL_TIMEOUT, idempotent: false, duplex: None } }
     }
 
@@ -73,7 +73,7 @@ impl CallRequest {
     /// looks at it. At most [`CONTEXT_BYTES_MAX`](swimring_forwarder::wire::CONTEXT_BYTES_MAX) bytes.
     #[must_use]
     pub fn context(mut self, context: impl Into<Bytes>) -> Self {
-        Arc::make_mut(&mut self.wish.payload).context = context.into();
+        self.wish.payload.context = context.into();
         self
     }
 
@@ -89,7 +89,7 @@ impl CallRequest {
     pub fn duplex(mut self) -> (Self, BodyWriter, BodyReader) {
         let (call, writer, reader) = DuplexCall::new();
         self.wish.duplex = Some(call);
-        Arc::make_mut(&mut self.wish.payload).duplex = true;
+        self.wish.payload.duplex = true;
         (self, writer, reader)
     }
 

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -72,16 +72,6 @@ const CREDIT: Duration = Duration::from_secs(5);
 /// The longest that one call costs.
 const REST_MAX: Duration = Duration::from_secs(10);
 
-/// For how many threads of callers handles are kept.
-const THREADS: usize = 32;
-
-/// Tells threads apart.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
-    NUMBER.with(|number| *number)
-}
-
 /// The services of a node, by name.
 #[derive(Clone, Default)]
 pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Arc<Entry>>>);
@@ -90,9 +80,7 @@ pub(crate) struct Services(Arc<BTreeMap<Arc<str>, Arc<Entry>>>);
 pub(crate) struct Entry {
     service: BoxedService,
     /// Makes a handle with which whoever has a call begins it.
-    make: MakeQuick,
-    /// Handles that callers of this node have used, for those who come next: one for each of a few threads.
-    used: [Mutex<Option<Box<dyn Quick>>>; THREADS],
+    make: Box<dyn Fn() -> Box<dyn Quick> + Send + Sync>,
     /// Whoever reads a call from the network may begin it.
     quick: bool,
     /// It runs calls for other members than owners, too.
@@ -100,8 +88,6 @@ pub(crate) struct Entry {
     /// Until when they are not, all the same; on the node's clock.
     slow_until: AtomicU64,
 }
-
-pub(crate) type MakeQuick = Box<dyn Fn() -> Box<dyn Quick> + Send + Sync>;
 
 impl Entry {
     /// A service whose calls have a task each.
@@ -111,9 +97,15 @@ impl Entry {
         S::Future: Send + 'static,
     {
         let handle = service.clone();
-        let make: MakeQuick = Box::new(move || Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }));
-        let (service, used) = (BoxedService::new(service), Default::default());
-        Self { service, make, used, quick: false, everywhere: false, slow_until: AtomicU64::new(0) }
+        let make =
+            Box::new(move || -> Box<dyn Quick> { Box::new(InPlace { service: handle.clone(), slot: Box::pin(None) }) });
+        Self {
+            service: BoxedService::new(service),
+            make,
+            quick: false,
+            everywhere: false,
+            slow_until: AtomicU64::new(0),
+        }
     }
 
     /// A service whose calls whoever reads them may begin.
@@ -135,30 +127,9 @@ impl Entry {
         self.service.clone()
     }
 
-    /// A handle with which calls are begun where they are read, if they may be now.
-    pub(crate) fn begins_in_place(&self, now: Instant) -> Option<&MakeQuick> {
-        (self.quick && self.slow_until.load(Ordering::Relaxed) <= now.as_nanos()).then_some(&self.make)
-    }
-
-    /// Begins a call of this node's own, and goes as far with it as it goes without waiting. A handler that panics has run,
-    /// and failed.
-    pub(crate) fn begin(&self, request: Request) -> Begun {
-        // Nobody waits for a handle that is in use: a new one does as well.
-        let mut used = self.used[thread_number() % THREADS].try_lock().ok();
-        let mut own = None;
-        let handle = used.as_deref_mut().unwrap_or(&mut own);
-        // A service may panic when it is cloned, too.
-        let begun = catch_unwind(AssertUnwindSafe(|| handle.get_or_insert_with(|| (self.make)()).begin(request)));
-        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_))) {
-            handle.take().into_iter().for_each(drop_caught);
-        }
-        drop(used);
-        own.into_iter().for_each(drop_caught);
-        match begun {
-            Ok(Begun::Failed(error)) => Begun::Done(Err(error)),
-            Ok(begun) => begun,
-            Err(_) => Begun::Done(Err(ServiceError(PANICKED))),
-        }
+    /// Whether calls may be begun where they are read.
+    pub(crate) fn begins_in_place(&self, now: Instant) -> bool {
+        self.quick && self.slow_until.load(Ordering::Relaxed) <= now.as_nanos()
     }
 
     /// A call was begun in place. Returns how long that took. One that took long is paid for with the time that follows,
@@ -175,8 +146,9 @@ impl Entry {
 
 /// Begins calls of one service, one after the other.
 pub(crate) trait Quick: Send {
-    /// Begins a call, and goes as far with it as it goes without waiting.
-    fn begin(&mut self, request: Request) -> Begun;
+    /// Begins a call, and goes as far with it as it goes without waiting. An error: it has not begun, for the handle has failed
+    /// for good, and must go.
+    fn begin(&mut self, request: &mut Option<Request>) -> Result<Begun, ServiceError>;
 }
 
 /// What is left of a call that waits.
@@ -186,12 +158,11 @@ pub(crate) type Rest = Pin<Box<dyn Future<Output = Result<Bytes, ServiceError>> 
 pub(crate) enum Begun {
     /// To its end.
     Done(Result<Bytes, ServiceError>),
-    /// It has not begun, for the handle has failed for good, and must go.
-    Failed(ServiceError),
     /// It has to wait.
     Waiting(Rest),
-    /// It has not begun, for a layer of the service makes it wait. The handle waits with it, and must go.
-    NotReady(Request),
+    /// It has not begun, for a layer of the service makes it wait: the request is where it was. The handle waits with it, and
+    /// must go.
+    NotReady,
 }
 
 /// The place of a call's future is used by one call after the other. The service is not: what one call leaves behind in it, a
@@ -206,15 +177,15 @@ where
     S: Service<Request, Response = Bytes, Error = ServiceError> + Clone + Send,
     S::Future: Send + 'static,
 {
-    fn begin(&mut self, request: Request) -> Begun {
+    fn begin(&mut self, request: &mut Option<Request>) -> Result<Begun, ServiceError> {
         let mut context = Context::from_waker(Waker::noop());
         let mut service = self.service.clone();
         match service.poll_ready(&mut context) {
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Begun::Failed(error),
-            Poll::Pending => return Begun::NotReady(request),
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(Begun::NotReady),
         }
-        let future = service.call(request);
+        let future = service.call(request.take().expect("a call begins once"));
         drop(service);
         self.slot.set(Some(future));
         let polled = self.slot.as_mut().as_pin_mut().map(|future| future.poll(&mut context));
@@ -222,7 +193,7 @@ where
             Some(Poll::Ready(result)) => {
                 // What a layer keeps for as long as its future lives goes now.
                 self.slot.set(None);
-                Begun::Done(result)
+                Ok(Begun::Done(result))
             }
             _ => {
                 let mut begun = std::mem::replace(&mut self.slot, Box::pin(None));
@@ -230,7 +201,7 @@ where
                     Some(future) => future.poll(context),
                     None => Poll::Pending,
                 });
-                Begun::Waiting(Box::pin(rest))
+                Ok(Begun::Waiting(Box::pin(rest)))
             }
         }
     }
@@ -247,31 +218,31 @@ impl Services {
     }
 }
 
-/// Handles of quick services that one reader has of its own.
+/// Handles of services that one reader, or one thread of callers, has of its own.
 #[derive(Default)]
 pub(crate) struct Handles(Vec<(Arc<Entry>, Box<dyn Quick>)>);
 
 impl Handles {
-    /// Begins a call in place, by a handle that `make` makes if there is none. A handler that panics has run, and failed.
-    pub(crate) fn begin(&mut self, entry: &Arc<Entry>, make: &MakeQuick, request: Request) -> Begun {
+    /// Begins a call, and goes as far with it as it goes without waiting. A handler that panics has run, and failed.
+    pub(crate) fn begin(&mut self, entry: &Arc<Entry>, request: &mut Option<Request>) -> Begun {
         let index = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry));
         // A service may panic when it is cloned, too.
         let begun = catch_unwind(AssertUnwindSafe(|| {
             let index = index.unwrap_or_else(|| {
-                self.0.push((Arc::clone(entry), make()));
+                self.0.push((Arc::clone(entry), (entry.make)()));
                 self.0.len() - 1
             });
             self.0[index].1.begin(request)
         }));
-        if !matches!(begun, Ok(Begun::Done(_) | Begun::Waiting(_)))
+        if !matches!(begun, Ok(Ok(Begun::Done(_) | Begun::Waiting(_))))
             && let Some(index) = self.0.iter().position(|(of, _)| Arc::ptr_eq(of, entry))
         {
             let (_, handle) = self.0.swap_remove(index);
             drop_caught(handle);
         }
         match begun {
-            Ok(Begun::Failed(error)) => Begun::Done(Err(error)),
-            Ok(begun) => begun,
+            Ok(Ok(begun)) => begun,
+            Ok(Err(error)) => Begun::Done(Err(error)),
             Err(_) => Begun::Done(Err(ServiceError(PANICKED))),
         }
     }
@@ -361,23 +332,20 @@ mod tests {
     fn a_service_that_is_slow_again_and_again_gets_tasks() {
         let at = Instant::from_millis;
         let quick = Entry::quick(echo());
-        assert!(quick.begins_in_place(at(1)).is_some());
-        assert!(Entry::new(echo()).begins_in_place(at(1)).is_none(), "only those that say they are quick");
+        assert!(quick.begins_in_place(at(1)));
+        assert!(!Entry::new(echo()).begins_in_place(at(1)), "only those that say they are quick");
         let now = at(100_000);
         assert_eq!(quick.began_in_place(now, now + SLOW), SLOW);
         quick.began_in_place(now, now + Duration::from_millis(20));
-        assert!(quick.begins_in_place(now + Duration::from_millis(21)).is_some(), "the thread may have stood still");
+        assert!(quick.begins_in_place(now + Duration::from_millis(21)), "the thread may have stood still");
         let mut later = now;
-        while quick.begins_in_place(later).is_some() {
+        while quick.begins_in_place(later) {
             quick.began_in_place(later, later + Duration::from_millis(20));
             later = later + Duration::from_millis(20);
         }
         assert!(later.since(now) < Duration::from_millis(100), "but not that often");
-        assert!(quick.begins_in_place(later + Duration::from_secs(2)).is_some(), "it may try again");
+        assert!(quick.begins_in_place(later + Duration::from_secs(2)), "it may try again");
         quick.began_in_place(at(200_000), at(2_000_000));
-        assert!(
-            quick.begins_in_place(at(2_010_000)).is_some(),
-            "the machine may have slept: that is no reason for long"
-        );
+        assert!(quick.begins_in_place(at(2_010_000)), "the machine may have slept: that is no reason for long");
     }
 }

@@ -299,7 +299,7 @@ pub(super) async fn keep_time(calls: Arc<Calls>) {
             }
             () = calls.timers.notified() => {}
             _ = observe.tick() => {
-                metrics::observe_success(calls.counts.succeeded());
+                metrics::observe_success(calls.succeeded());
                 let (stats, running, remembered) = {
                     let admission = calls.lock_admission();
                     (admission.stats(), admission.running(), admission.remembered())

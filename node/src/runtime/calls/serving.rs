@@ -14,7 +14,7 @@ use super::super::bodies::Duplex;
 use super::super::gossip::Ask;
 use super::super::node::CALL_TIMEOUT_MAX;
 use super::super::sabotage;
-use super::super::service::{self, Begun, BoxedService, Entry, Handles, MakeQuick, Request, ServiceError};
+use super::super::service::{self, Begun, BoxedService, Entry, Handles, Request, ServiceError};
 use super::connections::Lane;
 use super::duplex::Exchange;
 use super::streams::{LARGE_TIMEOUT, read_body};
@@ -106,10 +106,9 @@ impl Reader {
         !self.spare.is_zero()
     }
 
-    /// Begins a call that was admitted just now.
-    fn begin(&mut self, clock: &Clock, entry: &Arc<Entry>, make: &MakeQuick, request: Request) -> Begun {
-        let from = request.received;
-        let begun = self.handles.begin(entry, make, request);
+    /// Begins a call that was admitted just now, at `from`.
+    fn begin(&mut self, clock: &Clock, from: Instant, entry: &Arc<Entry>, request: &mut Option<Request>) -> Begun {
+        let begun = self.handles.begin(entry, request);
         let to = clock.now();
         self.spare = self.spare.saturating_sub(entry.began_in_place(from, to));
         self.now = Some(to);
@@ -270,15 +269,16 @@ fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: B
     // Whatever it says: no call takes longer.
     let deadline = latest.min(now + CALL_TIMEOUT_MAX + CLOCKS_APART);
     let reader = reader.filter(|reader| reader.has_time_left() && !calls.leaving.load(Ordering::Relaxed));
-    let in_place = entry.begins_in_place(now).filter(|_| !sabotage::calls_run_twice());
-    match (body, reader, in_place) {
-        (Body::Here(body), Some(reader), Some(make)) => {
+    let in_place = entry.begins_in_place(now) && !sabotage::calls_run_twice();
+    match (body, reader) {
+        (Body::Here(body), Some(reader)) if in_place => {
             let fence = view.fence();
-            let request = asked.request(body, lane.from, (now, latest), view);
-            let begun = reader.begin(&calls.clock, entry, make, request);
+            let mut request = Some(asked.request(body, lane.from, (now, latest), view));
+            let begun = reader.begin(&calls.clock, now, entry, &mut request);
             if let Some(begun) = reader.take_answer(begun, seq, fence) {
                 let place = Place::new(lane, permit);
-                go_on(lane, seq, deadline, Box::pin(end(place, Arc::clone(entry), latest, fence, begun)));
+                let ending = end(place, Arc::clone(entry), latest, fence, begun, request);
+                go_on(lane, seq, deadline, Box::pin(ending));
             } else {
                 // It began a moment ago, and has not waited.
                 calls.lock_admission().complete(now, permit);
@@ -293,12 +293,13 @@ fn admit(lane: &Lane, read: Instant, header: CallHeader<'_>, seen: Seen, body: B
 }
 
 /// Brings a call that was begun in place to its end.
-async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun: Begun) {
+async fn end(place: Place, entry: Arc<Entry>, latest: Instant, fence: u64, begun: Begun, request: Option<Request>) {
     match begun {
-        Begun::Failed(ServiceError(error)) => finish(place, fence, Err(error)).await,
         Begun::Done(result) => finish(place, fence, result.map_err(|error| error.0)).await,
         Begun::Waiting(begun) => finish(place, fence, service::end(begun).await).await,
-        Begun::NotReady(Request { key, hash, scope, context, body, received: read, .. }) => {
+        Begun::NotReady => {
+            let request = request.expect("what has not begun was not taken");
+            let Request { key, hash, scope, context, body, received: read, .. } = request;
             let asked = Asked { key, hash, scope, context };
             run(Admitted { place, entry, asked, read, latest }, Body::Here(body)).await;
         }

@@ -34,7 +34,18 @@ impl<'a> UnderWay<'a> {
         let number = calls.next_call.fetch_add(1, Ordering::Relaxed);
         let spec = CallSpec { deadline: now + timeout, idempotent };
         let call = Call::new(spec, CallConfig::default(), calls.rng.fork(number));
-        Self { calls, call, payload, duplex, at, hash, sent: None, record: None, owner: None, fence: 0 }
+        Self {
+            calls,
+            call,
+            payload: Arc::new(payload),
+            duplex,
+            at,
+            hash,
+            sent: None,
+            record: None,
+            owner: None,
+            fence: 0,
+        }
     }
 
     /// From its beginning, `now`, when an owner may have been `found`, to its outcome. What seldom happens has a place of its
