@@ -277,6 +277,12 @@ impl Host {
         Process { host: self.index, life: self.life }
     }
 
+    /// Whether it is in its cluster, or knows members from before: it needs no seed.
+    pub(crate) fn finds_others(&self) -> bool {
+        let joined = self.control.as_ref().is_some_and(|control| control.membership().is_joined());
+        joined || !self.disk.contacts.is_empty()
+    }
+
     /// Whether a process runs (perhaps standing still).
     pub fn is_up(&self) -> bool {
         self.control.is_some()

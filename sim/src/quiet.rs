@@ -33,8 +33,14 @@ impl World {
     /// Chaos is over: a random core is healed and started, the rest is gone for good.
     pub(crate) fn quiet(&mut self) {
         let share = self.plan.quiet.map_or(100, |quiet| quiet.core);
-        let mut hosts: Vec<usize> =
-            (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0 && self.is_of_world(*host)).collect();
+        let hosts = (0..self.hosts.len()).filter(|host| self.hosts[*host].life > 0 && self.is_of_world(*host));
+        let has_seed = hosts.clone().any(|host| host < self.plan.world.seeds);
+        // A seed whose name went to a machine elsewhere is gone for good, and nobody else lets newcomers in.
+        let (mut hosts, mut lost): (Vec<usize>, Vec<usize>) =
+            hosts.partition(|host| has_seed || self.hosts[*host].finds_others());
+        if hosts.is_empty() {
+            std::mem::swap(&mut hosts, &mut lost);
+        }
         self.rng.shuffle(&mut hosts);
         let least = (hosts.len() * share as usize).div_ceil(100).max(1);
         let size = least + self.rng.index(hosts.len() - least + 1);
@@ -42,12 +48,12 @@ impl World {
         if let Some(seed) = hosts.iter().position(|host| *host < self.plan.world.seeds) {
             hosts.swap(0, seed);
         }
-        let gone = hosts.split_off(size);
+        let gone = hosts.split_off(size).into_iter().chain(lost);
         hosts.sort_unstable();
         self.say(|| format!("quiet: the core is {:?}", hosts.iter().map(|host| host + 1).collect::<Vec<_>>()));
         self.note(|| Event::Quiet { core: hosts.clone() });
         self.network.lift_all(self.now);
-        gone.into_iter().for_each(|host| self.kill(host));
+        gone.for_each(|host| self.kill(host));
         self.core = Some(hosts.clone());
         self.quiet_at = self.now;
         for host in hosts {

@@ -212,6 +212,25 @@ fn a_seed_that_returns_lets_in_whoever_has_waited_for_it() {
 }
 
 #[test]
+fn whoever_finds_no_seed_because_its_name_has_moved_is_owed_nothing() {
+    // A copy of the state directory takes the name of a seed that stands still, elsewhere: nobody is at the seed's address
+    // any more, and the two who come later wait for ever.
+    let plan = "plan 1
+        world nodes=9 seeds=1 arcs=2^8
+        load rate=24
+        at 10s upgrade n1
+        at 20s pause n1 for 5s
+        at 22182ms twin n1 memory=kept
+        at 40s join 2 over 1s
+        quiet at 60s core=100%
+        expect converged<=20s served=all";
+    for seed in 1..4 {
+        let world = tell(plan, seed);
+        assert_eq!(world.core().map(<[usize]>::len), Some(9));
+    }
+}
+
+#[test]
 fn thirty_percent_loss_removes_nobody() {
     let plan = "plan 1
         world nodes=20 seeds=2

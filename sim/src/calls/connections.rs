@@ -47,6 +47,8 @@ impl World {
         let Some(instance) = app.conns.remove(&conn) else {
             return;
         };
+        // What was heard on it until now was of the process that is at the other end of those that are left.
+        app.unheard.retain(|left, _| app.conns.get(left) != Some(&instance));
         let Some(link) = app.links.get_mut(&instance) else {
             return;
         };
