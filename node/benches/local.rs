@@ -1,8 +1,8 @@
 //! A call whose owner is the caller's own node: what it costs beside the handler alone and a lookup of its key, in the same
 //! run.
 //!
-//! `cargo bench -p swimring --bench local -- [--json]`. One node, one thread, a handler that gives its body back. The
-//! contenders take turns, in rounds; every round is reported, and the median of the ratios.
+//! `cargo bench -p swimring --bench local -- [--json]`. One node, one thread, and then two at once; a handler that gives its
+//! body back. The contenders take turns, in rounds; every round is reported, and the median of the ratios.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,24 +53,32 @@ fn main() {
         let lookup = runtime.block_on(timed(laps, async |index| {
             assert!(std::hint::black_box(node.owner(&keys[index])).is_ok());
         }));
-        let call = runtime.block_on(timed(laps, async |index| {
-            let answered = node.call(requests[index].clone()).await;
-            assert!(matches!(answered.outcome, Outcome::Ok(_)));
-        }));
+        let calls = || {
+            runtime.block_on(timed(laps, async |index| {
+                let answered = node.call(requests[index].clone()).await;
+                assert!(matches!(answered.outcome, Outcome::Ok(_)));
+            }))
+        };
+        let call = calls();
+        let of_two = std::thread::scope(|scope| {
+            let threads = [scope.spawn(calls), scope.spawn(calls)];
+            threads.map(|thread| thread.join().expect("the calls succeed")).iter().sum::<f64>() / 2.0
+        });
         let ratio = (call - alone) / lookup;
         if !json {
             println!(
-                "round {round}: handler alone {alone:.0} ns, lookup {lookup:.0} ns, call {call:.0} ns: {ratio:.1} lookups"
+                "round {round}: handler alone {alone:.0} ns, lookup {lookup:.0} ns, call {call:.0} ns ({of_two:.0} ns in two \
+                 threads at once): {ratio:.1} lookups"
             );
         }
-        rows.push((alone, lookup, call, ratio));
+        rows.push((alone, lookup, call, of_two, ratio));
     }
-    let mut ratios: Vec<f64> = rows.iter().map(|row| row.3).collect();
+    let mut ratios: Vec<f64> = rows.iter().map(|row| row.4).collect();
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
     if json {
-        let rows = rows.iter().map(|(alone, lookup, call, ratio)| {
-            json!({ "handler_ns": alone, "lookup_ns": lookup, "call_ns": call, "ratio": ratio })
+        let rows = rows.iter().map(|(alone, lookup, call, of_two, ratio)| {
+            json!({ "handler_ns": alone, "lookup_ns": lookup, "call_ns": call, "call_of_two_threads_ns": of_two, "ratio": ratio })
         });
         println!("{}", json!({ "rounds": rows.collect::<Vec<_>>(), "median_ratio": median }));
     } else {
