@@ -1,7 +1,8 @@
 //! The data plane: each call drives its own [`Call`] in the task that asked; what lies between two processes is
 //! a [`Link`], written and read by two tasks a connection.
 //!
-//! Mutexes are held for synchronous code only, never across an await, and taken in the order of [`rank`].
+//! Mutexes are held for synchronous code only, never across an await, and taken in the order of [`rank`]. No code of an
+//! application runs meanwhile, but for what a thread keeps for itself (`local.rs`), which nobody waits for.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -275,9 +276,11 @@ impl Calls {
 
     /// Calls under way: of this node, and of others here.
     pub(crate) fn under_way(&self) -> usize {
+        // In the order in which a call goes from one to the next, so that none is missed on its way.
+        let here = self.threads.in_use() + self.counts.open() as usize;
+        let running = self.lock_admission().running().calls;
         let unwritten = self.links.iter().filter(|link| link.is_connected_with_work()).count();
-        let open = self.counts.open() + self.unacknowledged.load(Ordering::Relaxed);
-        open as usize + self.threads.in_use() + self.lock_admission().running().calls + unwritten
+        here + running + unwritten + self.unacknowledged.load(Ordering::Relaxed) as usize
     }
 
     fn lock_admission(&self) -> Held<'_, Admission, { rank::ADMISSION }> {
@@ -314,8 +317,7 @@ impl Calls {
                     let outcome = Box::pin(self.end_here(deadline, rest)).await;
                     (self.ran_here(fence, outcome), Some(open))
                 }
-                Beginning::NotYet(found) => {
-                    let open = self.counts.begin();
+                Beginning::NotYet(found, open) => {
                     let mut under_way = UnderWay::new(self, now, wish, hash);
                     (under_way.drive(now, found).await, Some(open))
                 }

@@ -248,7 +248,7 @@ impl Handles {
     }
 }
 
-/// With a connection go its handles.
+/// With a connection, or a node, go its handles.
 impl Drop for Handles {
     fn drop(&mut self) {
         self.0.drain(..).for_each(|(_, handle)| drop_caught(handle));

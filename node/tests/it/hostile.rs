@@ -56,7 +56,11 @@ impl Scene {
 
     /// As [`greet`](Self::greet), with what was answered.
     fn meet(&self, place: &str, alpn: &[u8], class: Class) -> (Dialled, Hello) {
-        let mut dialled = self.dial(place, alpn);
+        let dialled = self.dial(place, alpn);
+        self.introduce(dialled, class)
+    }
+
+    fn introduce(&self, mut dialled: Dialled, class: Class) -> (Dialled, Hello) {
         let mut bytes = Vec::new();
         self.hello(class).encode(&mut bytes);
         let answer = self.runtime.block_on(async {
@@ -363,5 +367,27 @@ fn a_large_body_that_ends_early_runs_nothing() {
     assert_eq!(scene.a.get(&key), None, "half a value is none");
     send(2, usize::MAX);
     eventually("the whole value", SOON, || scene.b.get(&key).filter(|value| value.len() == 100_000));
+    scene.goes_on();
+}
+
+#[test]
+fn whoever_takes_no_answers_is_refused_and_everybody_else_is_served() {
+    let scene = Scene::new();
+    let key = scene.key_of_a();
+    assert_eq!(scene.b.put(&key, &"v".repeat(8 << 20)), 204);
+    // It lets nobody open a stream to it, and long answers have streams of their own.
+    let mut config = client(Some(&scene.identity()), CALLS);
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_concurrent_uni_streams(0u8.into());
+    config.transport_config(Arc::new(transport));
+    let dialled = scene.runtime.block_on(Dialled::to(&scene.a.places[1], config)).expect("the certificate is good");
+    let (mut dialled, a) = scene.introduce(dialled, Class::Calls);
+    let header = call("kv", &key, &a);
+    for seq in 1..=20 {
+        let mut frame = Vec::new();
+        Frame::Call(CallHeader { seq, ..header }).encode(&Command::Get.encode(&[]), &mut frame);
+        scene.runtime.block_on(dialled.send.write_all(&frame)).expect("it can be sent");
+    }
+    scene.a.counts_some("swimring_refusal_seconds_count", &[]);
     scene.goes_on();
 }

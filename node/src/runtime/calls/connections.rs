@@ -18,25 +18,24 @@ impl Calls {
         let Some((peer, calls)) = address else {
             return self.give_back(to, Unsent::Unreachable);
         };
-        {
+        let route = {
             // Held until it is noted who waits: the dial may end at any moment.
             let mut waiting = self.waiting.lock();
             let route = self.lock_peers().route_to_process(self.clock.now(), peer, calls, to.life);
             if self.link(to).lock().is_connected() {
                 return;
             }
-            match route {
-                Route::Dialling => {
-                    let waiting = waiting.entry(peer).or_default();
-                    if !waiting.contains(&to) {
-                        waiting.push(to);
-                    }
-                }
-                // With a connection, and the link not on it: it has said goodbye.
-                Route::Connected(_) | Route::Unreachable | Route::Refused => {
-                    self.give_back(to, Unsent::Unreachable);
+            if route == Route::Dialling {
+                let waiting = waiting.entry(peer).or_default();
+                if !waiting.contains(&to) {
+                    waiting.push(to);
                 }
             }
+            route
+        };
+        // With a connection, and the link not on it: it has said goodbye.
+        if matches!(route, Route::Connected(_) | Route::Unreachable | Route::Refused) {
+            self.give_back(to, Unsent::Unreachable);
         }
         self.settle();
     }

@@ -37,7 +37,7 @@ pub(super) enum Beginning<'a> {
     /// Its handler has begun here, under this fence, and waits, until the deadline at most.
     Waits(u64, Rest, Instant, Open<'a>),
     /// It goes the way of all calls, to the owner that was found, if one was looked for.
-    NotYet(Option<Resolution>),
+    NotYet(Option<Resolution>, Open<'a>),
 }
 
 impl Kept {
@@ -82,21 +82,28 @@ impl Calls {
     /// waiting.
     pub(super) fn begin_here(&self, now: Instant, hash: KeyHash, wish: &mut Wish) -> Beginning<'_> {
         if wish.at.is_some() || sabotage::calls_are_misrouted() {
-            return Beginning::NotYet(None);
+            return Beginning::NotYet(None, self.counts.begin());
         }
         let own = self.threads.own();
-        let Ok(mut kept) = own.kept.try_lock() else {
-            // A handler makes this call while it begins, or there are many threads.
-            let open = self.counts.begin();
-            let beginning = self.begin_with(&mut Kept::new(&self.view), now, hash, wish);
-            if matches!(beginning, Beginning::Over(_, Ok(_))) {
-                open.succeeds();
-            }
-            return beginning;
+        let mut kept = match own.kept.try_lock() {
+            Ok(kept) => kept,
+            // What an application made panicked as it was dropped.
+            Err(TryLockError::Poisoned(kept)) => kept.into_inner(),
+            Err(TryLockError::WouldBlock) => return self.begin_apart(now, hash, wish),
         };
         let beginning = self.begin_with(&mut kept, now, hash, wish);
         if matches!(beginning, Beginning::Over(_, Ok(_))) {
             own.count();
+        }
+        beginning
+    }
+
+    /// A handler makes this call while it begins, or there are many threads: nothing is kept of it.
+    fn begin_apart(&self, now: Instant, hash: KeyHash, wish: &mut Wish) -> Beginning<'_> {
+        let open = self.counts.begin();
+        let beginning = self.begin_with(&mut Kept::new(&self.view), now, hash, wish);
+        if matches!(beginning, Beginning::Over(_, Ok(_))) {
+            open.succeeds();
         }
         beginning
     }
@@ -106,10 +113,10 @@ impl Calls {
         let found = view.resolve(hash);
         let may_begin = found == Resolution::Here && wish.duplex.is_none() && !wish.timeout.is_zero();
         if !may_begin || !self.is_confirmed(view, now) {
-            return Beginning::NotYet(Some(found));
+            return Beginning::NotYet(Some(found), self.counts.begin());
         }
         let Some(entry) = self.services.find(&wish.payload.service, wish.payload.scope) else {
-            return Beginning::NotYet(Some(found));
+            return Beginning::NotYet(Some(found), self.counts.begin());
         };
         let (fence, deadline) = (view.fence(), now + wish.timeout);
         let Payload { key, body, context, scope, .. } = &mut wish.payload;
@@ -133,7 +140,7 @@ impl Calls {
                 if let Some(request) = request {
                     (*key, *body, *context) = (request.key, request.body, request.context);
                 }
-                Beginning::NotYet(Some(found))
+                Beginning::NotYet(Some(found), self.counts.begin())
             }
         }
     }

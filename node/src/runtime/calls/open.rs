@@ -1,8 +1,9 @@
-//! How many calls of this node are open. Every call counts twice, at its beginning and at its end, and no more.
+//! How many calls of this node are open, but for those that begin and end where they are made (`local.rs`): each of the
+//! others counts twice, at its beginning and at its end, and no more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Calls of this node so far.
+/// Calls of this node so far, but for those.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     begun: AtomicU64,

@@ -344,7 +344,8 @@ async fn run(call: Admitted, body: Body) {
     }
     if link.lock().is_choked() {
         drop(place);
-        return refuse(&link, on, read, seq, calls.lock_admission().overloaded(now), None);
+        let why = calls.lock_admission().overloaded(now);
+        return refuse(&link, on, read, seq, why, None);
     }
     let fence = view.fence();
     let request = asked.request(body, place.permit().caller(), (now, latest), view);

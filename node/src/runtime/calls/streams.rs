@@ -363,12 +363,32 @@ struct Arriving<'a>(&'a PeerLink, u64);
 
 impl<'a> Arriving<'a> {
     fn claim(link: &'a PeerLink, seq: u64) -> Option<Self> {
-        link.arriving.lock().insert(seq).then_some(Self(link, seq))
+        // What is not claimed must not be given back.
+        let is_first = link.arriving.lock().insert(seq);
+        is_first.then(|| Self(link, seq))
     }
 }
 
 impl Drop for Arriving<'_> {
     fn drop(&mut self) {
         self.0.arriving.lock().remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_answer_is_claimed_by_one_stream_until_that_has_ended() {
+        let to = Instance { node: NodeId::from_u128(1), life: 1 };
+        let link = PeerLink::new(Link::new(Instant::ORIGIN, to, LinkLimits::default()));
+        let first = Arriving::claim(&link, 1);
+        assert!(first.is_some());
+        assert!(Arriving::claim(&link, 1).is_none());
+        assert!(Arriving::claim(&link, 1).is_none(), "whoever was refused has given nothing back");
+        assert!(Arriving::claim(&link, 2).is_some(), "others are another attempt's");
+        drop(first);
+        assert!(Arriving::claim(&link, 1).is_some());
     }
 }

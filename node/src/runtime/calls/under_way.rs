@@ -217,9 +217,10 @@ impl UnderWay<'_> {
 /// The call has its outcome, or its caller has gone away: nothing of it stays behind.
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if let Some(Sent { to, seq, .. }) = self.forget_sent()
-            && let Some(link) = self.calls.known_link(to)
-        {
+        let Some(Sent { to, seq, report, .. }) = self.forget_sent() else { return };
+        // Nobody is woken while the link is held.
+        drop(report);
+        if let Some(link) = self.calls.known_link(to) {
             link.queue(|link| link.abandon(seq));
             self.calls.close_over(&link);
         }
