@@ -336,9 +336,9 @@ impl Flow {
         }
     }
 
-    /// Whether something waits for room in the window.
-    pub(crate) fn is_blocked(&self) -> bool {
-        !(self.pieces.is_empty() && self.datagrams.is_empty())
+    /// Whether something waits for what acknowledgements say: for room in the window, or to be sent again.
+    pub(crate) fn wants_acks(&self) -> bool {
+        !(self.pieces.is_empty() && self.datagrams.is_empty()) || self.backoff > 0
     }
 
     /// When the sender last heard anything of the other end; also by what came the other way.

@@ -74,11 +74,11 @@ impl World {
         self.set_timer(conn, mine);
     }
 
-    /// A sender that has no room in its window goes on once the other end acknowledges what it owes: that is settled
-    /// when somebody looks, so somebody looks then.
+    /// A sender that has no room in its window, or has long heard nothing, goes on once the other end acknowledges what it
+    /// owes: that is settled when somebody looks, so somebody looks then.
     fn wait_for_ack(&mut self, conn: u64, mine: usize) {
         let flow = self.network.conns.get(conn).map(|held| &held.flows[mine]);
-        let due = flow.filter(|flow| flow.is_blocked()).and_then(Flow::ack_due);
+        let due = flow.filter(|flow| flow.wants_acks()).and_then(Flow::ack_due);
         // What is overdue is owed by a process that stands still.
         if let Some(due) = due.filter(|due| *due > self.now) {
             self.schedule(due, Happening::Timer { conn, end: mine });
@@ -88,15 +88,13 @@ impl World {
     fn set_timer(&mut self, conn: u64, mine: usize) {
         let now = self.now;
         let Some(held) = self.network.conns.get_mut(conn).filter(|held| held.ends[mine].open) else { return };
-        if held.flows[mine].timer.is_some() {
-            return;
-        }
         match held.flows[mine].look(now) {
-            Look::Idle => {}
-            Look::Wait(due) => {
+            // It may have been set when little was heard, and be far away.
+            Look::Wait(due) if held.flows[mine].timer.is_none_or(|set| set > due) => {
                 held.flows[mine].timer = Some(due);
                 self.schedule(due, Happening::Timer { conn, end: mine });
             }
+            Look::Idle | Look::Wait(_) => {}
             Look::Probe(packet) => {
                 self.put_on_wire(conn, mine, packet);
                 self.set_timer(conn, mine);
@@ -161,7 +159,7 @@ impl World {
         let Some(held) = self.network.conns.get_mut(conn) else { return };
         let flow = &mut held.flows[mine];
         flow.acknowledge(arrives);
-        if let Some(at) = arrives.filter(|_| flow.is_blocked()) {
+        if let Some(at) = arrives.filter(|_| flow.wants_acks()) {
             self.schedule(at, Happening::Timer { conn, end: mine });
         }
     }
