@@ -27,6 +27,10 @@ use crate::core::control::Control;
 use crate::core::hello::Class;
 use crate::core::peers::{Peers, PeersConfig};
 
+/// The shortest time for which a connection may be silent: QUIC takes zero for ever, and asks whether anybody is there a few
+/// times meanwhile.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+
 /// Why a node could not start; the operator's fault, or the machine's.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -191,8 +195,10 @@ impl Builder {
     }
 
     /// How long a connection may be silent before it counts as lost: 10 min for gossip, which must be longer than
-    /// the time between two probes of one member, and 2 min for calls, unless one value for both is given here.
+    /// the time between two probes of one member, and 2 min for calls, unless one value for both is given here: at least
+    /// 1 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        let timeout = timeout.max(IDLE_MIN);
         self.idle = IdleTimeouts { gossip: timeout, calls: timeout };
         self
     }

@@ -358,6 +358,11 @@ impl Calls {
         view.is_confirmed() && self.pulse.beats(now)
     }
 
+    /// The same, at this moment.
+    pub(crate) fn is_confirmed_now(&self, view: &View) -> bool {
+        self.is_confirmed(view, self.clock.now())
+    }
+
     fn link(&self, to: Instance) -> Arc<PeerLink> {
         self.at_link(to, Arc::clone)
     }

@@ -92,7 +92,7 @@ impl DialError {
     }
 }
 
-/// The TLS alerts about certificates: 42 to 48, 113 to 116, carried as QUIC errors 0x100 and up.
+/// The TLS alerts that a certificate or its proof leads to: 42 to 51, 113 to 116, carried as QUIC errors 0x100 and up.
 fn is_certificate_alert(code: TransportErrorCode) -> bool {
     let code: u64 = code.into();
     matches!(code.checked_sub(0x100), Some(42..=51 | 113..=116))

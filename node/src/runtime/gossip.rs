@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use quinn::Connection;
 use swimring_membership::codec::BODY_BYTES_MAX;
 use swimring_membership::wire::ENVELOPE_BYTES;
-use swimring_membership::{Delivery, Event, NodeId, Peer, Phase, Profile, State};
+use swimring_membership::{Delivery, Event, InvalidProfile, NodeId, Peer, Phase, Profile, State};
 use swimring_ring::Placement;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::endpoint::{Established, GREETINGS_MAX, Port, TransportKeys, close_code};
 use super::metrics;
@@ -80,12 +82,15 @@ pub(crate) enum Ask {
     Seeds(Vec<SocketAddr>),
     /// Take no keys any more; answered once the published view says so.
     Drain(oneshot::Sender<()>),
-    Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<Result<(), swimring_membership::InvalidProfile>>),
+    Profile(Box<dyn FnOnce(&mut Profile) + Send>, oneshot::Sender<ProfileChanged>),
     /// Say goodbye; answered when it is on its way.
     Leave(oneshot::Sender<()>),
     /// End without a word.
     Close,
 }
+
+/// What came of a change of the profile, or the panic that it ended with.
+pub(crate) type ProfileChanged = std::thread::Result<Result<(), InvalidProfile>>;
 
 /// The application's side of the gossip thread.
 pub(crate) struct Gossip {
@@ -189,6 +194,10 @@ impl Driver {
         let mut forget = tokio::time::interval(WARN_AGAIN_EVERY);
         let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
         let mut beat = tokio::time::interval(BEAT_EVERY);
+        // Whoever stood still makes up for nothing.
+        for ticks in [&mut observe, &mut beat] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         self.settle();
         loop {
             let deadline = self.control.poll_timeout();
@@ -305,7 +314,9 @@ impl Driver {
                 self.merged.push(done);
             }
             Ask::Profile(change, done) => {
-                let _ = done.send(self.control.command(now, |membership| membership.update_profile(now, change)));
+                // What an application gives may panic: nothing has changed then, and the node goes on.
+                let state = || self.control.command(now, |membership| membership.update_profile(now, change));
+                let _ = done.send(catch_unwind(AssertUnwindSafe(state)));
             }
             Ask::Leave(done) => {
                 self.control.command(now, |membership| membership.leave(now));

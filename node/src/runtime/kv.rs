@@ -28,6 +28,9 @@ const TTL_S_MAX: u64 = 3_155_760_000;
 /// Most bytes of keys and values of a node.
 pub const BYTES_MAX: usize = 1 << 30;
 
+/// How often a full store looks for values whose time is over: it looks at all of them.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// What is asked of the service. Encoded as JSON with the value behind it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Command {
@@ -94,6 +97,8 @@ struct Entries {
     /// The last ring that the entries were held against, and its fence.
     ring: Option<Arc<Ring>>,
     fence: u64,
+    /// When it was last looked for values whose time is over.
+    swept: Option<Instant>,
 }
 
 /// The entries of one node.
@@ -239,7 +244,8 @@ impl Entries {
             let another = replaced == 0 && entries.by_key.len() >= ENTRIES_MAX;
             another || entries.bytes - replaced + added > BYTES_MAX
         };
-        if is_full(self) {
+        if is_full(self) && self.swept.is_none_or(|swept| now.since(swept) >= SWEEP_EVERY) {
+            self.swept = Some(now);
             self.expire_all(now);
         }
         if is_full(self) {

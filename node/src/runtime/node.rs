@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,7 +195,7 @@ impl Swimring {
     /// Whether this node is in its cluster and takes keys.
     pub fn is_ready(&self) -> bool {
         let view = self.view();
-        view.is_confirmed()
+        self.0.calls.is_confirmed_now(&view)
             && view
                 .member(view.me().node)
                 .is_some_and(|own| own.record.phase() == Phase::Ready && own.state.is_present())
@@ -207,16 +208,25 @@ impl Swimring {
 
     /// States new tags, or a new zone or weight.
     ///
+    /// `change` runs in the thread that gossips: it must not block.
+    ///
     /// # Errors
     /// If a limit is broken; nothing changed.
+    ///
+    /// # Panics
+    /// If `change` does; nothing changed.
     pub async fn update_profile(
         &self,
         change: impl FnOnce(&mut Profile) + Send + 'static,
     ) -> Result<(), InvalidProfile> {
         let (done, result) = oneshot::channel();
         self.ask(Ask::Profile(Box::new(change), done)).await;
-        // A node that has ended has nothing to state.
-        result.await.unwrap_or(Ok(()))
+        match result.await {
+            Ok(Ok(changed)) => changed,
+            Ok(Err(panic)) => resume_unwind(panic),
+            // A node that has ended has nothing to state.
+            Err(_) => Ok(()),
+        }
     }
 
     async fn ask(&self, ask: Ask) {
@@ -258,7 +268,7 @@ impl Swimring {
         self.0.gossip.inbox.closed().await;
     }
 
-    /// Ends without a word, as a crash would.
+    /// Ends at once: others lose the connections, and find out the rest as after a crash.
     pub async fn close(&self) {
         self.0.calls.close().await;
         self.ask(Ask::Close).await;

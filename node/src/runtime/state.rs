@@ -188,7 +188,9 @@ fn write(path: &Path, stored: &Stored) -> io::Result<()> {
     let mut file = fs::File::create(&beside)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, path)
+    fs::rename(&beside, path)?;
+    // The name, too, must be there after the power fails.
+    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The library, as an application links it: two nodes in this process, over real QUIC.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -91,6 +92,19 @@ fn a_cluster_places_keys_as_it_says() {
     assert_eq!(pair.one.hash(b"k"), pair.two.hash(b"k"));
     let answered = pair.call(CallRequest::new("echo", pair.key_of(&pair.two), "x"));
     assert_eq!((answered.outcome, answered.hops), (Outcome::Ok("x".into()), 1));
+}
+
+#[test]
+fn a_change_of_the_profile_that_panics_is_its_callers_and_the_node_goes_on() {
+    let pair = Pair::new(|builder| builder);
+    let change = pair.one.update_profile(|_| panic!("as asked"));
+    assert!(catch_unwind(AssertUnwindSafe(|| pair.runtime.block_on(change))).is_err());
+    let weigh = pair.one.update_profile(|profile| profile.weight = 3);
+    pair.runtime.block_on(weigh).expect("a weight may be 3");
+    let of_one = || pair.two.view().member(id(&pair.one)).map(|member| member.record.profile().weight);
+    eventually("the other node hears of it", SOON, || (of_one() == Some(3)).then_some(()));
+    pair.runtime.block_on(pair.one.close());
+    eventually("whoever has ended takes no keys", SOON, || (!pair.one.is_ready()).then_some(()));
 }
 
 #[test]

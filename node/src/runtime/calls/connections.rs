@@ -1,6 +1,7 @@
 //! The connections of the data plane: dialling, greeting, adopting, forgetting.
 
 use swimring_forwarder::Repeat;
+use tokio::time::MissedTickBehavior;
 
 use super::super::endpoint::{Established, GREETINGS_MAX, close_code};
 use super::streams::{keep_lane, open_lanes, receive_large, send_large};
@@ -288,6 +289,10 @@ pub(super) async fn accept(calls: Arc<Calls>) {
 pub(super) async fn keep_time(calls: Arc<Calls>) {
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     let mut observe = tokio::time::interval(metrics::OBSERVE_EVERY);
+    // Whoever stood still makes up for nothing.
+    for ticks in [&mut housekeeping, &mut observe] {
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     loop {
         let next = calls.lock_peers().poll_timeout();
         tokio::select! {

@@ -29,6 +29,9 @@ pub(super) struct Writers {
     pub(super) duplex: Notify,
 }
 
+/// Most moments that are told apart while refusals wait: whoever sends calls and never reads all that waits for it makes more.
+const MOMENTS_MAX: usize = 1_024;
+
 /// When the calls were read whose refusals wait to be written, and how many at once.
 #[derive(Default)]
 pub(super) struct Refusals(Beside<Vec<(Instant, usize)>>);
@@ -37,8 +40,9 @@ impl Refusals {
     /// One more waits.
     pub(super) fn add(&self, read: Instant) {
         let mut waiting = self.0.lock();
+        let is_full = waiting.len() >= MOMENTS_MAX;
         match waiting.last_mut() {
-            Some((last, count)) if *last == read => *count += 1,
+            Some((last, count)) if *last == read || is_full => *count += 1,
             _ => waiting.push((read, 1)),
         }
     }
