@@ -1,6 +1,6 @@
 //! Asking a running node, and showing its answer.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -31,14 +31,14 @@ pub(super) fn run(at: &At, request: Request) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return ExitCode::from(OWN_FAULT);
         }
     };
     match runtime.block_on(ask(at, &request)) {
         Ok(answer) => show(at, &request, &answer),
         Err(problem) => {
-            eprintln!("swimring: no answer from {}: {problem}", at.admin);
+            remark!("swimring: no answer from {}: {problem}", at.admin);
             ExitCode::from(REFUSED)
         }
     }
@@ -97,7 +97,7 @@ fn show(at: &At, request: &Request, answer: &Answer) -> ExitCode {
     match shown {
         Ok(()) => verdict(request, answer),
         Err(problem) => {
-            eprintln!("swimring: the answer is not understood: {problem}");
+            remark!("swimring: the answer is not understood: {problem}");
             ExitCode::from(OWN_FAULT)
         }
     }
@@ -114,7 +114,7 @@ fn verdict(request: &Request, answer: &Answer) -> ExitCode {
 }
 
 fn failed(answer: &Answer) -> ExitCode {
-    eprint!("swimring: {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    remark!("swimring: {}: {}", answer.status, String::from_utf8_lossy(&answer.body).trim_end());
     ExitCode::from(match answer.status {
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => USAGE,
         // It ran, and failed.
@@ -132,14 +132,18 @@ fn show_value(at: &At, request: &Request, answer: &Answer) -> ExitCode {
         }
         StatusCode::OK => {
             let written = std::io::stdout().write_all(&answer.body).and_then(|()| std::io::stdout().flush());
-            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(OWN_FAULT) }
+            match written {
+                Err(problem) if problem.kind() != ErrorKind::BrokenPipe => ExitCode::from(OWN_FAULT),
+                // Whoever reads no more has seen enough.
+                _ => ExitCode::SUCCESS,
+            }
         }
         StatusCode::NO_CONTENT => ExitCode::SUCCESS,
         StatusCode::NOT_FOUND => {
             if at.json {
                 say!("{}", line(answer, None));
             }
-            eprintln!("swimring: nothing is stored under this key");
+            remark!("swimring: nothing is stored under this key");
             ExitCode::from(WRONG)
         }
         _ => failed(answer),

@@ -8,6 +8,14 @@ macro_rules! say {
     }};
 }
 
+/// Prints a line on standard error. Whoever reads that no more loses what is said there, and nothing else.
+macro_rules! remark {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 mod admin;
 mod client;
 mod demo;
@@ -164,20 +172,17 @@ pub(crate) fn main() -> ExitCode {
 fn certs_command(command: &Certs) -> ExitCode {
     let result = match command {
         Certs::Ca { cluster, out } => certs::make_authority(cluster, out).map(|()| {
-            eprintln!(
-                "made the authority of cluster {cluster} in {}: keep ca.key and cluster.key secret",
-                out.display()
-            );
+            remark!("made the authority of cluster {cluster} in {}: keep ca.key and cluster.key secret", out.display());
         }),
         Certs::Issue { ca, name, out, hosts, days } => certs::issue(ca, name, hosts, *days, out).map(|()| {
-            eprintln!("made the identity of node {name} in {}", out.display());
+            remark!("made the identity of node {name} in {}", out.display());
         }),
         Certs::Show { file } => certs::describe(file).map(|text| say!("{text}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             ExitCode::from(REFUSED)
         }
     }

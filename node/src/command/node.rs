@@ -123,7 +123,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
     let filter = match EnvFilter::try_new(&args.log) {
         Ok(filter) => filter,
         Err(problem) => {
-            eprintln!("swimring: --log {}: {problem}", args.log);
+            remark!("swimring: --log {}: {problem}", args.log);
             return ExitCode::from(USAGE);
         }
     };
@@ -141,7 +141,7 @@ pub(super) fn run(args: NodeArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return ExitCode::from(OWN_FAULT);
         }
     };
@@ -165,7 +165,7 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
     let render = match record(dropped) {
         Ok(render) => render,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return ExitCode::from(OWN_FAULT);
         }
     };
@@ -175,7 +175,7 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
         Some(host) => match look_up(host, args.listen).await {
             Ok(address) => Some(address),
             Err(problem) => {
-                eprintln!("swimring: --advertise {host}: {problem}");
+                remark!("swimring: --advertise {host}: {problem}");
                 return ExitCode::from(REFUSED);
             }
         },
@@ -185,14 +185,14 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
     let http = match listen_http(&args).await {
         Ok(http) => http,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return ExitCode::from(REFUSED);
         }
     };
     let node = match start(&args, store.clone(), &state, advertised).await {
         Ok(started) => started,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return start_code(&problem);
         }
     };
@@ -200,13 +200,13 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
     tokio::spawn(store.follow(node.clone()));
     let (leave, left) = (CancellationToken::new(), CancellationToken::new());
     if let Err(problem) = announce(&args, &node, http, &state, (&leave, &left), &render).await {
-        eprintln!("swimring: {problem}");
+        remark!("swimring: {problem}");
         node.leave(GRACE).await;
         return ExitCode::from(REFUSED);
     }
     let orderly = tokio::select! {
         () = node.ended() => {
-            eprintln!("swimring: the gossip of this node has ended by itself");
+            remark!("swimring: the gossip of this node has ended by itself");
             return ExitCode::from(OWN_FAULT);
         }
         () = terminated() => true,
@@ -214,7 +214,7 @@ async fn serve(args: NodeArgs, dropped: ErrorCounter) -> ExitCode {
         () = stdin_closed(args.until_stdin_closes) => false,
         why = lost_name(&mut events) => {
             node.close().await;
-            eprintln!("swimring: {why}");
+            remark!("swimring: {why}");
             return ExitCode::from(REFUSED);
         }
     };

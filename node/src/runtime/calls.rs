@@ -72,6 +72,9 @@ mod rank {
 /// Most calls of this node under way.
 const CALLS_MAX: u64 = 65_536;
 
+/// What is said in the place of an answer that is longer than it may be, here or there: its handler has run.
+const ANSWER_TOO_LONG: &[u8] = b"the answer is too long";
+
 /// What becomes of an attempt.
 #[derive(Debug)]
 enum Report {

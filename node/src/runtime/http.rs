@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use swimring_forwarder::wire::Refusal;
@@ -27,7 +28,7 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1_024 * 1_024 - 1_024;
 /// Where the value begins in an answer to a get: behind the mark and the number of writes.
 const VALUE_AT: usize = 5;
 
-/// Most bytes of bodies in memory for requests under way.
+/// Most bytes of bodies in memory for requests under way, and of values that are on their way back.
 const BODIES_BYTES_MAX: usize = 256 * 1_024 * 1_024;
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,11 +71,12 @@ async fn serve(State(service): State<Http>, request: Request) -> Response {
         }
     };
     let mut call = CallRequest::new(SERVICE, key, command.encode(&body));
+    drop(body);
     if command == Command::Get {
         call = call.idempotent();
     }
     let answered = service.node.call(call).await;
-    let mut response = respond(&command, &answered);
+    let mut response = respond(&command, &answered, &service.room);
     let owner = answered.owner.and_then(|id| name_of(&service.node, id));
     mark(owner, &answered, response.headers_mut());
     response
@@ -129,9 +131,7 @@ async fn take(room: &Arc<Semaphore>, mut body: Body) -> Result<(Vec<u8>, Option<
             return Err(Box::new((StatusCode::PAYLOAD_TOO_LARGE, text).into_response()));
         }
         let Ok(more) = Arc::clone(room).try_acquire_many_owned(data.len() as u32) else {
-            metrics::http_refused("busy");
-            let text = "too many bodies are under way\n";
-            return Err(Box::new((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], text).into_response()));
+            return Err(Box::new(busy()));
         };
         match &mut held {
             Some(held) => held.merge(more),
@@ -140,6 +140,28 @@ async fn take(room: &Arc<Semaphore>, mut body: Body) -> Result<(Vec<u8>, Option<
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, held))
+}
+
+fn busy() -> Response {
+    metrics::http_refused("busy");
+    let text = "too many bodies are under way\n";
+    (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")], text).into_response()
+}
+
+/// A value on its way back, with the room that it takes until all of it is sent, or the client has gone.
+struct Sent(Bytes, #[expect(dead_code, reason = "it is only held")] OwnedSemaphorePermit);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn send(room: &Arc<Semaphore>, value: Bytes) -> Response {
+    match Arc::clone(room).try_acquire_many_owned(value.len() as u32) {
+        Ok(held) => (StatusCode::OK, Bytes::from_owner(Sent(value, held))).into_response(),
+        Err(_) => busy(),
+    }
 }
 
 /// The key in the path, as bytes.
@@ -161,13 +183,13 @@ fn ttl_of(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
     seconds.map(Some).ok_or("x-ttl-s is a number of seconds, at least 1\n")
 }
 
-fn respond(command: &Command, answered: &Answered) -> Response {
+fn respond(command: &Command, answered: &Answered, room: &Arc<Semaphore>) -> Response {
     match &answered.outcome {
         Outcome::Ok(body) => {
             let found = body.first().is_some_and(|first| first & !MISROUTED != ABSENT);
             match (command, found) {
                 (_, false) => StatusCode::NOT_FOUND.into_response(),
-                (Command::Get, true) => (StatusCode::OK, body.slice(VALUE_AT.min(body.len())..)).into_response(),
+                (Command::Get, true) => send(room, body.slice(VALUE_AT.min(body.len())..)),
                 (_, true) => StatusCode::NO_CONTENT.into_response(),
             }
         }

@@ -63,23 +63,8 @@ impl Pair {
     }
 }
 
-fn id(node: &Swimring) -> NodeId {
+pub(crate) fn id(node: &Swimring) -> NodeId {
     node.view().me().node
-}
-
-#[test]
-fn a_large_body_goes_there_and_comes_back() {
-    let pair = Pair::new(|builder| builder.service("echo", handler(async |request: Request| Ok(request.body))));
-    for size in [0, 65_536, 65_537, 1 << 20, 16 << 20] {
-        let body: Bytes = (0..size).map(|at: u32| (at % 251) as u8).collect();
-        for (owner, hops) in [(&pair.one, 0), (&pair.two, 1)] {
-            let answered = pair.call(CallRequest::new("echo", pair.key_of(owner), body.clone()));
-            assert!(answered.outcome == Outcome::Ok(body.clone()), "{size} bytes: {answered:?}");
-            assert_eq!((answered.hops, answered.owner), (hops, Some(id(owner))));
-        }
-    }
-    let answered = pair.call(CallRequest::new("echo", "k", vec![0; (16 << 20) + 1]));
-    assert!(matches!(answered.outcome, Outcome::NotExecuted(no) if matches!(no.why(), Why::Invalid(_))));
 }
 
 #[test]

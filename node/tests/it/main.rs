@@ -1,6 +1,7 @@
 //! Real processes: what a user types, and what comes of it.
 
 mod blocking;
+mod bodies;
 mod clusters;
 mod cuts;
 mod duplex;

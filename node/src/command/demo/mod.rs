@@ -50,7 +50,7 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
-            eprintln!("swimring: {problem}");
+            remark!("swimring: {problem}");
             return ExitCode::from(OWN_FAULT);
         }
     };
@@ -66,11 +66,11 @@ pub(super) fn run(args: &DemoArgs) -> ExitCode {
         Some(Ok(true)) => ExitCode::SUCCESS,
         Some(Ok(false)) => ExitCode::from(WRONG),
         Some(Err(problem)) => {
-            eprintln!("swimring: {problem:#}");
+            remark!("swimring: {problem:#}");
             ExitCode::from(REFUSED)
         }
         None => {
-            eprintln!("swimring: interrupted; every process of the demo ends with this one");
+            remark!("swimring: interrupted; every process of the demo ends with this one");
             ExitCode::from(WRONG)
         }
     }

@@ -166,7 +166,7 @@ impl Screen {
         let mut length = self.line.lock().expect("nothing panics while it holds the lock");
         let clear = " ".repeat(std::mem::take(&mut *length));
         let wipe = if clear.is_empty() { String::new() } else { format!("\r{clear}\r") };
-        eprintln!("{wipe}{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
+        remark!("{wipe}{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
     }
 
     /// Shows how the load goes: on a terminal a line that moves, elsewhere one now and then.
@@ -188,8 +188,8 @@ impl Screen {
     fn show(&self, text: &str) {
         let mut length = self.line.lock().expect("nothing panics while it holds the lock");
         let line = format!("{:>6.1} s  {text}", self.begun.elapsed().as_secs_f64());
-        eprint!("\r{line:<width$}", width = *length);
-        let _ = std::io::stderr().flush();
+        let mut terminal = std::io::stderr();
+        _ = write!(terminal, "\r{line:<width$}", width = *length).and_then(|()| terminal.flush());
         *length = line.len();
     }
 }

@@ -401,7 +401,7 @@ async fn finish(place: Place, fence: u64, result: Result<Bytes, Bytes>) {
 fn answer(seq: u64, fence: u64, result: Result<Bytes, Bytes>, bytes_max: usize) -> (Frame<'static>, Bytes) {
     match result {
         Ok(body) | Err(body) if body.len() > bytes_max => {
-            (Frame::Executed { seq, fence }, Bytes::from_static(b"the answer is too long"))
+            (Frame::Executed { seq, fence }, Bytes::from_static(ANSWER_TOO_LONG))
         }
         Ok(body) => (Frame::Ok { seq, fence }, body),
         Err(error) => (Frame::Executed { seq, fence }, error),

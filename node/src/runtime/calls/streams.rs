@@ -315,7 +315,8 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
     if stream.read_exact(&mut bytes).await.is_err() {
         return Ok(());
     }
-    let prefix = Prefix::read(&bytes, lane.calls.body_bytes_max)?;
+    // Other nodes may have other limits: what is too long here is refused for itself.
+    let prefix = Prefix::read(&bytes, usize::MAX)?;
     let mut header = vec![0; prefix.header_bytes];
     if stream.read_exact(&mut header).await.is_err() {
         return Ok(());
@@ -332,7 +333,16 @@ async fn on_stream(lane: &Lane, mut stream: RecvStream) -> Result<(), Malformed>
             };
             // Whoever owes so much may pass over small questions meanwhile.
             let came = || lane.link.queue(|link| link.hear(lane.calls.clock.now()));
-            if let Some(body) = read_body(&mut stream, prefix.body_bytes, came).await {
+            let (frame, body) = match frame {
+                Frame::Ok { seq, fence } | Frame::Executed { seq, fence }
+                    if prefix.body_bytes > lane.calls.body_bytes_max =>
+                {
+                    _ = stream.stop(VarInt::from_u32(0));
+                    (Frame::Executed { seq, fence }, Some(ANSWER_TOO_LONG.to_vec()))
+                }
+                frame => (frame, read_body(&mut stream, prefix.body_bytes, came).await),
+            };
+            if let Some(body) = body {
                 let now = lane.calls.clock.now();
                 let arrival = lane.link.queue(|link| link.handle(now, lane.conn, frame, body));
                 on_arrival(lane, arrival, false, None);
